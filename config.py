@@ -1,0 +1,76 @@
+"""Every setting of the five scripts: one class, a field a setting.
+
+A value comes from, first found wins: the command line (`--data-dir DIR`), the environment
+(`NEARDUP_DATA_DIR=DIR`), the default below, which is yours to edit for each data set.
+"""
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import ByteSize, Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+ROOT = Path(__file__).resolve().parent
+
+
+class Config(BaseSettings):
+    """Settings of a run; every stage reads those it needs and records those that shaped its output."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="NEARDUP_",
+        env_parse_none_str="None",
+        cli_kebab_case=True,
+        cli_hide_none_type=True,
+        cli_avoid_json=True,
+        frozen=True,
+        validate_default=True,
+    )
+
+    # what is read, and where results go
+    data_dir: Path = Field(ROOT / "examples" / "debian", description="folder of the embedding shards")
+    shard_pattern: str = Field(
+        "*.npy", min_length=1, description="which files of data_dir are shards, such as 'DFN5B*.npy'"
+    )
+    work_dir: Path = Field(ROOT / "work", description="folder for all results, a subfolder a stage")
+
+    # faiss_01: check the input, count the components
+    target_variance: float = Field(
+        0.95, gt=0, le=1, description="share of the variance that the reduced vectors keep"
+    )
+    bad_rows: Literal["error", "skip"] = Field(
+        "error", description="rows with NaN, infinity or only zeros: stop, or list in rejected.csv and go on"
+    )
+    duplicate_ids: Literal["error", "allow"] = Field(
+        "error", description="an id that two rows share: stop, or treat them as two rows of one name"
+    )
+
+    # faiss_02: reduce
+    sketch_dims: int = Field(
+        32, ge=1, le=512, description="PCA coordinates in the sketch that is searched; speed only"
+    )
+
+    # faiss_03: split into clusters
+    n_clusters: int | None = Field(
+        50, ge=1, description="k-means clusters; None: the square root of the rows; speed only"
+    )
+    random_state: int = Field(42, ge=0, lt=2**31, description="seed of the k-means and audit samples")
+    visit_threshold: float = Field(
+        0.95,
+        gt=0,
+        le=1,
+        description="thresholds down to this one need no new faiss_03 (cosine); lower: more visits on disk",
+    )
+
+    # faiss_04: find the pairs
+    threshold: float = Field(0.98, gt=0, le=1, description="lowest cosine of a near-duplicate pair, inclusive")
+    audit_rows: int = Field(
+        1000, ge=0, description="random rows compared with every row by brute force, to prove the answer"
+    )
+
+    # the machine
+    memory_limit: ByteSize = Field(
+        "2GiB", ge=64 * 2**20, description="memory that block sizes are made to fit (bytes, or '2GiB'), from 64MiB"
+    )
+    n_workers: int | None = Field(
+        None, ge=1, le=1024, description="tasks at a time; None: one a core (BLAS threads x tasks = cores)"
+    )

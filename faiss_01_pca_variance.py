@@ -1,0 +1,187 @@
+"""Stage 1 of 5: check every row and id, and count the PCA components that keep `target_variance`.
+
+One pass over the shards: Dask sums the rows and their products (Gram matrix) a block at a time.
+"""
+
+import csv
+from functools import partial
+
+import dask
+import dask.array as da
+import numpy as np
+
+from neardup import NeardupError, engine, geometry
+from neardup.artifacts import atomic, begin, write_json, write_npy
+from neardup.embeddings import block_ranges, open_shards, shard_starts
+from neardup.ids import IdTable, repeated_rows, write_table
+from neardup.script import main
+
+_SHOWN = 10  # bad rows or repeated ids that an error names
+_NOISE = 2.0**-22  # variance of unit rows that float32 products can't tell from none (4 unit roundoffs)
+
+
+def run(config):
+    """Write work/01_pca_variance, or find it finished."""
+    stage, shards, _ = begin(config, "01_pca_variance")
+    if not stage.finished:
+        check_ids(stage, shards, config.duplicate_ids)
+        moments, rejected = sum_blocks(shards, config)
+        keep_rejected(stage, shards, rejected, config.bad_rows)
+        count = len_of(shards) - len(rejected)
+        mean, covariance = mean_and_covariance(moments, count)
+        variances = spectrum(covariance)
+        n_components, kept = component_count(variances, config.target_variance)
+        with atomic(stage.path("moments.npz")) as temporary, temporary.open("wb") as file:
+            np.savez(file, count=count, mean=mean, covariance=covariance, variances=variances)
+        write_json(stage.path("n_components.json"), {"n_components": n_components, "variance_kept": kept})
+        draw_scree(stage.path("scree.png"), variances, n_components, config.target_variance)
+        stage = stage.finish(
+            {
+                "rows": len_of(shards),
+                "rejected": len(rejected),
+                "dim": shards[0].dim,
+                "shards": len(shards),
+                "n_components": n_components,
+                "variance_kept": kept,
+            }
+        )
+    report(stage)
+
+
+def len_of(shards):
+    """Rows of all shards."""
+    return int(shard_starts(shards)[-1])
+
+
+def check_ids(stage, shards, duplicate_ids):
+    """Gather all ids into ids.arrow, and the rows of repeated ones into repeated_rows.npy."""
+    with atomic(stage.path("ids.arrow")) as temporary:
+        hashes = write_table(temporary, shards)
+    table = IdTable(stage.path("ids.arrow"))
+    repeated = repeated_rows(hashes, table)
+    if len(repeated) and duplicate_ids == "error":
+        starts = shard_starts(shards)
+        places = [
+            f"{name!r} (row {row - starts[s]} of {shards[s].ids_path.name})"
+            for row, name in zip(repeated[:_SHOWN], table.take(repeated[:_SHOWN]), strict=True)
+            for s in [int(np.searchsorted(starts, row, side="right")) - 1]
+        ]
+        raise NeardupError(
+            f"{len(repeated)} rows share their id with another: {', '.join(places)}; "
+            "rename them, or set duplicate_ids to 'allow' to keep them as rows of one name"
+        )
+    write_npy(stage.path("repeated_rows.npy"), repeated.astype(np.int64))
+
+
+def sum_blocks(shards, config):
+    """Sum and Gram matrix of all unit rows, and the rows that have no direction.
+
+    Returns (d + 1, d) float64, the sum in its first line, and a list of (row, reason). Memory: 24 d bytes a row of a
+    block, and a few d^2 float64 a worker.
+    """
+    dim = shards[0].dim
+    rows = open_shards(shards)
+    block_rows = engine.block_rows(config.memory_limit, config.n_workers, 24 * dim)
+    check = partial(engine.limited, check_block, config.n_workers, rows)
+    add = partial(engine.limited, block_moments, config.n_workers)
+    parts, rejects = [], []
+    for start, stop in block_ranges(rows.starts, block_rows):
+        unit, rejected = dask.delayed(check, nout=2, pure=False)(start, stop)
+        moments = dask.delayed(add, pure=False)(unit)
+        parts.append(da.from_delayed(moments, (dim + 1, dim), np.float64))
+        rejects.append(rejected)
+    total = da.stack(parts).sum(axis=0, split_every=4)
+    total, *rejects = engine.compute([total, *rejects], config.n_workers, "01 moments")
+    return total, [r for block in rejects for r in block]
+
+
+def check_block(rows, start, stop):
+    """Unit rows of a block, (n, d) float32, and a list of (row, reason) for those with no direction, which are zero."""
+    stored = rows.read(start, stop)
+    unit, bad = geometry.unit_rows(stored)
+    rejected = [
+        (start + int(i), "all zeros" if np.all(stored[i] == 0) else "NaN or infinity") for i in np.nonzero(bad)[0]
+    ]
+    return unit.astype(np.float32), rejected
+
+
+def block_moments(unit):
+    """Sum of the rows over their Gram matrix. unit: (n, d) float32. Returns (d + 1, d) float64."""
+    return np.vstack([unit.sum(axis=0, dtype=np.float64), unit.T @ unit])
+
+
+def keep_rejected(stage, shards, rejected, bad_rows):
+    """Stop on rows without a direction, or list them in rejected.csv and rejected_rows.npy."""
+    starts, table = shard_starts(shards), IdTable(stage.path("ids.arrow"))
+    of_shard = [int(np.searchsorted(starts, row, side="right")) - 1 for row, _ in rejected]
+    ids = table.take([row for row, _ in rejected])
+    lines = [
+        (row, shards[s].path.name, int(row - starts[s]), name, reason)
+        for (row, reason), s, name in zip(rejected, of_shard, ids, strict=True)
+    ]
+    if lines and bad_rows == "error":
+        places = "; ".join(f"{file} row {at} (id {name!r}): {reason}" for _, file, at, name, reason in lines[:_SHOWN])
+        raise NeardupError(
+            f"{len(lines)} rows have no direction: {places}; mend them, or set bad_rows to 'skip' to leave them out"
+        )
+    if len(lines) == len_of(shards):
+        raise NeardupError(f"none of the {len(lines)} rows has a direction (NaN, infinity or zeros): nothing to compare")
+    with atomic(stage.path("rejected.csv")) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([("row", "shard", "row_in_shard", "id", "reason"), *lines])
+    write_npy(stage.path("rejected_rows.npy"), np.array([row for row, _ in rejected], dtype=np.int64))
+
+
+def mean_and_covariance(moments, count):
+    """Mean (d,) and covariance (d, d), both float64, from sum and Gram matrix; one row has covariance 0."""
+    mean = moments[0] / count
+    covariance = (moments[1:] - count * np.outer(mean, mean)) / max(count - 1, 1)
+    return mean, (covariance + covariance.T) / 2
+
+
+def spectrum(covariance):
+    """Variance along each principal axis, (d,) float64, descending, none negative."""
+    variances = np.linalg.eigvalsh(covariance)[::-1]
+    return np.where(variances > _NOISE, variances, 0)
+
+
+def component_count(variances, target_variance):
+    """Smallest number of components, at least 1, whose share of the variance reaches the target, and that share."""
+    total = variances.sum()
+    if total == 0:
+        return 1, 1.0
+    shares = np.cumsum(variances) / total
+    count = int(np.searchsorted(shares, min(target_variance, shares[-1]))) + 1
+    return count, float(shares[count - 1])
+
+
+def draw_scree(path, variances, n_components, target_variance):
+    """Plot the variance of each component, and the share that the first ones keep, with the chosen count marked."""
+    from matplotlib.figure import Figure
+
+    numbers = np.arange(1, len(variances) + 1)
+    shares = np.cumsum(variances) / (variances.sum() or 1)
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    axes = figure.add_subplot(title=f"{n_components} of {len(variances)} components keep {target_variance:.0%} of the variance")
+    axes.plot(numbers, shares, color="tab:blue")
+    axes.axhline(target_variance, color="0.7", linewidth=0.8, linestyle="--")
+    axes.axvline(n_components, color="tab:red", linewidth=1, label=f"n_components = {n_components}")
+    axes.set(xlabel="component", ylabel="share of the variance, cumulative", xscale="log", ylim=(0, 1.02))
+    axes.tick_params(axis="y", colors="tab:blue")
+    single = axes.twinx()
+    single.plot(numbers, variances, color="tab:gray", linewidth=0.9)
+    single.set(ylabel="variance of the component", yscale="log" if variances.any() else "linear")
+    axes.legend(loc="center left", frameon=False)
+    with atomic(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=120, metadata={"Software": None})
+
+
+def report(stage):
+    """Say what was found and where it is."""
+    found = stage.results
+    print(f"{found['rows']:,} rows of {found['dim']} values in {found['shards']} shards, {found['rejected']:,} rejected")
+    print(f"{found['n_components']} components keep {found['variance_kept']:.2%} of the variance")
+    print(f"-> {stage.folder} (scree.png shows the spectrum)")
+
+
+if __name__ == "__main__":
+    main(run, __doc__)

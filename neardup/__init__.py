@@ -1,0 +1,20 @@
+"""What more than one of the five scripts needs. The words used throughout, each for one thing:
+
+row             one vector of the input, by its global number, counted from 0 in shard order
+id              the name of a row
+shard           an input file
+block           rows that are handled together
+cluster         the rows of one K-means centroid
+visitor         a row that is also searched in a neighbouring cluster
+sketch          the first PCA coordinates and the length of what they leave out; it is what is searched
+candidate       two rows that the sketch can't tell apart from a pair
+pair            row_a < row_b, and their similarity, at or above the threshold
+similarity      cosine of two rows in float64, rounded to 15 decimals
+threshold       lowest similarity of a pair, inclusive
+group           near-duplicates: rows joined by pairs, and the answer
+representative  the row of a group that is kept
+"""
+
+
+class NeardupError(Exception):
+    """Bad input or a missing artifact: one sentence that says what, where, and what to do."""

@@ -1,0 +1,193 @@
+"""What stages leave on disk: a folder each, whole or absent, that says what it was made from."""
+
+import hashlib
+import json
+import os
+import shutil
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+
+from neardup import NeardupError
+from neardup.embeddings import find_shards, fingerprint
+
+STAGES = {  # folder of a stage, in their order: the script that writes it, and the settings that shape it
+    "01_pca_variance": ("faiss_01_pca_variance.py", ("target_variance", "bad_rows", "duplicate_ids")),
+    "02_pca_reduce": ("faiss_02_pca_reduce.py", ("sketch_dims",)),
+    "03_kmeans": ("faiss_03_kmeans.py", ("n_clusters", "random_state", "visit_threshold")),
+    "04_neighbor_search": ("faiss_04_neighbor_search.py", ("threshold", "audit_rows", "random_state")),
+    "045_merge": ("faiss_045_merge.py", ()),
+}
+_FORMAT = 1  # of the artifacts; a new one makes all older work stale
+_MANIFEST = "manifest.json"
+
+
+class Stage:
+    """The folder of one stage: being built at `folder`, or already `finished` there, with its `results`."""
+
+    def __init__(self, name, folder, key, results=None):
+        self.name, self.folder, self.key, self.results = name, folder, key, results
+
+    @property
+    def finished(self):
+        return self.results is not None
+
+    def path(self, *parts):
+        """A file of this stage."""
+        return self.folder.joinpath(*parts)
+
+    def finish(self, results):
+        """Publish what was built in one rename, its manifest written last. results: small JSON values.
+
+        Returns the finished stage. An earlier version of it is there until the moment the new one is.
+        """
+        write_json(self.path(_MANIFEST), {**self.key, "results": results})
+        final, old = self.folder.with_name(self.name), _old(self.folder.with_name(self.name))
+        if final.exists():
+            os.rename(final, old)
+        os.rename(self.folder, final)
+        _sync_folder(final.parent)
+        shutil.rmtree(old, ignore_errors=True)
+        return Stage(self.name, final, self.key, results)
+
+
+def begin(config, name):
+    """Check the stages before this one and open its folder.
+
+    Returns (stage, shards, earlier): the stage is `finished` if it was made from this input with these settings;
+    else its folder holds what an interrupted run of the same left, if anything. `earlier` maps names to finished stages.
+    Raises NeardupError if an earlier stage is missing or was made from something else.
+    """
+    shards = find_shards(config.data_dir, config.shard_pattern)
+    keys = _expected_keys(config, shards)
+    earlier = {}
+    for previous in list(STAGES)[: list(STAGES).index(name)]:
+        results = _results_of(config.work_dir, previous, keys[previous])
+        earlier[previous] = Stage(previous, config.work_dir / previous, keys[previous], results)
+    return _open(config.work_dir, name, keys[name]), shards, earlier
+
+
+def _expected_keys(config, shards):
+    """What each stage's manifest says if it is of this configuration and input; each names the one before by hash."""
+    keys, source = {}, fingerprint(shards)
+    for name, (_, settings) in STAGES.items():
+        values = {s: getattr(config, s) for s in settings}
+        if name == "03_kmeans":  # visits serve all thresholds down to this one
+            values["visit_threshold"] = min(config.visit_threshold, config.threshold)
+        keys[name] = {"stage": name, "format": _FORMAT, "settings": values, "source": source}
+        source = hashlib.sha256(json.dumps(keys[name], sort_keys=True).encode()).hexdigest()
+    return keys
+
+
+def _results_of(work_dir, name, key):
+    """The results of a finished stage that has this key. Raises NeardupError that says which script to run."""
+    script = STAGES[name][0]
+    _recover(work_dir / name)
+    if not (work_dir / name / _MANIFEST).exists():
+        raise NeardupError(f"{work_dir / name} is missing: run {script} first")
+    manifest = read_json(work_dir / name / _MANIFEST)
+    differences = _differences(manifest, key)
+    if differences:
+        raise NeardupError(f"{work_dir / name} was made {differences}: run {script} again, or set it back")
+    return manifest["results"]
+
+
+def _differences(manifest, key):
+    """How what a stage was made from differs from `key`, in words; empty if it doesn't."""
+    then, now = manifest.get("settings", {}), key["settings"]
+    changed = [f"with {s} {then.get(s)}, not {now[s]}" for s in now if then.get(s) != now[s]]
+    if changed:
+        return " and ".join(changed)
+    if manifest.get("format") != key["format"]:
+        return "by another version of the scripts"
+    source = manifest.get("source")
+    if source == key["source"]:
+        return ""
+    if not isinstance(source, list):
+        return "from an earlier stage that has changed since"
+    old = {s["name"]: s for s in source}
+    names = [s["name"] for s in key["source"] if old.pop(s["name"], None) != s] + list(old)
+    return f"from other input ({', '.join(names[:3]) or 'its shards'} changed)"
+
+
+def _open(work_dir, name, key):
+    """The finished stage if it has this key, else its folder under construction."""
+    _recover(work_dir / name)
+    manifest = work_dir / name / _MANIFEST
+    if manifest.exists():
+        content = read_json(manifest)
+        if not _differences(content, key):
+            return Stage(name, work_dir / name, key, content["results"])
+    folder = work_dir / f".{name}.partial"
+    begun = folder / "begun.json"
+    if not (begun.exists() and read_json(begun) == key):
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        write_json(begun, key)
+    return Stage(name, folder, key)
+
+
+def _recover(final):
+    """Undo a publication that was cut off between its two renames."""
+    if not final.exists() and _old(final).exists():
+        os.rename(_old(final), final)
+
+
+def _old(final):
+    return final.with_name(f".{final.name}.old")
+
+
+def read_json(path):
+    """A JSON object of ours. Raises NeardupError where it is damaged."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise NeardupError(f"{path} is damaged ({error}): remove {path.parent} and run the scripts again") from error
+    if not isinstance(content, dict):
+        raise NeardupError(f"{path} holds no JSON object: remove {path.parent} and run the scripts again")
+    return content
+
+
+@contextmanager
+def atomic(path):
+    """Yield a temporary path beside `path`; what is written there appears as `path` whole, or not at all."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    yield temporary
+    with temporary.open("rb") as file:
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+    _sync_folder(path.parent)
+
+
+def write_json(path, content):
+    """Write small values as JSON, whole or not at all."""
+    with atomic(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=1, default=str) + "\n", encoding="utf-8")
+
+
+def write_npy(path, array):
+    """Write an array as .npy, whole or not at all."""
+    with atomic(path) as temporary, temporary.open("wb") as file:
+        np.save(file, array, allow_pickle=False)
+
+
+@contextmanager
+def npy_rows(path, shape):
+    """Yield a function that appends blocks of float32 rows to a .npy file of this shape, which appears when full.
+
+    Written, not mapped: a full disk then is an error that can be reported, not a signal.
+    """
+    header = {"descr": "<f4", "fortran_order": False, "shape": shape}
+    with atomic(path) as temporary, temporary.open("wb") as file:
+        np.lib.format.write_array_header_1_0(file, header)
+        yield lambda block: file.write(np.ascontiguousarray(block, dtype="<f4").data)
+
+
+def _sync_folder(folder: Path):
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

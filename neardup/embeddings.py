@@ -1,0 +1,179 @@
+"""The input: shards of rows on disk, read as blocks or by row number, never whole."""
+
+import hashlib
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from neardup import NeardupError
+
+_HASH_SAMPLES = 64  # places of a file that its fingerprint reads
+_HASH_BYTES = 4096  # bytes read at each
+
+
+@dataclass(frozen=True)
+class Shard:
+    """An input file: `rows` rows of `dim` values, the first of which has the global number `start`."""
+
+    path: Path
+    start: int
+    rows: int
+    dim: int
+    dtype: np.dtype
+
+    @property
+    def ids_path(self):
+        return self.path.with_suffix(".txt")
+
+
+class RowFiles:
+    """2-D .npy files that follow each other, as one array of rows; memory-mapped, read-only.
+
+    paths and starts: one a file, `starts` with the total number of rows as its last element.
+    """
+
+    def __init__(self, paths, starts):
+        self.starts = np.asarray(starts, dtype=np.int64)
+        # an empty file can't be mapped
+        counts = np.diff(self.starts)
+        self.files = [np.load(p, mmap_mode="r" if n else None) for p, n in zip(paths, counts, strict=True)]
+        for path, array, count in zip(paths, self.files, counts, strict=True):
+            if array.ndim != 2 or len(array) != count:
+                raise NeardupError(f"{path} has shape {array.shape}, not {count} rows: run the script that wrote it again")
+
+    def __len__(self):
+        return int(self.starts[-1])
+
+    @property
+    def dim(self):
+        return self.files[0].shape[1]
+
+    def gather(self, rows):
+        """The rows of these numbers, in this order. rows: (r,) int64, best ascending. Memory: r d values."""
+        rows = np.asarray(rows)
+        out = np.empty((len(rows), self.dim), dtype=np.result_type(*(f.dtype for f in self.files)))
+        of_file = np.searchsorted(self.starts, rows, side="right") - 1
+        for file in np.unique(of_file):
+            here = of_file == file
+            out[here] = self.files[file][rows[here] - self.starts[file]]
+        return out
+
+    def blocks(self, block_rows):
+        """Yield (start, rows) over everything, each block within one file."""
+        for start, stop in block_ranges(self.starts, block_rows):
+            yield start, self.read(start, stop)
+
+    def read(self, start, stop):
+        """Rows start to stop, both in one file. Returns a read-only view (stop - start, d)."""
+        file = int(np.searchsorted(self.starts, start, side="right")) - 1
+        return self.files[file][start - self.starts[file] : stop - self.starts[file]]
+
+
+def block_ranges(starts, block_rows):
+    """(start, stop) of blocks of at most `block_rows` rows, none across two files. starts: as in RowFiles."""
+    return [
+        (row, min(row + block_rows, int(stop)))
+        for start, stop in zip(starts[:-1], starts[1:], strict=True)
+        for row in range(int(start), int(stop), block_rows)
+    ]
+
+
+def open_shards(shards):
+    """The shards as one array of rows, as stored."""
+    return RowFiles([s.path for s in shards], shard_starts(shards))
+
+
+def shard_starts(shards):
+    """First row of each shard, and the number of rows of all. Returns (n_shards + 1,) int64."""
+    return np.cumsum([0] + [s.rows for s in shards], dtype=np.int64)
+
+
+def find_shards(data_dir, pattern):
+    """The shards of a folder in natural order (_2 before _10), their headers checked.
+
+    Raises NeardupError where the folder holds none, or a header isn't that of an (n, d) float array like the others.
+    """
+    if not data_dir.is_dir():
+        raise NeardupError(f"data_dir {data_dir} is not a folder: set data_dir to the folder of your .npy shards")
+    paths = sorted(data_dir.glob(pattern), key=lambda p: _natural_key(str(p.relative_to(data_dir))))
+    if not paths:
+        raise NeardupError(f"no file in data_dir {data_dir} matches shard_pattern {pattern!r}: set one of the two right")
+    shards, start = [], 0
+    for path in paths:
+        (rows, dim), dtype = _read_header(path)
+        if shards and dim != shards[0].dim:
+            raise NeardupError(
+                f"{path} has rows of {dim} values and {shards[0].path.name} of {shards[0].dim}: "
+                "leave one of them out with shard_pattern"
+            )
+        shards.append(Shard(path, start, rows, dim, dtype))
+        start += rows
+    if start == 0:
+        raise NeardupError(f"the {len(shards)} shards in {data_dir} hold no rows: nothing to compare")
+    return shards
+
+
+def _natural_key(name):
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]
+
+
+def _read_header(path):
+    """Shape and dtype of a .npy file, compared with its size; allocates nothing."""
+    if not path.is_file():
+        raise NeardupError(f"{path} is not a file that can be read: remove it, or leave it out with shard_pattern")
+    try:
+        with path.open("rb") as file:
+            version = np.lib.format.read_magic(file)
+            read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+            shape, _, dtype = read(file)
+            offset = file.tell()
+    except (ValueError, EOFError) as error:
+        reason = str(error).splitlines()[0]
+        raise NeardupError(f"{path} is not a .npy file ({reason}): write it with numpy.save") from error
+    if dtype.hasobject:
+        raise NeardupError(f"{path} holds pickled Python objects, which are never loaded: save a float array")
+    if dtype.kind != "f" or dtype.itemsize not in (2, 4, 8):
+        raise NeardupError(f"{path} holds {dtype}, not float16, float32 or float64: convert it")
+    if len(shape) != 2:
+        raise NeardupError(f"{path} has shape {shape}, not (rows, values): reshape it to 2-D")
+    if shape[1] == 0:
+        raise NeardupError(f"{path} has rows of no values: write it again")
+    expected = offset + shape[0] * shape[1] * dtype.itemsize
+    if path.stat().st_size != expected:
+        raise NeardupError(
+            f"{path} has {path.stat().st_size} bytes where its header promises {expected}: it is damaged, copy it again"
+        )
+    return shape, dtype
+
+
+def fingerprint(shards):
+    """What identifies the input: name, shape, dtype and sampled content of each shard and its ids."""
+    return [
+        {
+            "name": shard.path.name,
+            "rows": shard.rows,
+            "dim": shard.dim,
+            "dtype": shard.dtype.str,
+            "sample": _sampled_hash(shard.path),
+            "ids": _sampled_hash(shard.ids_path) if shard.ids_path.exists() else None,
+        }
+        for shard in shards
+    ]
+
+
+def _sampled_hash(path):
+    """SHA-256 of a file's size and of evenly spread pieces of it, its first and last bytes among them."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        digest.update(str(size).encode())
+        whole = size <= _HASH_SAMPLES * _HASH_BYTES
+        last = max(size - _HASH_BYTES, 0)
+        offsets = range(0, size, _HASH_BYTES) if whole else np.linspace(0, last, _HASH_SAMPLES, dtype=np.int64)
+        for offset in offsets:
+            file.seek(int(offset))
+            digest.update(file.read(_HASH_BYTES))
+    return digest.hexdigest()

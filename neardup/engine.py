@@ -1,0 +1,59 @@
+"""Tasks side by side with Dask, threads shared out in one place, block sizes from the memory limit."""
+
+import os
+import sys
+from functools import lru_cache
+
+import dask
+from threadpoolctl import ThreadpoolController
+from tqdm.dask import TqdmCallback
+
+
+def worker_count(n_workers):
+    """Tasks at a time: as set, or one a core this process may use."""
+    return n_workers or len(os.sched_getaffinity(0))
+
+
+def block_rows(memory_limit, n_workers, bytes_per_row):
+    """Rows a task may hold so that all tasks together take at most half of the memory limit.
+
+    The other half is for the interpreter, its libraries and what a stage keeps for all rows. At most 16,384 rows:
+    a matrix product gains nothing from more, and progress would be coarse.
+    """
+    return int(max(1, min(16_384, memory_limit / 2 / worker_count(n_workers) / bytes_per_row)))
+
+
+def compute(values, n_workers, label):
+    """Dask values, computed with at most `n_workers` tasks at a time and a progress bar.
+
+    Each task's BLAS and OpenMP threads are limited so that tasks times threads equals cores.
+    """
+    workers = worker_count(n_workers)
+    watched = sys.stderr.isatty()
+    bar = TqdmCallback(desc=label, mininterval=0.1 if watched else 30, delay=0 if watched else 30, leave=False)
+    with bar, dask.config.set(scheduler="threads", num_workers=workers):
+        return dask.compute(*values)
+
+
+def run(function, arguments, n_workers, label):
+    """function(*a) for each tuple a of `arguments`, as tasks. Returns their results in order."""
+    tasks = [dask.delayed(limited, pure=False)(function, n_workers, *a) for a in arguments]
+    return compute(tasks, n_workers, label)
+
+
+def limited(function, n_workers, *arguments):
+    """Call a task with its share of the cores."""
+    share_cores(n_workers)
+    return function(*arguments)
+
+
+def share_cores(n_workers):
+    """Give each of the tasks that run at a time cores / workers BLAS and OpenMP threads."""
+    threads = max(1, len(os.sched_getaffinity(0)) // worker_count(n_workers))
+    _controller(len(sys.modules)).limit(limits=threads)
+
+
+@lru_cache(maxsize=1)
+def _controller(_n_modules):
+    """The thread pools of the libraries loaded by now; looked for anew when a module has come since."""
+    return ThreadpoolController()

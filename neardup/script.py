@@ -1,0 +1,46 @@
+"""How each script starts and ends: settings in, one line and an exit status where something is wrong."""
+
+import os
+import sys
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from config import Config
+from neardup import NeardupError
+
+EXIT_ERROR, EXIT_SETTING, EXIT_INTERRUPTED = 1, 2, 130
+
+
+def main(run, description):
+    """Read the settings, call run(config), exit. run: the script's function. description: its first line of --help."""
+    name = Path(sys.argv[0]).name
+    Config.__doc__ = description
+    try:
+        config = Config(_cli_parse_args=sys.argv[1:], _cli_prog_name=name)
+    except ValidationError as error:
+        _fail(name, EXIT_SETTING, _setting_message(error))
+    try:
+        run(config)
+    except NeardupError as error:
+        _fail(name, EXIT_ERROR, str(error))
+    except OSError as error:
+        _fail(name, EXIT_ERROR, f"{error.strerror or error}: {error.filename or config.work_dir}; then start it again")
+    except KeyboardInterrupt:
+        sys.stdout.flush()
+        sys.stderr.write(f"{name}: interrupted; start it again to go on\n")
+        os._exit(EXIT_INTERRUPTED)  # tasks still running are not waited for; whatever they finished is on disk
+
+
+def _setting_message(error):
+    first = error.errors()[0]
+    setting = str(first["loc"][0]) if first["loc"] else "settings"
+    return (
+        f"setting {setting} = {first['input']!r}: {first['msg']}; give --{setting.replace('_', '-')}, "
+        f"NEARDUP_{setting.upper()} or the default in config.py another value"
+    )
+
+
+def _fail(name, status, message):
+    sys.stderr.write(f"{name}: error: {' '.join(message.split())}\n")
+    sys.exit(status)
