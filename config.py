@@ -34,9 +34,7 @@ class Config(BaseSettings):
     work_dir: Path = Field(ROOT / "work", description="folder for all results, a subfolder a stage")
 
     # faiss_01: check the input, count the components
-    target_variance: float = Field(
-        0.95, gt=0, le=1, description="share of the variance that the reduced vectors keep"
-    )
+    target_variance: float = Field(0.95, gt=0, le=1, description="share of the variance that the reduced vectors keep")
     bad_rows: Literal["error", "skip"] = Field(
         "error", description="rows with NaN, infinity or only zeros: stop, or list in rejected.csv and go on"
     )
@@ -45,9 +43,7 @@ class Config(BaseSettings):
     )
 
     # faiss_02: reduce
-    sketch_dims: int = Field(
-        32, ge=1, le=512, description="PCA coordinates in the sketch that is searched; speed only"
-    )
+    sketch_dims: int = Field(32, ge=1, le=512, description="PCA coordinates in the sketch that is searched; speed only")
 
     # faiss_03: split into clusters
     n_clusters: int | None = Field(

@@ -125,7 +125,9 @@ def keep_rejected(stage, shards, rejected, bad_rows):
             f"{len(lines)} rows have no direction: {places}; mend them, or set bad_rows to 'skip' to leave them out"
         )
     if len(lines) == len_of(shards):
-        raise NeardupError(f"none of the {len(lines)} rows has a direction (NaN, infinity or zeros): nothing to compare")
+        raise NeardupError(
+            f"none of the {len(lines)} rows has a direction (NaN, infinity or zeros): nothing to compare"
+        )
     with atomic(stage.path("rejected.csv")) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([("row", "shard", "row_in_shard", "id", "reason"), *lines])
     write_npy(stage.path("rejected_rows.npy"), np.array([row for row, _ in rejected], dtype=np.int64))
@@ -161,7 +163,9 @@ def draw_scree(path, variances, n_components, target_variance):
     numbers = np.arange(1, len(variances) + 1)
     shares = np.cumsum(variances) / (variances.sum() or 1)
     figure = Figure(figsize=(8, 4.5), layout="constrained")
-    axes = figure.add_subplot(title=f"{n_components} of {len(variances)} components keep {target_variance:.0%} of the variance")
+    axes = figure.add_subplot(
+        title=f"{n_components} of {len(variances)} components keep {target_variance:.0%} of the variance"
+    )
     axes.plot(numbers, shares, color="tab:blue")
     axes.axhline(target_variance, color="0.7", linewidth=0.8, linestyle="--")
     axes.axvline(n_components, color="tab:red", linewidth=1, label=f"n_components = {n_components}")
@@ -178,7 +182,9 @@ def draw_scree(path, variances, n_components, target_variance):
 def report(stage):
     """Say what was found and where it is."""
     found = stage.results
-    print(f"{found['rows']:,} rows of {found['dim']} values in {found['shards']} shards, {found['rejected']:,} rejected")
+    print(
+        f"{found['rows']:,} rows of {found['dim']} values in {found['shards']} shards, {found['rejected']:,} rejected"
+    )
     print(f"{found['n_components']} components keep {found['variance_kept']:.2%} of the variance")
     print(f"-> {stage.folder} (scree.png shows the spectrum)")
 

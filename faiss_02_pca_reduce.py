@@ -106,7 +106,9 @@ def reduce_rows(unit, mean, components):
 def report(stage):
     """Say what was found and where it is."""
     found = stage.results
-    print(f"{found['rows']:,} rows reduced to {found['n_components']} components, sketched in {found['sketch_dims']} + 1")
+    print(
+        f"{found['rows']:,} rows reduced to {found['n_components']} components, sketched in {found['sketch_dims']} + 1"
+    )
     print(f"-> {stage.folder} (reduced_*.npy, and pca.pkl: a scikit-learn PCA of unit rows)")
 
 

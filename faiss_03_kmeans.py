@@ -4,6 +4,7 @@ A row visits another cluster when a pair of it could lie there: when it is withi
 Of two clusters the one with the lower number sends its rows, so each pair of rows meets once.
 """
 
+import shutil
 from functools import partial
 
 import h5py
@@ -98,7 +99,9 @@ def assign_blocks(stage, reduced, rejected, centroids, reach_and_error, config):
     n_clusters, dims = centroids.shape
     # a row of every matrix of a block, and a quarter of the visits that it can make
     bytes_per_row = 12 * n_clusters + 8 * dims + _VISIT_BYTES * n_clusters // 4
-    blocks = _kept_blocks(stage, reduced.starts, engine.block_rows(config.memory_limit, config.n_workers, bytes_per_row))
+    blocks = _kept_blocks(
+        stage, reduced.starts, engine.block_rows(config.memory_limit, config.n_workers, bytes_per_row)
+    )
     borders = border_lengths(centroids)
     task = partial(assign_block, stage.folder, reduced, rejected, centroids, borders, reach_and_error)
     engine.run(task, blocks, config.n_workers, "03 assign")
@@ -122,7 +125,7 @@ def border_lengths(centroids):
 
 def assign_block(folder, reduced, rejected, centroids, borders, reach_and_error, start, stop):
     """Write the rows of a block sorted by cluster, and their visits sorted by the cluster visited."""
-    path = folder / "parts" / f"visits_{start:012d}.npz"
+    path = part_path(folder, "visits", start)
     if path.exists():
         return
     points = np.ascontiguousarray(reduced.read(start, stop)[:, : centroids.shape[1]])
@@ -134,8 +137,14 @@ def assign_block(folder, reduced, rejected, centroids, borders, reach_and_error,
     visits = np.empty(len(order), dtype=_VISIT)
     visits["row"], visits["margin"] = start + visitor[keep][order], margin[keep][order]
     offsets = np.searchsorted(target[keep][order], np.arange(len(centroids) + 1))
-    with atomic(path) as temporary, temporary.open("wb") as file:
-        np.savez(file, labels=labels, visits=visits, offsets=offsets)
+    write_npy(part_path(folder, "labels", start), labels)
+    write_npy(part_path(folder, "offsets", start), offsets)
+    write_npy(path, visits)
+
+
+def part_path(folder, kind, start):
+    """What a block, named by its first row, leaves for `write_clusters`."""
+    return folder / "parts" / f"{kind}_{start:012d}.npy"
 
 
 def label_and_visit(points, centroids, borders, reach, error):
@@ -154,8 +163,9 @@ def label_and_visit(points, centroids, borders, reach, error):
     excess -= np.take_along_axis(excess, labels[:, None], axis=1)
     lengths = [np.sqrt(np.einsum("ij,ij->i", a, a).max()) for a in (points, centroids)]
     rounding = 4 * geometry.squared_distance_error(dims, *lengths)
-    with np.errstate(divide="ignore"):
-        margins = (excess - rounding) / (2 * borders[labels])  # -inf where two centroids are the same
+    with np.errstate(divide="ignore", invalid="ignore"):
+        margins = (excess - rounding) / (2 * borders[labels])
+    margins[borders[labels] == 0] = -np.inf  # no border between equal centroids: always visit
     margins -= np.float32(2 * error)
     margins -= np.abs(margins) * np.float32(8 * geometry.UNIT32)  # rounding of these last steps
     margins[np.arange(n_clusters) <= labels[:, None]] = np.inf
@@ -167,17 +177,15 @@ def collect_labels(stage, blocks, n_rows):
     """Labels of all rows, (n,) int32, -1 for rejected rows; kept in labels.npy. Memory: 4 n bytes."""
     labels = np.empty(n_rows, dtype=np.int32)
     for start, stop in blocks:
-        with np.load(stage.path("parts", f"visits_{start:012d}.npz")) as part:
-            labels[start:stop] = part["labels"]
+        labels[start:stop] = np.load(part_path(stage.folder, "labels", start))
     write_npy(stage.path("labels.npy"), labels)
     return labels
 
 
 def write_clusters(stage, sources, blocks, n_clusters, config):
     """A file a cluster, from the parts of all blocks. Returns the number of visitors of each."""
-    parts = [np.load(stage.path("parts", f"visits_{start:012d}.npz")) for start, _ in blocks]
-    visits = [p["visits"] for p in parts]
-    offsets = np.array([p["offsets"] for p in parts])
+    visits = [np.load(part_path(stage.folder, "visits", start), mmap_mode="r") for start, _ in blocks]
+    offsets = [np.load(part_path(stage.folder, "offsets", start)) for start, _ in blocks]
     labels = np.load(stage.path("labels.npy"))
     order = np.argsort(labels, kind="stable")
     bounds = np.searchsorted(labels[order], np.arange(n_clusters + 1))
@@ -208,8 +216,6 @@ def write_cluster(folder, sources, members, visits, cluster):
 
 def remove_parts(stage):
     """The parts are in the cluster files now."""
-    import shutil
-
     shutil.rmtree(stage.path("parts"))
     stage.path("blocks.npy").unlink()
 

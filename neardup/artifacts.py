@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import pickle
 import shutil
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +22,7 @@ STAGES = {  # folder of a stage, in their order: the script that writes it, and 
 }
 _FORMAT = 1  # of the artifacts; a new one makes all older work stale
 _MANIFEST = "manifest.json"
+_BEGUN = "begun.json"  # in a folder under construction: the key of what it will be
 
 
 class Stage:
@@ -43,12 +45,8 @@ class Stage:
         Returns the finished stage. An earlier version of it is there until the moment the new one is.
         """
         write_json(self.path(_MANIFEST), {**self.key, "results": results})
-        final, old = self.folder.with_name(self.name), _old(self.folder.with_name(self.name))
-        if final.exists():
-            os.rename(final, old)
-        os.rename(self.folder, final)
-        _sync_folder(final.parent)
-        shutil.rmtree(old, ignore_errors=True)
+        final = self.folder.with_name(self.name)
+        _publish(self.folder, final)
         return Stage(self.name, final, self.key, results)
 
 
@@ -120,7 +118,7 @@ def _open(work_dir, name, key):
         if not _differences(content, key):
             return Stage(name, work_dir / name, key, content["results"])
     folder = work_dir / f".{name}.partial"
-    begun = folder / "begun.json"
+    begun = folder / _BEGUN
     if not (begun.exists() and read_json(begun) == key):
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
@@ -128,10 +126,23 @@ def _open(work_dir, name, key):
     return Stage(name, folder, key)
 
 
+def _publish(folder, final):
+    """Put a finished folder in the place of an earlier one."""
+    old = _old(final)
+    shutil.rmtree(old, ignore_errors=True)
+    if final.exists():
+        os.rename(final, old)
+    os.rename(folder, final)
+    _sync_folder(final.parent)
+    (final / _BEGUN).unlink(missing_ok=True)
+    shutil.rmtree(old, ignore_errors=True)
+
+
 def _recover(final):
-    """Undo a publication that was cut off between its two renames."""
+    """Complete a publication that was cut off between its two renames."""
     if not final.exists() and _old(final).exists():
-        os.rename(_old(final), final)
+        partial = final.with_name(f".{final.name}.partial")
+        os.rename(partial if (partial / _MANIFEST).exists() else _old(final), final)
 
 
 def _old(final):
@@ -171,6 +182,24 @@ def write_npy(path, array):
     """Write an array as .npy, whole or not at all."""
     with atomic(path) as temporary, temporary.open("wb") as file:
         np.save(file, array, allow_pickle=False)
+
+
+class _Items:
+    """A dict to be pickled from an iterator of its items: never in memory, though it loads as a plain dict."""
+
+    def __init__(self, items):
+        self.items = items
+
+    def __reduce__(self):
+        return dict, (), None, None, self.items
+
+
+def write_stream(path, items):
+    """Write a pickle of the dict with these items, for users, holding one item at a time."""
+    with atomic(path) as temporary, temporary.open("wb") as file:
+        pickler = pickle.Pickler(file, protocol=4)
+        pickler.fast = True  # no memo of everything written
+        pickler.dump(_Items(items))
 
 
 @contextmanager

@@ -37,12 +37,13 @@ class RowFiles:
 
     def __init__(self, paths, starts):
         self.starts = np.asarray(starts, dtype=np.int64)
-        # an empty file can't be mapped
         counts = np.diff(self.starts)
-        self.files = [np.load(p, mmap_mode="r" if n else None) for p, n in zip(paths, counts, strict=True)]
+        self.files = [np.load(p, mmap_mode="r") for p in paths]
         for path, array, count in zip(paths, self.files, counts, strict=True):
             if array.ndim != 2 or len(array) != count:
-                raise NeardupError(f"{path} has shape {array.shape}, not {count} rows: run the script that wrote it again")
+                raise NeardupError(
+                    f"{path} has shape {array.shape}, not {count} rows: run the script that wrote it again"
+                )
 
     def __len__(self):
         return int(self.starts[-1])
@@ -52,19 +53,17 @@ class RowFiles:
         return self.files[0].shape[1]
 
     def gather(self, rows):
-        """The rows of these numbers, in this order. rows: (r,) int64, best ascending. Memory: r d values."""
-        rows = np.asarray(rows)
-        out = np.empty((len(rows), self.dim), dtype=np.result_type(*(f.dtype for f in self.files)))
-        of_file = np.searchsorted(self.starts, rows, side="right") - 1
-        for file in np.unique(of_file):
-            here = of_file == file
-            out[here] = self.files[file][rows[here] - self.starts[file]]
-        return out
+        """The rows of these numbers, in their order, each read once and in row order. rows: (r,) integers.
 
-    def blocks(self, block_rows):
-        """Yield (start, rows) over everything, each block within one file."""
-        for start, stop in block_ranges(self.starts, block_rows):
-            yield start, self.read(start, stop)
+        Returns (r, d) of the files' dtype, or the widest of them. Memory: 2 r d values.
+        """
+        distinct, inverse = np.unique(np.asarray(rows, dtype=np.int64), return_inverse=True)
+        out = np.empty((len(distinct), self.dim), dtype=np.result_type(*(f.dtype for f in self.files)))
+        bounds = np.searchsorted(distinct, self.starts)
+        for file, start, low, high in zip(self.files, self.starts, bounds[:-1], bounds[1:], strict=False):
+            if low < high:
+                out[low:high] = file[distinct[low:high] - start]
+        return out if len(distinct) == len(rows) and np.array_equal(distinct, rows) else out[inverse]
 
     def read(self, start, stop):
         """Rows start to stop, both in one file. Returns a read-only view (stop - start, d)."""
@@ -100,7 +99,9 @@ def find_shards(data_dir, pattern):
         raise NeardupError(f"data_dir {data_dir} is not a folder: set data_dir to the folder of your .npy shards")
     paths = sorted(data_dir.glob(pattern), key=lambda p: _natural_key(str(p.relative_to(data_dir))))
     if not paths:
-        raise NeardupError(f"no file in data_dir {data_dir} matches shard_pattern {pattern!r}: set one of the two right")
+        raise NeardupError(
+            f"no file in data_dir {data_dir} matches shard_pattern {pattern!r}: set one of the two right"
+        )
     shards, start = [], 0
     for path in paths:
         (rows, dim), dtype = _read_header(path)
