@@ -11,7 +11,7 @@ import dask.array as da
 import numpy as np
 
 from neardup import NeardupError, engine, geometry
-from neardup.artifacts import atomic, begin, write_json, write_npy
+from neardup.artifacts import atomic, begin, write_json, write_npy, write_npz
 from neardup.embeddings import block_ranges, open_shards, shard_starts
 from neardup.ids import IdTable, repeated_rows, write_table
 from neardup.script import main
@@ -27,17 +27,16 @@ def run(config):
         check_ids(stage, shards, config.duplicate_ids)
         moments, rejected = sum_blocks(shards, config)
         keep_rejected(stage, shards, rejected, config.bad_rows)
-        count = len_of(shards) - len(rejected)
+        count = total_rows(shards) - len(rejected)
         mean, covariance = mean_and_covariance(moments, count)
         variances = spectrum(covariance)
         n_components, kept = component_count(variances, config.target_variance)
-        with atomic(stage.path("moments.npz")) as temporary, temporary.open("wb") as file:
-            np.savez(file, count=count, mean=mean, covariance=covariance, variances=variances)
+        write_npz(stage.path("moments.npz"), count=count, mean=mean, covariance=covariance, variances=variances)
         write_json(stage.path("n_components.json"), {"n_components": n_components, "variance_kept": kept})
         draw_scree(stage.path("scree.png"), variances, n_components, config.target_variance)
         stage = stage.finish(
             {
-                "rows": len_of(shards),
+                "rows": total_rows(shards),
                 "rejected": len(rejected),
                 "dim": shards[0].dim,
                 "shards": len(shards),
@@ -48,7 +47,7 @@ def run(config):
     report(stage)
 
 
-def len_of(shards):
+def total_rows(shards):
     """Rows of all shards."""
     return int(shard_starts(shards)[-1])
 
@@ -124,7 +123,7 @@ def keep_rejected(stage, shards, rejected, bad_rows):
         raise NeardupError(
             f"{len(lines)} rows have no direction: {places}; mend them, or set bad_rows to 'skip' to leave them out"
         )
-    if len(lines) == len_of(shards):
+    if len(lines) == total_rows(shards):
         raise NeardupError(
             f"none of the {len(lines)} rows has a direction (NaN, infinity or zeros): nothing to compare"
         )

@@ -9,7 +9,7 @@ from functools import partial
 import numpy as np
 
 from neardup import engine, geometry
-from neardup.artifacts import atomic, begin, npy_rows, read_json
+from neardup.artifacts import atomic, begin, npy_rows, read_json, write_npz
 from neardup.embeddings import open_shards
 from neardup.script import main
 
@@ -60,8 +60,7 @@ def save_model(stage, components, variances, moments):
         "singular_values_": np.sqrt(variances[:k] * max(count - 1, 1)),
         "noise_variance_": variances[k:].mean() if k < d else 0.0,
     }
-    with atomic(stage.path("pca.npz")) as temporary, temporary.open("wb") as file:
-        np.savez(file, n_samples_=count, **numbers)
+    write_npz(stage.path("pca.npz"), n_samples_=count, **numbers)
     model = PCA(n_components=k)
     for name, value in {**numbers, "n_components_": k, "n_samples_": count, "n_features_in_": d}.items():
         setattr(model, name, value)

@@ -7,6 +7,7 @@ Of two clusters the one with the lower number sends its rows, so each pair of ro
 import shutil
 from functools import partial
 
+import faiss
 import h5py
 import numpy as np
 
@@ -70,15 +71,12 @@ def train(stage, reduced, rejected, config):
         size = min(n_rows, _SAMPLE_PER_CLUSTER * n_clusters)
         sample = np.sort(rng.choice(n_rows, size, replace=False))
         sample += np.searchsorted(rejected - np.arange(len(rejected)), sample, side="right")  # skips rejected rows
-        engine.share_cores(1)
         write_npy(path, kmeans(reduced.gather(sample)[:, :_CLUSTER_DIMS], n_clusters, config.random_state))
     return np.load(path)
 
 
 def kmeans(points, n_clusters, seed):
     """K-means by faiss. points: (n, c) float32. Returns centroids (n_clusters, c) float32."""
-    import faiss
-
     model = faiss.Kmeans(
         points.shape[1],
         n_clusters,

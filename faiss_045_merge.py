@@ -1,4 +1,4 @@
-"""Stage 5 of 5: join the pairs into groups, choose what to keep of each, and flag the groups held together by chains."""
+"""Stage 5 of 5: join the pairs into groups, choose what to keep of each, and flag chains."""
 
 import json
 from functools import partial
@@ -277,7 +277,10 @@ def write_parquet(path, groups, ids):
 
 
 def write_lists(stage, groups, rejected, ids):
-    """drop.txt: all members but the representatives; keep.txt: all other rows but the rejected. Returns their counts."""
+    """keep.txt and drop.txt: every row that isn't rejected is in one of them. Returns their counts.
+
+    Dropped are the members of groups that are not their representatives.
+    """
     drop = np.zeros(len(ids), dtype=bool)
     drop[groups.rows] = True
     drop[groups.representative] = False
@@ -337,11 +340,10 @@ def report(stage):
         print("largest groups, the representative first:")
     for group in found["largest"]:
         others = [m for m in group["members"] if m != group["representative"]][:_SHOWN_IDS]
-        names = ", ".join(json.dumps(i, ensure_ascii=False) for i in [group["representative"], *others])
-        more = group["size"] - 1 - len(others)
-        print(
-            f"  {group['size']:,} rows, similarity >= {group['weakest']:.4f}: {names}{f', … {more:,} more' if more else ''}"
-        )
+        names = [json.dumps(i, ensure_ascii=False) for i in [group["representative"], *others]]
+        if len(names) < group["size"]:
+            names.append(f"… {group['size'] - len(names):,} more")
+        print(f"  {group['size']:,} rows, similarity >= {group['weakest']:.4f}: {', '.join(names)}")
 
 
 if __name__ == "__main__":

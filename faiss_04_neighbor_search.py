@@ -7,6 +7,7 @@ verified on the original vectors in float64. Then random rows are compared with 
 import shutil
 from functools import partial
 
+import faiss
 import h5py
 import numpy as np
 
@@ -52,7 +53,10 @@ def run(config):
 
 
 def search_clusters(stage, rows, starts, earlier, config):
-    """A file of pairs a cluster; those that an interrupted run finished stay. Returns them mapped, and the number of candidates."""
+    """A file of pairs a cluster; those that an interrupted run finished stay.
+
+    Returns them, memory-mapped, and the number of candidates.
+    """
     reduction, clusters = earlier["02_pca_reduce"], earlier["03_kmeans"]
     sketches = RowFiles([reduction.path(f"sketch_{s:05d}.npy") for s in range(len(starts) - 1)], starts)
     budget = config.memory_limit / 4 / engine.worker_count(config.n_workers)
@@ -104,8 +108,6 @@ def range_search(queries, members, reach):
     squared distances in float32; `reach` is widened by what that and the shift to a common origin, which makes
     the numbers small, can be off.
     """
-    import faiss
-
     if not len(queries) or not len(members):
         return np.empty(0, np.int64), np.empty(0, np.int64)
     origin = members.mean(axis=0)
@@ -138,9 +140,9 @@ def verify(rows_a, rows_b, rows, threshold, budget):
 
 
 def merge_parts(stage, parts, n_rows, ids, config):
-    """Sort the pairs of all clusters into neighbors.h5, a range of row_a at a time. Returns the number of rows in pairs.
+    """Sort the pairs of all clusters into neighbors.h5, a range of row_a at a time.
 
-    Memory: a quarter of `memory_limit` for a range, and 9 bytes a row.
+    Returns the number of rows in pairs. Memory: a quarter of `memory_limit` for a range, and 9 bytes a row.
     """
     counts, seen = np.zeros(n_rows, dtype=np.int64), np.zeros(n_rows, dtype=bool)
     for part in parts:
@@ -246,7 +248,10 @@ def audit_sample(stage, rows, labels, config):
 
 
 def audit_block(rows, labels, sample, threshold, start, stop):
-    """True pairs of the audited rows with those of a block, as (row_a, row_b). sample: numbers, rows as stored, unit rows."""
+    """True pairs of the audited rows with those of a block, as (row_a, row_b).
+
+    sample: their numbers (s,), the rows as stored (s, d), and of unit length (s, d) float32.
+    """
     audited, stored, unit = sample
     block = rows.read(start, stop)
     cosines = geometry.unit_rows(block)[0].astype(np.float32) @ unit.T
@@ -267,12 +272,10 @@ def audit_block(rows, labels, sample, threshold, start, stop):
 def report(stage):
     """Say what was found and where it is."""
     found, audit = stage.results, stage.results["audit"]
-    print(
-        f"{found['pairs']:,} pairs with similarity >= {found['threshold']}, among {found['rows_in_pairs']:,} of {found['rows']:,} rows"
-    )
-    print(
-        f"audit: {audit['rows']:,} rows against all by brute force, {audit['pairs']:,} pairs, {audit['missed']} missed, {audit['false']} false"
-    )
+    print(f"{found['pairs']:,} pairs with similarity >= {found['threshold']}", end=", ")
+    print(f"among {found['rows_in_pairs']:,} of {found['rows']:,} rows")
+    print(f"audit: {audit['rows']:,} random rows against all by brute force", end=": ")
+    print(f"{audit['pairs']:,} pairs, {audit['missed']} missed, {audit['false']} false")
     print(f"-> {stage.folder} (neighbors.h5, neighbors.pkl, audit.json)")
 
 

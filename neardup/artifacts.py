@@ -5,6 +5,7 @@ import json
 import os
 import pickle
 import shutil
+import zipfile
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -54,7 +55,7 @@ def begin(config, name):
     """Check the stages before this one and open its folder.
 
     Returns (stage, shards, earlier): the stage is `finished` if it was made from this input with these settings;
-    else its folder holds what an interrupted run of the same left, if anything. `earlier` maps names to finished stages.
+    else its folder holds what an interrupted run of the same left. `earlier` maps names to finished stages.
     Raises NeardupError if an earlier stage is missing or was made from something else.
     """
     shards = find_shards(config.data_dir, config.shard_pattern)
@@ -182,6 +183,14 @@ def write_npy(path, array):
     """Write an array as .npy, whole or not at all."""
     with atomic(path) as temporary, temporary.open("wb") as file:
         np.save(file, array, allow_pickle=False)
+
+
+def write_npz(path, **arrays):
+    """Write arrays as .npz, whole or not at all, with the same bytes each time: numpy.savez puts the clock in."""
+    with atomic(path) as temporary, zipfile.ZipFile(temporary, "w") as archive:
+        for name, array in arrays.items():
+            with archive.open(zipfile.ZipInfo(f"{name}.npy"), "w", force_zip64=True) as file:
+                np.lib.format.write_array(file, np.asanyarray(array), allow_pickle=False)
 
 
 class _Items:

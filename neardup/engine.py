@@ -31,7 +31,7 @@ def compute(values, n_workers, label):
     workers = worker_count(n_workers)
     watched = sys.stderr.isatty()
     bar = TqdmCallback(desc=label, mininterval=0.1 if watched else 30, delay=0 if watched else 30, leave=False)
-    with bar, dask.config.set(scheduler="threads", num_workers=workers):
+    with bar, share_cores(n_workers), dask.config.set(scheduler="threads", num_workers=workers):
         return dask.compute(*values)
 
 
@@ -43,14 +43,17 @@ def run(function, arguments, n_workers, label):
 
 def limited(function, n_workers, *arguments):
     """Call a task with its share of the cores."""
-    share_cores(n_workers)
+    share_cores(n_workers)  # pools that a thread has of its own (OpenMP); the shared ones are `compute`'s
     return function(*arguments)
 
 
 def share_cores(n_workers):
-    """Give each of the tasks that run at a time cores / workers BLAS and OpenMP threads."""
+    """Give each of the tasks that run at a time cores / workers BLAS and OpenMP threads.
+
+    Takes effect at once; as a context manager it also gives them back.
+    """
     threads = max(1, len(os.sched_getaffinity(0)) // worker_count(n_workers))
-    _controller(len(sys.modules)).limit(limits=threads)
+    return _controller(len(sys.modules)).limit(limits=threads)
 
 
 @lru_cache(maxsize=1)

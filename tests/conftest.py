@@ -1,0 +1,112 @@
+"""The oracle (plain float64 brute force), and ways to lay out input and run the scripts."""
+
+import importlib
+import json
+import os
+import subprocess
+import sys
+from itertools import pairwise
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from config import ROOT, Config
+from neardup.artifacts import STAGES
+
+SCRIPTS = [script for script, _ in STAGES.values()]
+EXAMPLE = ROOT / "examples" / "debian"
+
+
+def brute_force(rows, threshold):
+    """All pairs {(a, b)} with a < b, and those too near the threshold for float64 to tell."""
+    values = rows.astype(np.float64)
+    values = values / np.sqrt((values * values).sum(axis=1))[:, None]
+    cosines = values @ values.T
+    upper = np.triu(np.ones(cosines.shape, dtype=bool), 1)
+    near = set(zip(*np.nonzero(upper & (cosines >= threshold)), strict=True))
+    unclear = set(zip(*np.nonzero(upper & (np.abs(cosines - threshold) < 1e-14)), strict=True))
+    return near, unclear
+
+
+def components(pairs, n_rows):
+    """Groups of two or more rows as a set of tuples, by the plainest union-find."""
+    parent = list(range(n_rows))
+
+    def root(row):
+        while parent[row] != row:
+            row = parent[row]
+        return row
+
+    for a, b in pairs:
+        parent[max(root(a), root(b))] = min(root(a), root(b))
+    groups = {}
+    for row in range(n_rows):
+        groups.setdefault(root(row), []).append(row)
+    return {tuple(members) for members in groups.values() if len(members) > 1}
+
+
+def lay_out(folder, rows, cuts=(), ids=None, stem="part"):
+    """Write rows as shards cut at these row numbers, with their ids. Returns the folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    ids = ids or [f"id-{i}" for i in range(len(rows))]
+    for number, (start, stop) in enumerate(pairwise([0, *sorted(cuts), len(rows)])):
+        np.save(folder / f"{stem}_{number}.npy", rows[start:stop])
+        (folder / f"{stem}_{number}.txt").write_text(json.dumps(ids[start:stop]), encoding="utf-8")
+    return folder
+
+
+def run_stages(data_dir, work_dir, scripts=SCRIPTS, **settings):
+    """Run scripts in this process. Returns the config."""
+    config = Config(_cli_parse_args=[], data_dir=data_dir, work_dir=work_dir, **settings)
+    for script in scripts:
+        importlib.import_module(script.removesuffix(".py")).run(config)
+    return config
+
+
+def command(script, *arguments, cwd=None, **environment):
+    """Run one script as a user does. Returns the finished process, its output as text."""
+    return subprocess.run(
+        [sys.executable, str(ROOT / script), *map(str, arguments)],
+        cwd=cwd,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+def found_pairs(work_dir):
+    """row_a, row_b, similarity of neighbors.h5."""
+    with h5py.File(work_dir / "04_neighbor_search" / "neighbors.h5") as file:
+        return file["row_a"][:], file["row_b"][:], file["similarity"][:]
+
+
+def pair_set(work_dir):
+    row_a, row_b, _ = found_pairs(work_dir)
+    return set(zip(row_a.tolist(), row_b.tolist(), strict=True))
+
+
+def found_groups(work_dir):
+    """Groups of groups.parquet as a set of tuples of rows."""
+    table = pq.read_table(work_dir / "045_merge" / "groups.parquet")
+    groups = {}
+    for row, group in zip(table["row"].to_pylist(), table["group"].to_pylist(), strict=True):
+        groups.setdefault(group, []).append(row)
+    return {tuple(members) for members in groups.values()}
+
+
+def tree_bytes(folder):
+    """Every file below a folder, by its relative name."""
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(Path(folder).rglob("*")) if p.is_file()}
+
+
+@pytest.fixture(scope="session")
+def example(tmp_path_factory):
+    """Work folder of the example, run with config's defaults."""
+    work = tmp_path_factory.mktemp("example") / "work"
+    run_stages(EXAMPLE, work)
+    return work
