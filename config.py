@@ -63,6 +63,11 @@ class Config(BaseSettings):
         1000, ge=0, description="random rows compared with every row by brute force, to prove the answer"
     )
 
+    # faiss_045: groups
+    preview: Path | None = Field(
+        None, description="JSON file of id: text, to show groups by; None: texts.json in data_dir, if it is there"
+    )
+
     # the machine
     memory_limit: ByteSize = Field(
         "2GiB", ge=64 * 2**20, description="memory that block sizes are made to fit (bytes, or '2GiB'), from 64MiB"

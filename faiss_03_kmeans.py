@@ -208,7 +208,7 @@ def write_cluster(folder, sources, members, visits, cluster):
             file["sketch"] = sketches.gather(rows)
             file["visitor_row"] = visitors["row"]
             file["visitor_margin"] = visitors["margin"]
-            store_ids(file, ids.take(rows))
+            store_ids(file, ids, rows)
     return len(visitors)
 
 

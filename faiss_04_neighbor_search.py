@@ -146,14 +146,15 @@ def merge_parts(stage, parts, n_rows, ids, config):
     """
     counts, seen = np.zeros(n_rows, dtype=np.int64), np.zeros(n_rows, dtype=bool)
     for part in parts:
-        np.add.at(counts, part["row_a"], 1)
+        counts += np.bincount(part["row_a"], minlength=n_rows)
         seen[part["row_a"]] = seen[part["row_b"]] = True
     with atomic(stage.path("neighbors.h5")) as temporary, h5py.File(temporary, "w") as file:
-        total = int(counts.sum())
+        bounds = np.concatenate([[0], np.cumsum(counts)])
+        total = int(bounds[-1])
         for name, dtype in (("row_a", "<i8"), ("row_b", "<i8"), ("similarity", "<f8")):
             file.create_dataset(name, (total,), dtype)
         at = 0
-        for low, high in row_ranges(counts, config.memory_limit / 4 / (3 * PAIR.itemsize)):
+        for low, high in engine.size_ranges(bounds, config.memory_limit / 4 / (3 * PAIR.itemsize)):
             pieces = [p[slice(*np.searchsorted(p["row_a"], (low, high)))] for p in parts]
             pairs = np.sort(np.concatenate(pieces), order=("row_a", "row_b"))
             for name in PAIR.names:
@@ -161,20 +162,9 @@ def merge_parts(stage, parts, n_rows, ids, config):
             at += len(pairs)
         rows = np.nonzero(seen)[0]
         file["row"] = rows
-        store_ids(file, ids.take(rows))
+        store_ids(file, ids, rows)
         file.attrs["threshold"] = config.threshold
     return len(rows)
-
-
-def row_ranges(counts, most):
-    """Ranges [low, high) of rows whose counts add up to at most `most`, or that are single rows. counts: (n,)."""
-    ends = np.cumsum(counts)
-    ranges, low, before = [], 0, 0
-    while low < len(counts):
-        high = max(low + 1, int(np.searchsorted(ends, before + most, side="right")))
-        ranges.append((low, high))
-        low, before = high, ends[high - 1]
-    return ranges
 
 
 def write_pickle(stage, names, config):
@@ -193,11 +183,12 @@ def neighbor_items(path, names, config):
     def named(rows):
         return [(n, int(r)) if int(r) in repeated else n for n, r in zip(ids.take(rows), rows, strict=True)]
 
-    degrees = np.full(len(labels), 1, dtype=np.int64)  # a row itself takes memory too
+    degrees = np.ones(len(labels), dtype=np.int64)  # a row itself takes memory too
     for pairs in read_pairs(path):
-        np.add.at(degrees, pairs["row_a"], 1)
-        np.add.at(degrees, pairs["row_b"], 1)
-    for low, high in row_ranges(degrees, config.memory_limit / 4 / 512):
+        degrees += np.bincount(pairs["row_a"], minlength=len(labels))
+        degrees += np.bincount(pairs["row_b"], minlength=len(labels))
+    bounds = np.concatenate([[0], np.cumsum(degrees)])
+    for low, high in engine.size_ranges(bounds, config.memory_limit / 4 / 512):
         pairs = pairs_of_range(path, low, high)
         rows, neighbors, similarity = named(range(low, high)), named(pairs["row_b"]), pairs["similarity"].tolist()
         bounds = np.searchsorted(pairs["row_a"], np.arange(low, high + 1)).tolist()

@@ -5,6 +5,7 @@ import sys
 from functools import lru_cache
 
 import dask
+import numpy as np
 from threadpoolctl import ThreadpoolController
 from tqdm.dask import TqdmCallback
 
@@ -21,6 +22,19 @@ def block_rows(memory_limit, n_workers, bytes_per_row):
     a matrix product gains nothing from more, and progress would be coarse.
     """
     return int(max(1, min(16_384, memory_limit / 2 / worker_count(n_workers) / bytes_per_row)))
+
+
+def size_ranges(bounds, most):
+    """Ranges [low, high) of things that together hold at most `most`, or of a single larger one.
+
+    bounds: (N + 1,) ascending integers; thing i holds bounds[i + 1] - bounds[i].
+    """
+    ranges, low = [], 0
+    while low < len(bounds) - 1:
+        high = max(low + 1, int(np.searchsorted(bounds, bounds[low] + most, side="right")) - 1)
+        ranges.append((low, high))
+        low = high
+    return ranges
 
 
 def compute(values, n_workers, label):

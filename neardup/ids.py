@@ -8,6 +8,8 @@ import pyarrow as pa
 
 from neardup import NeardupError
 
+_BLOCK_ROWS = 1 << 16  # rows whose ids are handled together
+_CHUNK_BYTES = 1 << 16  # of the HDF5 data set that holds their text
 _SCHEMA = pa.schema([("id", pa.large_string())])
 
 
@@ -73,29 +75,44 @@ class IdTable:
 
     def __init__(self, path):
         table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
-        self.column = table.column("id")
+        self.chunks = table.column("id").chunks
+        self.starts = np.cumsum([0] + [len(c) for c in self.chunks])
 
     def __len__(self):
-        return len(self.column)
+        return int(self.starts[-1])
+
+    def array(self, rows):
+        """The ids of these rows as an Arrow array of strings. rows: (r,) integers. Memory: their bytes, twice."""
+        # a chunk at a time: taking from a column of several chunks may join them in memory first
+        rows = np.asarray(rows, dtype=np.int64)
+        of_chunk = np.searchsorted(self.starts, rows, side="right") - 1
+        order = np.argsort(of_chunk, kind="stable")
+        chunks, counts = np.unique(of_chunk, return_counts=True)
+        parts = np.split(rows[order], np.cumsum(counts)[:-1]) if len(chunks) else []
+        taken = [self.chunks[c].take(pa.array(p - self.starts[c])) for c, p in zip(chunks, parts, strict=True)]
+        joined = pa.concat_arrays(taken) if taken else pa.array([], pa.large_string())
+        return joined.take(pa.array(np.argsort(order, kind="stable"))) if len(taken) > 1 else joined
 
     def take(self, rows):
         """The ids of these rows as a list of strings. rows: (r,) integers."""
-        # a chunk at a time: taking from a column of several chunks may join them in memory first
-        rows = np.asarray(rows, dtype=np.int64)
-        starts = np.cumsum([0] + [len(c) for c in self.column.chunks])
-        of_chunk = np.searchsorted(starts, rows, side="right") - 1
-        out = np.empty(len(rows), dtype=object)
-        for chunk in np.unique(of_chunk):
-            here = of_chunk == chunk
-            out[here] = self.column.chunk(chunk).take(pa.array(rows[here] - starts[chunk])).to_pylist()
-        return out.tolist()
+        return self.array(rows).to_pylist()
 
 
-def store_ids(group, ids):
-    """Ids as two flat HDF5 data sets, `id_utf8` and `id_offset`: id i is bytes offset[i] to offset[i + 1].
+def store_ids(group, table, rows):
+    """The ids of these rows as two flat HDF5 data sets, `id_utf8` and `id_offset`.
 
-    HDF5's own strings can't hold a NUL and open slowly by the million.
+    Id i is the bytes offset[i] to offset[i + 1]: HDF5's own strings can't hold a NUL and open slowly by the million.
+    Memory: the ids of a block, and 8 bytes a row.
     """
-    encoded = [i.encode() for i in ids]
-    group["id_utf8"] = np.frombuffer(b"".join(encoded), dtype=np.uint8)
-    group["id_offset"] = np.cumsum([0] + [len(e) for e in encoded], dtype=np.int64)
+    utf8 = group.create_dataset("id_utf8", (0,), np.uint8, maxshape=(None,), chunks=(_CHUNK_BYTES,))
+    lengths = [np.zeros(1, dtype=np.int64)]
+    for start in range(0, len(rows), _BLOCK_ROWS):
+        ids = table.array(rows[start : start + _BLOCK_ROWS])
+        _, offsets, text = ids.buffers()
+        offsets = np.frombuffer(offsets, dtype=np.int64)[ids.offset : ids.offset + len(ids) + 1]
+        lengths.append(np.diff(offsets))
+        at = len(utf8)
+        utf8.resize((at + int(offsets[-1] - offsets[0]),))
+        if text is not None:
+            utf8[at:] = np.frombuffer(text, dtype=np.uint8)[offsets[0] : offsets[-1]]
+    group["id_offset"] = np.cumsum(np.concatenate(lengths))

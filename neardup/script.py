@@ -2,9 +2,11 @@
 
 import os
 import sys
+from argparse import ArgumentError
 from pathlib import Path
 
 from pydantic import ValidationError
+from pydantic_settings import SettingsError
 
 from config import Config
 from neardup import NeardupError
@@ -17,9 +19,11 @@ def main(run, description):
     name = Path(sys.argv[0]).name
     Config.__doc__ = description
     try:
-        config = Config(_cli_parse_args=sys.argv[1:], _cli_prog_name=name)
+        config = Config(_cli_parse_args=sys.argv[1:], _cli_prog_name=name, _cli_exit_on_error=False)
     except ValidationError as error:
         _fail(name, EXIT_SETTING, _setting_message(error))
+    except (SettingsError, ArgumentError) as error:
+        _fail(name, EXIT_SETTING, f"{error}; --help lists the settings")
     try:
         run(config)
     except NeardupError as error:

@@ -106,7 +106,7 @@ def test_borders_that_cut_through_groups(tmp_path, capsys):
     labels = np.load(tmp_path / "work" / "03_kmeans" / "labels.npy")
     across = sum(labels[a] != labels[b] for a, b in true)
     with capsys.disabled():
-        print(f"\n{across} of {len(true)} pairs lie across clusters: a search inside clusters loses {across / len(true):.0%}")
+        print(f"\na search inside clusters loses {across} of {len(true)} pairs, {across / len(true):.0%}")
     assert across > len(true) / 4
 
 
@@ -168,7 +168,7 @@ def test_from_the_shell_in_any_folder(tmp_path, example):
     for script in SCRIPTS:
         done = command(script, "--work-dir", "here", cwd=tmp_path, NEARDUP_DATA_DIR=str(EXAMPLE))
         assert done.returncode == 0, done.stderr
-        assert 2 <= len(done.stdout.splitlines()) <= 9
+        assert 2 <= len(done.stdout.splitlines()) <= (40 if script == SCRIPTS[-1] else 4)
         assert done.stderr == ""
     assert '"fonts-nanum-coding"' in done.stdout
     assert tree_bytes(tmp_path / "here") == tree_bytes(example)

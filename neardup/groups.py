@@ -1,0 +1,79 @@
+"""Groups: rows joined by pairs, directly or through others, as flat arrays."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from neardup.engine import size_ranges
+
+
+@dataclass(frozen=True)
+class Groups:
+    """All groups of two or more rows, in the order of their smallest rows.
+
+    rows: (m,) int64, the members of group g at bounds[g] to bounds[g + 1], ascending; bounds: (G + 1,) int64;
+    similarity: (m,) float64, of each member to its representative; representative: (G,) int64, a row each;
+    cluster: (G,) int32, the K-means cluster of the representative.
+    """
+
+    rows: np.ndarray
+    bounds: np.ndarray
+    similarity: np.ndarray
+    representative: np.ndarray
+    cluster: np.ndarray
+
+    def __len__(self):
+        return len(self.representative)
+
+    @property
+    def sizes(self):
+        """Members of each group, (G,) int64."""
+        return np.diff(self.bounds)
+
+    @property
+    def weakest(self):
+        """Lowest similarity of a member to its representative, (G,) float64."""
+        return np.minimum.reduceat(self.similarity, self.bounds[:-1]) if len(self) else self.similarity
+
+    def members(self, number):
+        """Where the members of a group are in `rows` and `similarity`."""
+        return slice(int(self.bounds[number]), int(self.bounds[number + 1]))
+
+    def name(self, number):
+        """merged-cluster_{cluster of the representative}_{size}_{number}."""
+        size = self.bounds[number + 1] - self.bounds[number]
+        return f"merged-cluster_{self.cluster[number]}_{size}_{number}"
+
+    def blocks(self, most):
+        """Ranges [low, high) of groups with at most `most` members together, or of one larger group."""
+        return size_ranges(self.bounds, most)
+
+
+def components(pair_blocks, n_rows):
+    """The smallest row that each row is joined with, (n_rows,) int64. Memory: 24 bytes a row, and that of a block.
+
+    Each block of pairs joins the components found so far; scipy labels the graph of those.
+    """
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    smallest = np.arange(n_rows)
+    for pairs in pair_blocks:
+        ends = np.stack([smallest[pairs["row_a"]], smallest[pairs["row_b"]]])
+        nodes, ends = np.unique(ends, return_inverse=True)
+        a, b = ends.reshape(2, -1)
+        graph = coo_array((np.ones(len(a), dtype=bool), (a, b)), shape=(len(nodes), len(nodes)))
+        _, label = connected_components(graph, directed=False)
+        _, first = np.unique(label, return_index=True)  # nodes ascend, so the first of a component is its smallest
+        moved = np.arange(n_rows)
+        moved[nodes] = nodes[first][label]
+        smallest = moved[smallest]
+    return smallest
+
+
+def members_and_bounds(smallest):
+    """Rows of groups of two or more, by group then row, and the bounds of the groups. smallest: as of `components`."""
+    sizes = np.bincount(smallest, minlength=len(smallest))
+    rows = np.nonzero(sizes[smallest] > 1)[0]
+    rows = rows[np.argsort(smallest[rows], kind="stable")]
+    return rows, np.concatenate([[0], np.cumsum(sizes[sizes > 1])]).astype(np.int64)

@@ -1,0 +1,128 @@
+"""What a user takes away: the groups as HDF5, pickle and Parquet, keep and drop lists, a picture."""
+
+import json
+
+import h5py
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from neardup.artifacts import atomic, write_stream
+from neardup.ids import store_ids
+
+_BLOCK_ROWS = 1 << 16  # rows whose ids are handled together
+_PARQUET = pa.schema(
+    [
+        ("row", pa.int64()),
+        ("id", pa.large_string()),
+        ("group", pa.int64()),
+        ("size", pa.int64()),
+        ("representative", pa.large_string()),
+        ("similarity", pa.float64()),
+    ]
+)
+
+
+def write_hdf5(path, groups, ids, threshold):
+    """merged_clusters.h5: flat data sets; group g's members are at bounds[g] to bounds[g + 1]."""
+    with atomic(path) as temporary, h5py.File(temporary, "w") as file:
+        file["row"], file["similarity"] = groups.rows, groups.similarity
+        file["bounds"] = groups.bounds
+        file["representative_row"], file["cluster"] = groups.representative, groups.cluster
+        file["weakest"], file["chain"] = groups.weakest, groups.weakest < threshold
+        longest = len("merged-cluster___") + sum(
+            len(str(a.max(initial=0))) for a in (groups.cluster, groups.sizes, np.array([len(groups)]))
+        )
+        names = file.create_dataset("name", (len(groups),), f"S{longest}")
+        for low in range(0, len(groups), _BLOCK_ROWS):
+            high = min(low + _BLOCK_ROWS, len(groups))
+            names[low:high] = np.array([groups.name(g).encode() for g in range(low, high)])
+        store_ids(file, ids, groups.rows)
+        file.attrs["threshold"] = threshold
+
+
+def write_pickle(path, groups, ids):
+    """merged_clusters.pkl: name -> {"representative": id, "members": [id], "similarities": [float]}, for users."""
+    write_stream(path, _group_items(groups, ids))
+
+
+def _group_items(groups, ids):
+    """Yield (name, what merged_clusters.pkl holds for it) of each group. Memory: the ids of a block."""
+    for low, high in groups.blocks(_BLOCK_ROWS):
+        first = groups.bounds[low]
+        names = ids.take(groups.rows[first : groups.bounds[high]])
+        representatives = ids.take(groups.representative[low:high])
+        for number in range(low, high):
+            here = groups.members(number)
+            entry = {
+                "representative": representatives[number - low],
+                "members": names[here.start - first : here.stop - first],
+                "similarities": groups.similarity[here].tolist(),
+            }
+            yield groups.name(number), entry
+
+
+def write_parquet(path, groups, ids):
+    """groups.parquet: a line for each row of a group. Memory: the ids of a block."""
+    with atomic(path) as temporary, pq.ParquetWriter(temporary, _PARQUET) as writer:
+        for low, high in groups.blocks(_BLOCK_ROWS):
+            here = slice(groups.bounds[low], groups.bounds[high])
+            sizes = groups.sizes[low:high]
+            numbers = np.repeat(np.arange(low, high), sizes)
+            columns = [
+                groups.rows[here],
+                ids.array(groups.rows[here]),
+                numbers,
+                np.repeat(sizes, sizes),
+                ids.array(groups.representative[low:high]).take(pa.array(numbers - low)),
+                groups.similarity[here],
+            ]
+            arrays = [pa.array(c, type=f.type) for c, f in zip(columns, _PARQUET, strict=True)]
+            writer.write_batch(pa.record_batch(arrays, schema=_PARQUET))
+
+
+def write_lists(folder, groups, rejected, ids):
+    """keep.txt and drop.txt: every row that isn't rejected is in one of them. Returns their counts.
+
+    Dropped are the members of groups that are not their representatives. Memory: 2 bytes a row.
+    """
+    drop = np.zeros(len(ids), dtype=bool)
+    drop[groups.rows] = True
+    drop[groups.representative] = False
+    keep = ~drop
+    keep[rejected] = False
+    for name, chosen in (("keep.txt", keep), ("drop.txt", drop)):
+        with atomic(folder / name) as temporary, temporary.open("w", encoding="utf-8", newline="\n") as file:
+            for start in range(0, len(ids), _BLOCK_ROWS):
+                rows = start + np.nonzero(chosen[start : start + _BLOCK_ROWS])[0]
+                file.writelines(id_line(i) + "\n" for i in ids.take(rows))
+    return int(keep.sum()), int(drop.sum())
+
+
+def id_line(name):
+    """An id as one line: as it is, or as a JSON string where it holds a line break, begins with a quote or is empty."""
+    return name if name.splitlines() == [name] and not name.startswith('"') else json.dumps(name)
+
+
+def draw_groups(path, similarities, sizes, threshold):
+    """Plot how many pairs have which similarity, and how many groups which size.
+
+    similarities: (counts, edges) of a histogram; sizes: (G,) int64.
+    """
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
+
+    figure = Figure(figsize=(8, 3.5), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    counts, edges = similarities
+    left.stairs(counts, edges, fill=True, color="tab:blue")
+    left.set(xlabel="similarity", ylabel="pairs", title=f"{counts.sum():,} pairs at {threshold:g} and above")
+    size, count = np.unique(sizes, return_counts=True)
+    right.loglog(size, count, "o", color="tab:blue", markersize=5)
+    right.set(xlabel="rows in the group", ylabel="groups", title=f"{len(sizes):,} groups")
+    for axis in (right.xaxis, right.yaxis):
+        axis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
+        axis.set_major_formatter(ScalarFormatter())
+        axis.set_minor_formatter(NullFormatter())
+    with atomic(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=120, metadata={"Software": None})

@@ -1,0 +1,215 @@
+"""Whatever is wrong with the input or the settings: one line, the right exit status, and no damage."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from conftest import EXAMPLE, SCRIPTS, command, lay_out, run_stages, tree_bytes
+
+
+@pytest.fixture(scope="module")
+def good(tmp_path_factory):
+    """A small finished run: 30 rows in two shards."""
+    folder = tmp_path_factory.mktemp("good")
+    rows = np.random.default_rng(0).normal(size=(30, 8)).astype(np.float32)
+    run_stages(lay_out(folder / "data", rows, cuts=[10]), folder / "work")
+    return folder
+
+
+def change_ids(data, change):
+    path = data / "part_1.txt"
+    ids = json.loads(path.read_text())
+    path.write_text(json.dumps(change(ids)))
+
+
+def change_rows(data, change):
+    path = data / "part_1.npy"
+    rows = np.load(path)
+    rows = change(rows)
+    np.save(path, rows, allow_pickle=True)
+
+
+def poke(value):
+    def change(rows):
+        rows[3] = value
+        return rows
+
+    return change
+
+
+def nan_in_one_value(rows):
+    rows[3, 5] = np.nan
+    return rows
+
+
+BAD_DATA = {
+    "id count": (lambda d: change_ids(d, lambda i: i[:-1]), "part_1.txt lists 19 ids but part_1.npy has 20 rows"),
+    "ids missing": (lambda d: (d / "part_1.txt").unlink(), "part_1.txt is missing"),
+    "ids not JSON": (lambda d: (d / "part_1.txt").write_text("a\nb\n"), "part_1.txt is not JSON in UTF-8"),
+    "ids not UTF-8": (lambda d: (d / "part_1.txt").write_bytes(b'["\xff"]'), "part_1.txt is not JSON in UTF-8"),
+    "ids no list": (lambda d: change_ids(d, lambda i: dict.fromkeys(i)), "part_1.txt holds a JSON dict, not a list"),
+    "id no string": (lambda d: change_ids(d, lambda i: [None, *i[1:]]), "part_1.txt: id 0 (None) is not a string"),
+    "id half a character": (
+        lambda d: (d / "part_1.txt").write_text('["\\ud800"' + ', "x"' * 19 + "]"),
+        "part_1.txt: id 0 ('\\ud800') is not a string of valid Unicode",
+    ),
+    "duplicate id": (
+        lambda d: change_ids(d, lambda i: ["id-3", *i[1:]]),
+        "2 rows share their id with another: 'id-3' (row 3 of part_0.txt), 'id-3' (row 0 of part_1.txt)",
+    ),
+    "NaN": (lambda d: change_rows(d, nan_in_one_value), "part_1.npy row 3 (id 'id-13'): NaN or infinity"),
+    "infinity": (lambda d: change_rows(d, poke(np.inf)), "part_1.npy row 3 (id 'id-13'): NaN or infinity"),
+    "zero row": (lambda d: change_rows(d, poke(0)), "part_1.npy row 3 (id 'id-13'): all zeros"),
+    "width": (lambda d: change_rows(d, lambda r: r[:, :5]), "part_1.npy has rows of 5 values and part_0.npy of 8"),
+    "1-D": (lambda d: change_rows(d, lambda r: r[:, 0]), "part_1.npy has shape (20,), not (rows, values)"),
+    "3-D": (lambda d: change_rows(d, lambda r: r[None]), "part_1.npy has shape (1, 20, 8), not (rows, values)"),
+    "no values": (lambda d: change_rows(d, lambda r: r[:, :0]), "part_1.npy has rows of no values"),
+    "objects": (lambda d: change_rows(d, lambda r: r.astype(object)), "part_1.npy holds pickled Python objects"),
+    "integers": (lambda d: change_rows(d, lambda r: r.astype(int)), "part_1.npy holds int64, not float16"),
+    "truncated": (
+        lambda d: (d / "part_1.npy").write_bytes((d / "part_1.npy").read_bytes()[:-1]),
+        "part_1.npy has 767 bytes where its header promises 768",
+    ),
+    "not npy": (lambda d: (d / "part_1.npy").write_bytes(b"hello"), "part_1.npy is not a .npy file"),
+    "empty file": (lambda d: (d / "part_1.npy").write_bytes(b""), "part_1.npy is not a .npy file"),
+    "link to nowhere": (lambda d: (d / "part_2.npy").symlink_to("gone"), "part_2.npy is not a file"),
+    "a folder": (lambda d: (d / "part_2.npy").mkdir(), "part_2.npy is not a file"),
+    "no shards": (lambda d: [p.unlink() for p in d.glob("*.npy")], "matches shard_pattern '*.npy'"),
+    "no rows": (
+        lambda d: [lay_out(d, np.empty((0, 8)), stem="part"), (d / "part_1.npy").unlink()],
+        "hold no rows",
+    ),
+    "no folder": (lambda d: shutil.rmtree(d), "is not a folder"),
+}
+
+
+def refused(done, status=1):
+    """The one line of error of a script that stopped."""
+    assert done.returncode == status, (done.stdout, done.stderr)
+    assert done.stderr.count("\n") == 1
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
+    return done.stderr
+
+
+@pytest.mark.parametrize("case", BAD_DATA, ids=str)
+def test_bad_data_is_named_and_earlier_results_stay(good, tmp_path, case):
+    spoil, message = BAD_DATA[case]
+    here = shutil.copytree(good, tmp_path / "here")
+    spoil(here / "data")
+    before = tree_bytes(here / "work")
+    for script in (SCRIPTS[0], SCRIPTS[3]) if case in ("NaN", "truncated") else (SCRIPTS[0],):
+        line = refused(command(script, "--data-dir", here / "data", "--work-dir", here / "work"))
+        assert message in line or script != SCRIPTS[0]
+    after = tree_bytes(here / "work")
+    assert {name: after[name] for name in before} == before
+
+
+def test_bad_rows_can_be_skipped(good, tmp_path):
+    """NaN, infinity and zeros are set aside with their reasons; the rest is answered as if they weren't there."""
+    rows = np.concatenate([np.load(EXAMPLE / f"demo_{i}.npy") for i in range(3)])[:400].copy()
+    rows[7], rows[30, 2], rows[399] = 0, np.nan, np.inf
+    run_stages(lay_out(tmp_path / "data", rows, cuts=[8, 31]), tmp_path / "work", bad_rows="skip", threshold=0.9)
+    lines = (tmp_path / "work" / "01_pca_variance" / "rejected.csv").read_text().splitlines()
+    assert lines == [
+        "row,shard,row_in_shard,id,reason",
+        "7,part_0.npy,7,id-7,all zeros",
+        "30,part_1.npy,22,id-30,NaN or infinity",
+        "399,part_2.npy,368,id-399,NaN or infinity",
+    ]
+    rest = np.setdiff1d(np.arange(400), [7, 30, 399])
+    run_stages(lay_out(tmp_path / "rest", rows[rest]), tmp_path / "clean", threshold=0.9)
+    from conftest import pair_set
+
+    assert pair_set(tmp_path / "work") == {(rest[a], rest[b]) for a, b in pair_set(tmp_path / "clean")}
+    keep = (tmp_path / "work" / "045_merge" / "keep.txt").read_text().splitlines()
+    drop = (tmp_path / "work" / "045_merge" / "drop.txt").read_text().splitlines()
+    assert sorted(keep + drop) == sorted(f"id-{i}" for i in rest)
+
+
+def test_all_rows_bad(tmp_path):
+    lay_out(tmp_path / "data", np.zeros((3, 4)))
+    line = refused(
+        command(SCRIPTS[0], "--data-dir", tmp_path / "data", "--work-dir", tmp_path / "w", "--bad-rows", "skip")
+    )
+    assert "none of the 3 rows has a direction" in line
+
+
+BAD_SETTINGS = {
+    "threshold": "1.5",
+    "n_clusters": "0",
+    "random_state": "-1",
+    "target_variance": "2",
+    "memory_limit": "1MiB",
+    "bad_rows": "ignore",
+    "audit_rows": "many",
+}
+
+
+@pytest.mark.parametrize("setting", BAD_SETTINGS)
+def test_a_wrong_setting_is_named(setting, tmp_path):
+    value = BAD_SETTINGS[setting]
+    option = f"--{setting.replace('_', '-')}"
+    by_option = command(SCRIPTS[3], option, value, "--work-dir", tmp_path)
+    by_environment = command(SCRIPTS[3], "--work-dir", tmp_path, **{f"NEARDUP_{setting.upper()}": value})
+    for done in (by_option, by_environment):
+        line = done.stderr.splitlines()[-1]
+        assert done.returncode == 2
+        assert setting in line or option in line
+        assert "Traceback" not in done.stderr
+        assert "pydantic" not in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_unknown_option_is_named():
+    done = command(SCRIPTS[0], "--treshold", "0.9")
+    assert done.returncode == 2
+    assert "--treshold" in done.stderr.splitlines()[-1]
+
+
+STALE = {  # a changed setting, the script that should run again, a script that must refuse until then
+    "target_variance": ("0.5", SCRIPTS[0], SCRIPTS[1]),
+    "sketch_dims": ("4", SCRIPTS[1], SCRIPTS[2]),
+    "n_clusters": ("3", SCRIPTS[2], SCRIPTS[3]),
+    "threshold": ("0.97", SCRIPTS[3], SCRIPTS[4]),
+}
+
+
+@pytest.mark.parametrize("setting", STALE)
+def test_artifacts_of_another_configuration_are_refused(good, tmp_path, setting):
+    value, again, refusing = STALE[setting]
+    here = shutil.copytree(good, tmp_path / "here")
+    before = tree_bytes(here / "work")
+    arguments = ["--data-dir", here / "data", "--work-dir", here / "work", f"--{setting.replace('_', '-')}", value]
+    line = refused(command(refusing, *arguments))
+    assert f"with {setting}" in line
+    assert f"run {again} again" in line
+    assert tree_bytes(here / "work") == before
+
+
+def test_artifacts_of_other_input_are_refused(good, tmp_path):
+    here = shutil.copytree(good, tmp_path / "here")
+    change_rows(here / "data", lambda r: -r)
+    line = refused(command(SCRIPTS[3], "--data-dir", here / "data", "--work-dir", here / "work"))
+    assert "part_1.npy changed" in line
+    assert f"run {SCRIPTS[0]} again" in line
+
+
+def test_a_damaged_manifest_is_refused(good, tmp_path):
+    here = shutil.copytree(good, tmp_path / "here")
+    (here / "work" / "02_pca_reduce" / "manifest.json").write_text("{")
+    line = refused(command(SCRIPTS[2], "--data-dir", here / "data", "--work-dir", here / "work"))
+    assert "manifest.json is damaged" in line
+
+
+def test_no_pickle_is_loaded_anywhere():
+    """The sources neither load pickles nor let numpy do it."""
+    from config import ROOT
+
+    sources = [*ROOT.glob("*.py"), *ROOT.glob("neardup/*.py")]
+    assert len(sources) > 8
+    for path in sources:
+        text = path.read_text()
+        for word in ("pickle.load", "Unpickler", "allow_pickle=True", "joblib"):
+            assert word not in text, path
