@@ -43,19 +43,13 @@ class Config(BaseSettings):
     )
 
     # faiss_02: reduce
-    sketch_dims: int = Field(32, ge=1, le=512, description="PCA coordinates in the sketch that is searched; speed only")
+    sketch_dims: int = Field(64, ge=1, le=512, description="PCA coordinates in the sketch that is searched; speed only")
 
     # faiss_03: split into clusters
     n_clusters: int | None = Field(
-        50, ge=1, description="k-means clusters; None: the square root of the rows; speed only"
+        50, ge=1, le=65_535, description="k-means clusters; None: a third of the rows' square root; speed only"
     )
     random_state: int = Field(42, ge=0, lt=2**31, description="seed of the k-means and audit samples")
-    visit_threshold: float = Field(
-        0.95,
-        gt=0,
-        le=1,
-        description="thresholds down to this one need no new faiss_03 (cosine); lower: more visits on disk",
-    )
 
     # faiss_04: find the pairs
     threshold: float = Field(0.98, gt=0, le=1, description="lowest cosine of a near-duplicate pair, inclusive")

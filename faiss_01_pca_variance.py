@@ -16,6 +16,7 @@ from neardup.embeddings import block_ranges, open_shards, shard_starts
 from neardup.ids import IdTable, repeated_rows, write_table
 from neardup.script import main
 
+_BLOCK_ROWS = 8192  # rows of a block at most: a d x d float64 sum a block costs little beside its product
 _SHOWN = 10  # bad rows or repeated ids that an error names
 _NOISE = 2.0**-22  # variance of unit rows that float32 products can't tell from none (4 unit roundoffs)
 
@@ -24,8 +25,7 @@ def run(config):
     """Write work/01_pca_variance, or find it finished."""
     stage, shards, _ = begin(config, "01_pca_variance")
     if not stage.finished:
-        check_ids(stage, shards, config.duplicate_ids)
-        moments, rejected = sum_blocks(shards, config)
+        moments, rejected = check_rows_and_ids(stage, shards, config)
         keep_rejected(stage, shards, rejected, config.bad_rows)
         count = total_rows(shards) - len(rejected)
         mean, covariance = mean_and_covariance(moments, count)
@@ -52,14 +52,52 @@ def total_rows(shards):
     return int(shard_starts(shards)[-1])
 
 
-def check_ids(stage, shards, duplicate_ids):
-    """Gather all ids into ids.arrow, and the rows of repeated ones into repeated_rows.npy."""
-    with atomic(stage.path("ids.arrow")) as temporary:
+def check_rows_and_ids(stage, shards, config):
+    """Gather all ids into ids.arrow, the rows of repeated ones into repeated_rows.npy, and sum up all rows.
+
+    Returns the sum and Gram matrix of the unit rows, (d + 1, d) float64 with the sum in the first line, and a list of
+    (row, reason) for the rows that have no direction. Memory: a block, and 3 d^2 float64, a worker; 24 bytes a row.
+    """
+    dim, rows = shards[0].dim, open_shards(shards)
+    block_rows = min(_BLOCK_ROWS, engine.block_rows(config.memory_limit, config.n_workers, 12 * dim))
+    add = partial(engine.limited, block_moments, config.n_workers)
+    check = partial(engine.limited, check_block, config.n_workers, rows)
+    parts, rejects = [], []
+    for start, stop in block_ranges(rows.starts, block_rows):
+        unit, rejected = dask.delayed(check, nout=2, pure=False)(start, stop)
+        parts.append(da.from_delayed(dask.delayed(add, pure=False)(unit), (dim + 1, dim), np.float64))
+        rejects.append(rejected)
+    total = da.stack(parts).sum(axis=0, split_every=4).to_delayed().item(0)
+    repeated = dask.delayed(gather_ids, pure=False)(stage.path("ids.arrow"), shards)
+    repeated, total, *rejects = engine.compute([repeated, total, *rejects], config.n_workers, "01 moments")
+    keep_repeated(stage, shards, repeated, config.duplicate_ids)
+    return total, [r for block in rejects for r in block]
+
+
+def gather_ids(path, shards):
+    """Write all ids to `path`. Returns the rows whose id another row has too, (r,) int64."""
+    with atomic(path) as temporary:
         hashes = write_table(temporary, shards)
-    table = IdTable(stage.path("ids.arrow"))
-    repeated = repeated_rows(hashes, table)
+    return repeated_rows(hashes, IdTable(path)).astype(np.int64)
+
+
+def check_block(rows, start, stop):
+    """Unit rows of a block, (n, d) float32, and a list of (row, reason) for those with no direction, which are zero."""
+    stored = rows.read(start, stop)
+    unit, bad = geometry.unit_rows32(stored)
+    reasons = [(i, "all zeros" if np.all(stored[i] == 0) else "NaN or infinity") for i in np.nonzero(bad)[0]]
+    return unit, [(start + int(i), reason) for i, reason in reasons]
+
+
+def block_moments(unit):
+    """Sum of the rows over their Gram matrix. unit: (n, d) float32. Returns (d + 1, d) float64."""
+    return np.vstack([unit.sum(axis=0, dtype=np.float64), unit.T @ unit])
+
+
+def keep_repeated(stage, shards, repeated, duplicate_ids):
+    """Stop on ids that rows share, or list those rows in repeated_rows.npy."""
     if len(repeated) and duplicate_ids == "error":
-        starts = shard_starts(shards)
+        starts, table = shard_starts(shards), IdTable(stage.path("ids.arrow"))
         places = [
             f"{name!r} (row {row - starts[s]} of {shards[s].ids_path.name})"
             for row, name in zip(repeated[:_SHOWN], table.take(repeated[:_SHOWN]), strict=True)
@@ -69,44 +107,7 @@ def check_ids(stage, shards, duplicate_ids):
             f"{len(repeated)} rows share their id with another: {', '.join(places)}; "
             "rename them, or set duplicate_ids to 'allow' to keep them as rows of one name"
         )
-    write_npy(stage.path("repeated_rows.npy"), repeated.astype(np.int64))
-
-
-def sum_blocks(shards, config):
-    """Sum and Gram matrix of all unit rows, and the rows that have no direction.
-
-    Returns (d + 1, d) float64, the sum in its first line, and a list of (row, reason). Memory: 24 d bytes a row of a
-    block, and a few d^2 float64 a worker.
-    """
-    dim = shards[0].dim
-    rows = open_shards(shards)
-    block_rows = engine.block_rows(config.memory_limit, config.n_workers, 24 * dim)
-    check = partial(engine.limited, check_block, config.n_workers, rows)
-    add = partial(engine.limited, block_moments, config.n_workers)
-    parts, rejects = [], []
-    for start, stop in block_ranges(rows.starts, block_rows):
-        unit, rejected = dask.delayed(check, nout=2, pure=False)(start, stop)
-        moments = dask.delayed(add, pure=False)(unit)
-        parts.append(da.from_delayed(moments, (dim + 1, dim), np.float64))
-        rejects.append(rejected)
-    total = da.stack(parts).sum(axis=0, split_every=4)
-    total, *rejects = engine.compute([total, *rejects], config.n_workers, "01 moments")
-    return total, [r for block in rejects for r in block]
-
-
-def check_block(rows, start, stop):
-    """Unit rows of a block, (n, d) float32, and a list of (row, reason) for those with no direction, which are zero."""
-    stored = rows.read(start, stop)
-    unit, bad = geometry.unit_rows(stored)
-    rejected = [
-        (start + int(i), "all zeros" if np.all(stored[i] == 0) else "NaN or infinity") for i in np.nonzero(bad)[0]
-    ]
-    return unit.astype(np.float32), rejected
-
-
-def block_moments(unit):
-    """Sum of the rows over their Gram matrix. unit: (n, d) float32. Returns (d + 1, d) float64."""
-    return np.vstack([unit.sum(axis=0, dtype=np.float64), unit.T @ unit])
+    write_npy(stage.path("repeated_rows.npy"), repeated)
 
 
 def keep_rejected(stage, shards, rejected, bad_rows):

@@ -10,8 +10,10 @@ import numpy as np
 
 from neardup import engine, geometry
 from neardup.artifacts import atomic, begin, npy_rows, read_json, write_npz
-from neardup.embeddings import open_shards
+from neardup.embeddings import block_ranges, open_shards
 from neardup.script import main
+
+_BLOCK_ROWS = 4096  # rows projected together, at most: 16 MB at 1,024 values, which caches hold
 
 
 def run(config):
@@ -23,10 +25,14 @@ def run(config):
         moments = np.load(variance.path("moments.npz"))
         components, variances = principal_axes(moments["covariance"], n_components)
         save_model(stage, components, variances, moments)
-        sketch_dims = min(config.sketch_dims, n_components)
-        project_shards(stage, shards, (moments["mean"], components, sketch_dims), config)
+        sketch_dims = project_shards(stage, shards, (moments["mean"], components), config)
         stage = stage.finish(
-            {"rows": int(shards[-1].start + shards[-1].rows), "n_components": n_components, "sketch_dims": sketch_dims}
+            {
+                "rows": int(shards[-1].start + shards[-1].rows),
+                "n_components": n_components,
+                "sketch_dims": sketch_dims,
+                "sketch_error": geometry.sketch_error(shards[0].dim, sketch_dims, np.linalg.norm(moments["mean"])),
+            }
         )
     report(stage)
 
@@ -68,38 +74,33 @@ def save_model(stage, components, variances, moments):
         pickle.dump(model, file, protocol=4)
 
 
-def project_shards(stage, shards, projection, config):
-    """reduced_00000.npy, sketch_00000.npy, … , a pair a shard; those that an interrupted run finished stay."""
-    dim, n_components = shards[0].dim, len(projection[1])
-    block_rows = engine.block_rows(config.memory_limit, config.n_workers, 40 * dim + 8 * n_components)
-    task = partial(project_shard, stage.folder, open_shards(shards), projection, block_rows)
-    engine.run(task, enumerate(shards), config.n_workers, "02 project")
+def project_shards(stage, shards, model, config):
+    """reduced_00000.npy, sketch_00000.npy, … , a pair a shard; those that an interrupted run finished stay.
+
+    model: (mean, components), float64.
+    """
+    dim, n_components = shards[0].dim, len(model[1])
+    block_rows = min(_BLOCK_ROWS, engine.block_rows(config.memory_limit, config.n_workers, 8 * dim + 12 * n_components))
+    sketch_dims = min(config.sketch_dims, n_components)
+    task = partial(project_shard, stage.folder, open_shards(shards), geometry.projection(*model), sketch_dims)
+    engine.run(task, [(block_rows, *s) for s in enumerate(shards)], config.n_workers, "02 project")
+    return sketch_dims
 
 
-def project_shard(folder, rows, projection, block_rows, number, shard):
+def project_shard(folder, rows, projection, sketch_dims, block_rows, number, shard):
     """Write the reduced vectors and the sketches of one shard. Memory: that of one block."""
     done = folder / f"sketch_{number:05d}.npy"
     if done.exists():
         return
-    mean, components, sketch_dims = projection
     with (
         npy_rows(done, (shard.rows, sketch_dims + 1)) as write_sketches,
-        npy_rows(folder / f"reduced_{number:05d}.npy", (shard.rows, len(components))) as write_reduced,
+        npy_rows(folder / f"reduced_{number:05d}.npy", (shard.rows, len(projection[1]))) as write_reduced,
     ):
-        for start in range(shard.start, shard.start + shard.rows, block_rows):
-            stop = min(start + block_rows, shard.start + shard.rows)
-            unit, _ = geometry.unit_rows(rows.read(start, stop))
-            write_sketches(geometry.sketch(unit, mean, components[:sketch_dims]))
-            write_reduced(reduce_rows(unit.astype(np.float32), mean, components))
-
-
-def reduce_rows(unit, mean, components):
-    """PCA coordinates (x - mean) components^T of unit rows, within `geometry.projection_error` of the exact ones.
-
-    unit: (n, d) float32. Returns (n, k) float32.
-    """
-    offset = (components @ mean).astype(np.float32)
-    return unit @ components.T.astype(np.float32) - offset
+        for start, stop in block_ranges((shard.start, shard.start + shard.rows), block_rows):
+            unit, _ = geometry.unit_rows32(rows.read(start, stop))
+            reduced, distance = geometry.project(unit, *projection)
+            write_sketches(geometry.sketch(reduced[:, :sketch_dims], distance))
+            write_reduced(reduced)
 
 
 def report(stage):

@@ -17,7 +17,7 @@ from neardup.embeddings import find_shards, fingerprint
 STAGES = {  # folder of a stage, in their order: the script that writes it, and the settings that shape it
     "01_pca_variance": ("faiss_01_pca_variance.py", ("target_variance", "bad_rows", "duplicate_ids")),
     "02_pca_reduce": ("faiss_02_pca_reduce.py", ("sketch_dims",)),
-    "03_kmeans": ("faiss_03_kmeans.py", ("n_clusters", "random_state", "visit_threshold")),
+    "03_kmeans": ("faiss_03_kmeans.py", ("n_clusters", "random_state")),
     "04_neighbor_search": ("faiss_04_neighbor_search.py", ("threshold", "audit_rows", "random_state")),
     "045_merge": ("faiss_045_merge.py", ()),
 }
@@ -72,8 +72,6 @@ def _expected_keys(config, shards):
     keys, source = {}, fingerprint(shards)
     for name, (_, settings) in STAGES.items():
         values = {s: getattr(config, s) for s in settings}
-        if name == "03_kmeans":  # visits serve all thresholds down to this one
-            values["visit_threshold"] = min(config.visit_threshold, config.threshold)
         keys[name] = {"stage": name, "format": _FORMAT, "settings": values, "source": source}
         source = hashlib.sha256(json.dumps(keys[name], sort_keys=True).encode()).hexdigest()
     return keys

@@ -5,6 +5,7 @@ import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -12,6 +13,7 @@ from neardup import NeardupError
 
 _HASH_SAMPLES = 64  # places of a file that its fingerprint reads
 _HASH_BYTES = 4096  # bytes read at each
+_WINDOW_BYTES = 1 << 26  # of a file that is mapped at a time while rows are gathered
 
 
 @dataclass(frozen=True)
@@ -30,45 +32,70 @@ class Shard:
 
 
 class RowFiles:
-    """2-D .npy files that follow each other, as one array of rows; memory-mapped, read-only.
+    """2-D .npy files that follow each other, as one array of rows; memory-mapped a window at a time, read-only.
 
-    paths and starts: one a file, `starts` with the total number of rows as its last element.
+    paths and starts: one a file, `starts` with the total number of rows as its last element. A window is unmapped
+    when nobody holds it any more: what is mapped counts as the process's memory.
     """
 
     def __init__(self, paths, starts):
-        self.starts = np.asarray(starts, dtype=np.int64)
-        counts = np.diff(self.starts)
-        self.files = [np.load(p, mmap_mode="r") for p in paths]
-        for path, array, count in zip(paths, self.files, counts, strict=True):
-            if array.ndim != 2 or len(array) != count:
+        self.paths, self.starts = list(paths), np.asarray(starts, dtype=np.int64)
+        headers = [_read_npy_header(p) for p in self.paths]
+        for path, header, count in zip(self.paths, headers, np.diff(self.starts), strict=True):
+            if len(header.shape) != 2 or header.shape[0] != count:
                 raise NeardupError(
-                    f"{path} has shape {array.shape}, not {count} rows: run the script that wrote it again"
+                    f"{path} has shape {header.shape}, not {count} rows: run the script that wrote it again"
                 )
+        self.dim = headers[0].shape[1]
+        self.headers = headers
 
     def __len__(self):
         return int(self.starts[-1])
 
-    @property
-    def dim(self):
-        return self.files[0].shape[1]
-
     def gather(self, rows):
         """The rows of these numbers, in their order, each read once and in row order. rows: (r,) integers.
 
-        Returns (r, d) of the files' dtype, or the widest of them. Memory: 2 r d values.
+        Returns (r, d) of the files' dtype, or the widest of them. Memory: 2 r d values, and a window of 64 MB.
         """
         distinct, inverse = np.unique(np.asarray(rows, dtype=np.int64), return_inverse=True)
-        out = np.empty((len(distinct), self.dim), dtype=np.result_type(*(f.dtype for f in self.files)))
-        bounds = np.searchsorted(distinct, self.starts)
-        for file, start, low, high in zip(self.files, self.starts, bounds[:-1], bounds[1:], strict=False):
-            if low < high:
-                out[low:high] = file[distinct[low:high] - start]
+        out = np.empty((len(distinct), self.dim), dtype=np.result_type(*(h.dtype for h in self.headers)))
+        window = max(1, _WINDOW_BYTES // (self.dim * out.itemsize))
+        low = 0
+        while low < len(distinct):
+            first = int(distinct[low])
+            stop = min(first + window, int(self.starts[self._file_of(first) + 1]))
+            high = int(np.searchsorted(distinct, stop))
+            out[low:high] = self.read(first, stop)[distinct[low:high] - first]
+            low = high
         return out if len(distinct) == len(rows) and np.array_equal(distinct, rows) else out[inverse]
 
     def read(self, start, stop):
-        """Rows start to stop, both in one file. Returns a read-only view (stop - start, d)."""
-        file = int(np.searchsorted(self.starts, start, side="right")) - 1
-        return self.files[file][start - self.starts[file] : stop - self.starts[file]]
+        """Rows start to stop, all in one file. Returns a read-only view (stop - start, d)."""
+        file = self._file_of(start)
+        path, header = self.paths[file], self.headers[file]
+        low, high = int(start - self.starts[file]), int(stop - self.starts[file])
+        if header.fortran_order:  # columns follow each other: any row needs the whole file mapped
+            return np.memmap(path, header.dtype, "r", header.offset, header.shape, "F").view(np.ndarray)[low:high]
+        offset = header.offset + low * self.dim * header.dtype.itemsize
+        return np.memmap(path, header.dtype, "r", offset, (high - low, self.dim)).view(np.ndarray)
+
+    def _file_of(self, row):
+        return int(np.searchsorted(self.starts, row, side="right")) - 1
+
+
+class _Header(NamedTuple):
+    shape: tuple
+    fortran_order: bool
+    dtype: np.dtype
+    offset: int  # of the data, bytes
+
+
+def _read_npy_header(path):
+    """The header of a .npy file. Raises ValueError or EOFError where it is none. Allocates nothing."""
+    with path.open("rb") as file:
+        version = np.lib.format.read_magic(file)
+        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        return _Header(*read(file), file.tell())
 
 
 def block_ranges(starts, block_rows):
@@ -104,7 +131,7 @@ def find_shards(data_dir, pattern):
         )
     shards, start = [], 0
     for path in paths:
-        (rows, dim), dtype = _read_header(path)
+        (rows, dim), dtype = _checked_header(path)
         if shards and dim != shards[0].dim:
             raise NeardupError(
                 f"{path} has rows of {dim} values and {shards[0].path.name} of {shards[0].dim}: "
@@ -121,16 +148,12 @@ def _natural_key(name):
     return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]
 
 
-def _read_header(path):
+def _checked_header(path):
     """Shape and dtype of a .npy file, compared with its size; allocates nothing."""
     if not path.is_file():
         raise NeardupError(f"{path} is not a file that can be read: remove it, or leave it out with shard_pattern")
     try:
-        with path.open("rb") as file:
-            version = np.lib.format.read_magic(file)
-            read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-            shape, _, dtype = read(file)
-            offset = file.tell()
+        shape, _, dtype, offset = _read_npy_header(path)
     except (ValueError, EOFError) as error:
         reason = str(error).splitlines()[0]
         raise NeardupError(f"{path} is not a .npy file ({reason}): write it with numpy.save") from error

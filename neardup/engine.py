@@ -51,8 +51,12 @@ def compute(values, n_workers, label):
 
 def run(function, arguments, n_workers, label):
     """function(*a) for each tuple a of `arguments`, as tasks. Returns their results in order."""
-    tasks = [dask.delayed(limited, pure=False)(function, n_workers, *a) for a in arguments]
-    return compute(tasks, n_workers, label)
+    return compute(tasks(function, arguments, n_workers), n_workers, label)
+
+
+def tasks(function, arguments, n_workers):
+    """function(*a) for each tuple a of `arguments`, each with its share of the cores, for `compute`."""
+    return [dask.delayed(limited, pure=False)(function, n_workers, *a) for a in arguments]
 
 
 def limited(function, n_workers, *arguments):

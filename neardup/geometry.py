@@ -10,6 +10,9 @@ import numpy as np
 UNIT32 = 2.0**-24  # unit roundoff u of float32
 UNIT64 = 2.0**-53
 SIMILARITY_DECIMALS = 15  # a float64 dot product of unit rows carries no more
+_SAFE = 2.0**60  # squared lengths in float32 between 1 / this and this neither over- nor underflow in their terms
+LONGEST = 2.1  # no sketch, and no mean of sketches, is longer: |x - mean| <= 2, and the tail at least 0.25
+_SHORTEST_TAIL = 0.25  # tails are made at least this long: the error of a root falls with its size
 
 
 def as_float64(rows):
@@ -40,17 +43,54 @@ def unit_rows(rows):
     return values, bad
 
 
+def unit_rows32(rows):
+    """As `unit_rows`, in float32, each row within `unit_error` of its exact direction. Memory: 4 n d bytes."""
+    with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
+        values = rows.astype(np.float32, copy=False)
+        squares = np.vecdot(values, values)
+        unit = values * (1 / np.sqrt(squares))[:, None]
+    bad = np.zeros(len(rows), dtype=bool)
+    odd = np.nonzero(~((squares > 1 / _SAFE) & (squares < _SAFE)))[0]
+    if len(odd):
+        unit[odd], bad[odd] = unit_rows(rows[odd])
+    return unit, bad
+
+
+def unit_error(dim):
+    """Greatest distance of a row of `unit_rows32` from the exact one.
+
+    Its squared length is off by gamma_d, so its length by half of that; 8 u for the root, the quotient, the product
+    and, of float64 rows, the cast.
+    """
+    return (dim / 2 + 8) * UNIT32
+
+
 def similarities(rows_a, rows_b):
     """Cosine of each row of one array with the same row of another: the definition all results rest on.
 
     rows_a, rows_b: (n, d) as stored. Returns (n,) float64 in [-1, 1], rounded to 15 decimals, which is all
-    that float64 carries here; so equal rows give exactly 1. Memory: 24 n d bytes.
+    that float64 carries here; so equal rows give exactly 1. Memory: 16 n d bytes.
     """
     a, b = as_float64(rows_a), as_float64(rows_b)
-    # products summed pairwise along a row: the same bits whatever block the row came in
-    squares = (a * a).sum(axis=1) * (b * b).sum(axis=1)
-    cosines = (a * b).sum(axis=1) / np.sqrt(squares)
-    return np.round(np.clip(cosines, -1, 1), SIMILARITY_DECIMALS)
+    return cosines(dots(a, b), dots(a, a), dots(b, b))
+
+
+def dots(a, b):
+    """Dot product of each row of one array with the same row of another, (n, d) float64. Returns (n,) float64.
+
+    The sums run along a row, in an order that depends on d alone: the same bits in whatever block the row came.
+    """
+    return np.einsum("ij,ij->i", a, b)
+
+
+def cosines(products, squares_a, squares_b):
+    """Similarity from the `dots` of two rows with each other and with themselves, (n,) float64 each."""
+    return np.round(np.clip(products / np.sqrt(squares_a * squares_b), -1, 1), SIMILARITY_DECIMALS)
+
+
+def cosine_error(dim):
+    """Greatest error of a dot product of two rows of `unit_rows32` in float32: gamma_d, and two rows' errors."""
+    return (dim + 8) * UNIT32 + 2.01 * unit_error(dim)
 
 
 def radius(threshold, dim):
@@ -61,37 +101,69 @@ def radius(threshold, dim):
     return float(np.sqrt(2 - 2 * threshold + 4 * (dim + 8) * UNIT64 + 10.0**-SIMILARITY_DECIMALS))
 
 
-def sketch(unit, mean, basis):
-    """Contraction of unit rows to m coordinates and the length of what those leave out.
+def projection(mean, components):
+    """Matrix and offset that `project` needs, float32. mean: (d,) float64; components: (k, d) float64, orthonormal.
 
-    unit: (n, d) float64; mean: (d,) float64; basis: (m, d) float64, orthonormal rows. Returns (n, m + 1)
-    float32: z = basis (x - mean), sqrt(|x - mean|^2 - |z|^2). By the reverse triangle inequality on what z
-    leaves out, |s(x) - s(y)| <= |x - y|. `sketch_error` bounds what rounding adds. Memory: 8 n d bytes.
+    Returns (d, k + 1) and (k,): the last column is the mean.
     """
-    centred = unit - mean
-    head = centred @ basis.T
-    rest = np.einsum("ij,ij->i", centred, centred) - np.einsum("ij,ij->i", head, head)
-    return np.column_stack([head, np.sqrt(np.maximum(rest, 0))]).astype(np.float32)
+    matrix = np.vstack([components, mean]).T.astype(np.float32)
+    return np.asfortranarray(matrix), (components @ mean).astype(np.float32)
 
 
-def sketch_error(dim, sketch_dims):
-    """Greatest distance between a computed sketch and the exact one, for |x - mean| <= 2.
+def project(unit, matrix, offset):
+    """PCA coordinates of unit rows, and how far they are from the mean.
 
-    In float64 the squared rest is off by delta: 2|z| sqrt(m) gamma_d |x - mean| from the coordinates, as
-    much again for a basis orthonormal to d 2^-50 (checked when it is made), and gamma_d |x - mean|^2 for each of
-    the squared lengths; its root is off by sqrt(delta) at most. Storing in float32 adds u |s|.
+    unit: (n, d) float32; matrix, offset: of `projection`. Returns (n, k) float32, components (x - mean), any m of
+    them within `projection_error` of the exact ones; and (n,) float32, |x - mean|^2 = 1 + |mean|^2 - 2 x mean.
     """
-    gamma = (dim + 8) * UNIT64
-    delta = 8 * np.sqrt(sketch_dims) * gamma + 8 * dim * 2.0**-50 + 16 * gamma
-    return float(np.sqrt(delta) + 2 * np.sqrt(sketch_dims) * gamma + 4 * UNIT32)
+    product = unit @ matrix
+    mean = matrix[:, -1].astype(np.float64)
+    distance = np.float32(1 + mean @ mean) - 2 * product[:, -1]
+    return product[:, :-1] - offset, distance
 
 
 def projection_error(dim, n_coordinates):
-    """Greatest distance between float32 PCA coordinates x basis - mean basis and the exact ones.
+    """Greatest distance between n coordinates of `project` and the exact ones.
 
-    A coordinate is off by gamma_d from its dot product and 8 u from rounding its operands and the offset.
+    A coordinate is off by gamma_d from its dot product and 16 u from rounding its operands and the offset, and all
+    of them together by `unit_error` from the unit row they were made of.
     """
-    return float(np.sqrt(n_coordinates) * (dim + 16) * UNIT32 * 1.001)
+    return float(np.sqrt(n_coordinates) * (dim + 16) * UNIT32 * 1.001 + unit_error(dim))
+
+
+def sketch(coordinates, distance):
+    """Contraction of rows to their m coordinates and the length of what those leave out, called the tail.
+
+    coordinates: (n, m) and distance: (n,), as of `project`. Returns (n, m + 1) float32: z and
+    sqrt(|x - mean|^2 - |z|^2), or 0.25 where that is less. By the reverse triangle inequality on what z leaves out,
+    |s(x) - s(y)| <= |x - y|, and max(., 0.25) brings no two numbers farther apart.
+    """
+    rest = distance - np.vecdot(coordinates, coordinates)
+    return np.column_stack([coordinates, np.sqrt(np.maximum(rest, np.float32(_SHORTEST_TAIL**2)))])
+
+
+def sketch_error(dim, n_coordinates, mean_length):
+    """Greatest distance between a computed sketch and the exact one.
+
+    With R = 1 + |mean|, the longest x - mean, and e the `projection_error` of z: |z|^2 is off by 2 R e + e^2 +
+    gamma_m R^2, |x - mean|^2 by 2 |mean| (gamma_d + 16 u + unit_error) + 8 u R^2; call their sum delta. The root of
+    what is at least 0.25^2 is then off by delta / (2 * 0.25).
+    """
+    longest, error = 1 + mean_length, projection_error(dim, n_coordinates)
+    delta = 2 * longest * error + error**2 + (n_coordinates + 16) * UNIT32 * longest**2
+    delta += 2 * mean_length * ((dim + 16) * UNIT32 + unit_error(dim))
+    return float(np.hypot(error, delta / (2 * _SHORTEST_TAIL) + 2 * UNIT32 * longest) * 1.001)
+
+
+def shorten(sketches, n_coordinates):
+    """Sketches of fewer coordinates: those left out go into the tail. A contraction of a contraction.
+
+    sketches: (n, m + 1) float32. Returns (n, n_coordinates + 1) float32, off by `squared_distance_error` at most.
+    """
+    if n_coordinates >= sketches.shape[1] - 1:
+        return sketches
+    rest = sketches[:, n_coordinates:]
+    return np.column_stack([sketches[:, :n_coordinates], np.sqrt(np.vecdot(rest, rest))])
 
 
 def squared_distance_error(n_coordinates, length_a, length_b):
@@ -99,15 +171,28 @@ def squared_distance_error(n_coordinates, length_a, length_b):
     return 2 * (n_coordinates + 8) * UNIT32 * (length_a + length_b) ** 2
 
 
-def border_excess(points, labels, centroids, offsets):
-    """How much farther each point is from every centroid than from its own, squared.
+def border_margins(sketches, own, centroids, error):
+    """Lower bounds of each row's distance to the border between its own centroid and every other.
 
-    points: (n, c) float32; labels: (n,); centroids: (K, c) float32; offsets: (K,) float32, |centroid|^2.
-    Returns (n, K) float32: |z - c_B|^2 - |z - c_label|^2, off by at most two `squared_distance_error`.
-    With labels None, returns the squared distances less |z|^2. Memory: 4 n K bytes.
+    sketches: (n, m + 1) float32, each within `error` of its exact place; own: a cluster; centroids: (K, m + 1) float32.
+    The signed distance to the plane half way between c_A and c_B is (|x-c_B|^2 - |x-c_A|^2) / (2 |c_A-c_B|), and
+    changes by at most |x-y| from x to y. So two rows, one of A and one of B, are at least the sum of their
+    margins apart, whatever their signs.
+    Returns margins (n, K) float32, -inf where there is no border; and (K,) float32: how far below zero a margin to
+    this cluster can be, of a row of another cluster that faiss or BLAS found nearest to its own. Memory: 8 n K bytes.
     """
-    excess = points @ (-2 * centroids.T)
-    excess += offsets
-    if labels is not None:
-        excess -= np.take_along_axis(excess, labels[:, None], axis=1)
-    return excess
+    own_centroid = centroids[own]
+    border = np.sqrt(np.square(centroids.astype(np.float64) - own_centroid).sum(axis=1))
+    squares = np.vecdot(centroids, centroids)
+    margins = sketches @ (-2 * centroids.T)
+    margins += squares
+    margins -= margins[:, own].copy()[:, None]
+    rounding = 4 * squared_distance_error(sketches.shape[1], LONGEST, LONGEST)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        scale = 1 / (2 * border)
+        margins *= scale.astype(np.float32)
+        slack = rounding * scale + error
+    margins -= (slack * (1 + 1e-6)).astype(np.float32)
+    margins -= np.abs(margins) * np.float32(8 * UNIT32)  # rounding of these last steps
+    margins[:, border == 0] = -np.inf
+    return margins, (3 * slack).astype(np.float32)

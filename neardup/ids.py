@@ -1,6 +1,5 @@
 """Names of rows: read from the shards' sidecars once, then kept as one Arrow file that is memory-mapped."""
 
-import hashlib
 import json
 
 import numpy as np
@@ -16,7 +15,7 @@ _SCHEMA = pa.schema([("id", pa.large_string())])
 def read_sidecar(shard):
     """The ids of a shard from its .txt file, a JSON list of as many strings (or integers) as it has rows.
 
-    Raises NeardupError, naming the file and what is wrong. Memory: the ids of one shard.
+    Returns an Arrow array of strings. Raises NeardupError, naming the file and what is wrong. Memory: the ids, twice.
     """
     path = shard.ids_path
     advice = f"write a JSON list of the {shard.rows} ids of {shard.path.name}"
@@ -30,12 +29,18 @@ def read_sidecar(shard):
         raise NeardupError(f"{path} holds a JSON {type(ids).__name__}, not a list: {advice}")
     if len(ids) != shard.rows:
         raise NeardupError(f"{path} lists {len(ids)} ids but {shard.path.name} has {shard.rows} rows: {advice}")
-    for row, value in enumerate(ids):
-        if isinstance(value, int) and not isinstance(value, bool):
-            ids[row] = str(value)
-        elif not isinstance(value, str) or _has_surrogate(value):
-            raise NeardupError(f"{path}: id {row} ({value!r}) is not a string of valid Unicode or an integer: mend it")
-    return ids
+    if all(type(i) is str for i in ids) and not any(map(_has_surrogate, ids)):
+        return pa.array(ids, pa.large_string())
+    return pa.array([_as_text(path, row, value) for row, value in enumerate(ids)], pa.large_string())
+
+
+def _as_text(path, row, value):
+    """An id as a string. Raises NeardupError where it is neither that nor an integer."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    if not isinstance(value, str) or _has_surrogate(value):
+        raise NeardupError(f"{path}: id {row} ({value!r}) is not a string of valid Unicode or an integer: mend it")
+    return value
 
 
 def _has_surrogate(text):
@@ -43,25 +48,21 @@ def _has_surrogate(text):
 
 
 def write_table(path, shards):
-    """All ids as one Arrow IPC file, a record batch a shard. Returns (n,) uint64 hashes, one an id.
+    """All ids as one Arrow IPC file, a record batch a shard. Returns (n,) int64 hashes, of this process only.
 
     Memory: the ids of one shard, and 8 bytes a row.
     """
-    hashes = np.empty(sum(s.rows for s in shards), dtype=np.uint64)
+    hashes = np.empty(sum(s.rows for s in shards), dtype=np.int64)
     with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, _SCHEMA) as writer:
         for shard in shards:
             ids = read_sidecar(shard)
-            writer.write_batch(pa.record_batch([pa.array(ids, pa.large_string())], schema=_SCHEMA))
-            hashes[shard.start : shard.start + shard.rows] = [_hash(i) for i in ids]
+            writer.write_batch(pa.record_batch([ids], schema=_SCHEMA))
+            hashes[shard.start : shard.start + shard.rows] = [hash(i) for i in ids.to_pylist()]
     return hashes
 
 
-def _hash(text):
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
-
-
 def repeated_rows(hashes, table):
-    """Rows whose id another row has too, ascending. hashes: (n,) uint64; table: of `IdTable`. Memory: 16 n bytes."""
+    """Rows whose id another row has too, ascending. hashes: (n,) int64; table: of `IdTable`. Memory: 16 n bytes."""
     order = np.argsort(hashes, kind="stable")
     same = hashes[order][1:] == hashes[order][:-1]
     suspects = np.unique(np.concatenate([order[1:][same], order[:-1][same]]))
