@@ -53,6 +53,9 @@ class Config(BaseSettings):
 
     # faiss_04: find the pairs
     threshold: float = Field(0.98, gt=0, le=1, description="lowest cosine of a near-duplicate pair, inclusive")
+    pairs: Literal["all", "joining"] = Field(
+        "all", description="pairs to keep: all, or just enough to join each group, for rows that repeat by the 10,000"
+    )
     audit_rows: int = Field(
         1000, ge=0, description="random rows compared with every row by brute force, to prove the answer"
     )

@@ -18,7 +18,8 @@ from neardup.script import main
 
 _BLOCK_ROWS = 8192  # rows of a block at most: a d x d float64 sum a block costs little beside its product
 _SHOWN = 10  # bad rows or repeated ids that an error names
-_NOISE = 2.0**-22  # variance of unit rows that float32 products can't tell from none (4 unit roundoffs)
+_NOISE = 2.0**-22, 2.0**-44  # variance that rounding makes, of the largest in the products, of 1 in the unit rows
+_ORIGIN_ROWS = 256  # whose mean is taken off all rows before they are multiplied, so that little is lost
 
 
 def run(config):
@@ -28,7 +29,7 @@ def run(config):
         moments, rejected = check_rows_and_ids(stage, shards, config)
         keep_rejected(stage, shards, rejected, config.bad_rows)
         count = total_rows(shards) - len(rejected)
-        mean, covariance = mean_and_covariance(moments, count)
+        mean, covariance = mean_and_covariance(*moments, count)
         variances = spectrum(covariance)
         n_components, kept = component_count(variances, config.target_variance)
         write_npz(stage.path("moments.npz"), count=count, mean=mean, covariance=covariance, variances=variances)
@@ -55,23 +56,33 @@ def total_rows(shards):
 def check_rows_and_ids(stage, shards, config):
     """Gather all ids into ids.arrow, the rows of repeated ones into repeated_rows.npy, and sum up all rows.
 
-    Returns the sum and Gram matrix of the unit rows, (d + 1, d) float64 with the sum in the first line, and a list of
-    (row, reason) for the rows that have no direction. Memory: a block, and 3 d^2 float64, a worker; 24 bytes a row.
+    Returns an origin (d,) and, less that, the sum and Gram matrix of the unit rows, (d + 1, d) float64 with the sum in
+    the first line; and a list of (row, reason) for the rows that have no direction. Memory: a block, and 3 d^2 float64,
+    a worker; 24 bytes a row.
     """
     dim, rows = shards[0].dim, open_shards(shards)
+    origin = common_origin(rows)
     block_rows = min(_BLOCK_ROWS, engine.block_rows(config.memory_limit, config.n_workers, 12 * dim))
     add = partial(engine.limited, block_moments, config.n_workers)
-    check = partial(engine.limited, check_block, config.n_workers, rows)
+    check = partial(engine.limited, check_block, config.n_workers, rows, origin)
     parts, rejects = [], []
     for start, stop in block_ranges(rows.starts, block_rows):
-        unit, rejected = dask.delayed(check, nout=2, pure=False)(start, stop)
-        parts.append(da.from_delayed(dask.delayed(add, pure=False)(unit), (dim + 1, dim), np.float64))
+        centred, rejected = dask.delayed(check, nout=2, pure=False)(start, stop)
+        parts.append(da.from_delayed(dask.delayed(add, pure=False)(centred), (dim + 1, dim), np.float64))
         rejects.append(rejected)
     total = da.stack(parts).sum(axis=0, split_every=4).to_delayed().item(0)
     repeated = dask.delayed(gather_ids, pure=False)(stage.path("ids.arrow"), shards)
+    # all of one kind: dask 2026.8 mixes up the order of results of arrays and delayed ones
     repeated, total, *rejects = engine.compute([repeated, total, *rejects], config.n_workers, "01 moments")
     keep_repeated(stage, shards, repeated, config.duplicate_ids)
-    return total, [r for block in rejects for r in block]
+    return (origin, total), [r for block in rejects for r in block]
+
+
+def common_origin(rows):
+    """The mean of some rows of unit length from all over the input, (d,) float32."""
+    some = np.unique(np.linspace(0, len(rows) - 1, _ORIGIN_ROWS).astype(np.int64))
+    unit, bad = geometry.unit_rows(rows.gather(some))
+    return (unit.sum(axis=0) / max(1, np.count_nonzero(~bad))).astype(np.float32)
 
 
 def gather_ids(path, shards):
@@ -81,17 +92,22 @@ def gather_ids(path, shards):
     return repeated_rows(hashes, IdTable(path)).astype(np.int64)
 
 
-def check_block(rows, start, stop):
-    """Unit rows of a block, (n, d) float32, and a list of (row, reason) for those with no direction, which are zero."""
+def check_block(rows, origin, start, stop):
+    """Unit rows of a block less the origin, (n, d) float32, and a list of (row, reason) for those with no direction.
+
+    Those are zero.
+    """
     stored = rows.read(start, stop)
     unit, bad = geometry.unit_rows32(stored)
+    unit -= origin
+    unit[bad] = 0
     reasons = [(i, "all zeros" if np.all(stored[i] == 0) else "NaN or infinity") for i in np.nonzero(bad)[0]]
     return unit, [(start + int(i), reason) for i, reason in reasons]
 
 
-def block_moments(unit):
-    """Sum of the rows over their Gram matrix. unit: (n, d) float32. Returns (d + 1, d) float64."""
-    return np.vstack([unit.sum(axis=0, dtype=np.float64), unit.T @ unit])
+def block_moments(centred):
+    """Sum of the rows over their Gram matrix. centred: (n, d) float32. Returns (d + 1, d) float64."""
+    return np.vstack([centred.sum(axis=0, dtype=np.float64), centred.T @ centred])
 
 
 def keep_repeated(stage, shards, repeated, duplicate_ids):
@@ -133,17 +149,17 @@ def keep_rejected(stage, shards, rejected, bad_rows):
     write_npy(stage.path("rejected_rows.npy"), np.array([row for row, _ in rejected], dtype=np.int64))
 
 
-def mean_and_covariance(moments, count):
-    """Mean (d,) and covariance (d, d), both float64, from sum and Gram matrix; one row has covariance 0."""
-    mean = moments[0] / count
-    covariance = (moments[1:] - count * np.outer(mean, mean)) / max(count - 1, 1)
-    return mean, (covariance + covariance.T) / 2
+def mean_and_covariance(origin, sums, count):
+    """Mean (d,) and covariance (d, d), both float64, from sum and Gram matrix less the origin; of one row 0."""
+    mean = sums[0] / count
+    covariance = (sums[1:] - count * np.outer(mean, mean)) / max(count - 1, 1)
+    return origin + mean, (covariance + covariance.T) / 2
 
 
 def spectrum(covariance):
-    """Variance along each principal axis, (d,) float64, descending, none negative."""
+    """Variance along each principal axis, (d,) float64, descending; 0 where it is no more than rounding makes."""
     variances = np.linalg.eigvalsh(covariance)[::-1]
-    return np.where(variances > _NOISE, variances, 0)
+    return np.where(variances > max(_NOISE[0] * variances[0], _NOISE[1]), variances, 0)
 
 
 def component_count(variances, target_variance):

@@ -22,9 +22,10 @@ def run(config):
     if not stage.finished:
         variance = earlier["01_pca_variance"]
         n_components = read_json(variance.path("n_components.json"))["n_components"]
-        moments = np.load(variance.path("moments.npz"))
-        components, variances = principal_axes(moments["covariance"], n_components)
-        save_model(stage, components, variances, moments)
+        with np.load(variance.path("moments.npz")) as file:
+            moments = dict(file)
+        components = principal_axes(moments["covariance"], n_components)
+        save_model(stage, components, moments)
         sketch_dims = project_shards(stage, shards, (moments["mean"], components), config)
         stage = stage.finish(
             {
@@ -38,31 +39,31 @@ def run(config):
 
 
 def principal_axes(covariance, n_components):
-    """The first components, (k, d) float64 orthonormal rows, and all variances, (d,) float64 descending.
+    """The first components, (k, d) float64, orthonormal rows.
 
     Each component's largest entry is positive, as scikit-learn's `svd_flip` has it, so the signs are always the same.
     """
-    variances, vectors = np.linalg.eigh(covariance)
+    _, vectors = np.linalg.eigh(covariance)
     components = vectors[:, ::-1].T[:n_components].copy()
     largest = np.argmax(np.abs(components), axis=1)
     components *= np.sign(components[np.arange(n_components), largest])[:, None]
     dim = components.shape[1]
     deviation = np.linalg.norm(components @ components.T - np.eye(n_components), 2)
     assert deviation <= dim * 2.0**-50, "the error bounds of the sketch rest on this"
-    return components, np.maximum(variances[::-1], 0)
+    return components
 
 
-def save_model(stage, components, variances, moments):
+def save_model(stage, components, moments):
     """The model as a scikit-learn PCA in pca.pkl, for users, and the same numbers in pca.npz."""
     from sklearn.decomposition import PCA
 
     k, d = components.shape
-    count, total = int(moments["count"]), variances.sum()
+    count, variances = int(moments["count"]), moments["variances"]
     numbers = {
         "components_": components,
         "mean_": moments["mean"],
         "explained_variance_": variances[:k],
-        "explained_variance_ratio_": variances[:k] / (total or 1),
+        "explained_variance_ratio_": variances[:k] / (variances.sum() or 1),
         "singular_values_": np.sqrt(variances[:k] * max(count - 1, 1)),
         "noise_variance_": variances[k:].mean() if k < d else 0.0,
     }

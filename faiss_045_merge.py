@@ -28,7 +28,7 @@ def run(config):
     if not stage.finished:
         variance, search = earlier["01_pca_variance"], earlier["04_neighbor_search"]
         rows, ids = open_shards(shards), IdTable(variance.path("ids.arrow"))
-        rejected = np.load(variance.path("rejected_rows.npy"))
+        rejected, repeated = (np.load(variance.path(f"{n}_rows.npy")) for n in ("rejected", "repeated"))
         neighbors, labels = search.path("neighbors.h5"), earlier["03_kmeans"].path("labels.npy")
         groups = group_pairs(neighbors, rows, labels, config)
         chains = np.nonzero(groups.weakest < config.threshold)[0]
@@ -36,7 +36,7 @@ def run(config):
         write_hdf5(stage.path("merged_clusters.h5"), groups, ids, config.threshold)
         write_pickle(stage.path("merged_clusters.pkl"), groups, ids)
         write_parquet(stage.path("groups.parquet"), groups, ids)
-        kept, dropped = write_lists(stage.folder, groups, rejected, ids)
+        kept, dropped = write_lists(stage.folder, groups, rejected, repeated, ids)
         assert kept + dropped + len(rejected) == len(rows)
         spread = histogram(neighbors, config.threshold)
         draw_groups(stage.path("groups.png"), spread, groups.sizes, config.threshold)

@@ -13,9 +13,11 @@ import numpy as np
 
 from neardup import NeardupError, engine, geometry, pairs
 from neardup.artifacts import atomic, begin, write_json, write_npy, write_stream
+from neardup.audit import audit_pairs
 from neardup.candidates import Searchable, lay_out, search
 from neardup.clusters import Clusters, list_visits, unpack, visits_to
-from neardup.embeddings import block_ranges, open_shards
+from neardup.embeddings import open_shards
+from neardup.groups import joining
 from neardup.ids import IdTable, store_ids
 from neardup.pairs import PAIR, read_pairs, split_sorted
 from neardup.script import main
@@ -31,15 +33,10 @@ def run(config):
         rows, ids = open_shards(shards), IdTable(earlier["01_pca_variance"].path("ids.arrow"))
         labels = np.load(earlier["03_kmeans"].path("labels.npy"))
         repeated = np.load(earlier["01_pca_variance"].path("repeated_rows.npy"))
-        candidates, compared = find_candidates(stage, rows.dim, earlier, config)
+        candidates, compared = find_candidates(stage, rows, earlier, config)
         parts = verify_candidates(stage, candidates, rows, config)
         rows_in_pairs = join_parts(stage, parts, len(rows), ids, config.threshold)
         audit = audit_and_pickle(stage, rows, (labels, ids, repeated), config)
-        if audit["missed"] or audit["false"]:
-            raise NeardupError(
-                f"the audit of {audit['rows']} rows found {audit['missed']} missed and {audit['false']} false pairs of "
-                f"{audit['pairs']} ({stage.path('audit.json')}): don't use this result, and report it as a defect"
-            )
         shutil.rmtree(stage.path("parts"))
         stage = stage.finish(
             {
@@ -60,22 +57,32 @@ def part_path(stage, *name):
     return stage.path("parts", "_".join(f"{n:05d}" if isinstance(n, int) else n for n in name) + ".npy")
 
 
-def find_candidates(stage, dim, earlier, config):
+def find_candidates(stage, rows, earlier, config):
     """All two rows that may be pairs, in files of sorted packed pairs; those an interrupted run finished stay.
 
     Returns them, memory-mapped, and the number of distances computed.
     """
     reduction, kmeans = earlier["02_pca_reduce"], earlier["03_kmeans"]
     clusters = Clusters(kmeans.folder, kmeans.results["n_clusters"])
-    radius, error = geometry.radius(config.threshold, dim), reduction.results["sketch_error"]
-    task = partial(prepare_cluster, stage, clusters, np.load(kmeans.path("centroids.npy")), (radius, error))
-    engine.run(task, [(c,) for c in range(len(clusters))], config.n_workers, "04 visits")
+    radius, error = geometry.radius(config.threshold, rows.dim), reduction.results["sketch_error"]
+    prepare = partial(prepare_cluster, stage, clusters, np.load(kmeans.path("centroids.npy")), (radius, error))
+    engine.run(prepare, [(c,) for c in range(len(clusters))], config.n_workers, "04 visits")
+
+    def joins(rows_a, rows_b):
+        return similarity_of(rows, rows_a, rows_b) >= config.threshold
+
     budget = config.memory_limit / 8 / engine.worker_count(config.n_workers)
     opened = lru_cache(clusters.fitting(budget))(partial(open_cluster, stage, clusters))
-    task = partial(search_homes, stage, opened, len(clusters), (radius, error), budget)
-    homes = np.array_split(range(len(clusters)), min(_TASKS, len(clusters)))
-    done = engine.run(task, enumerate(homes), config.n_workers, "04 search")
-    names = [("candidates", task, part) for task, (n_parts, _) in enumerate(done) for part in range(n_parts)]
+    task = partial(search_task, stage, opened, (radius, error), budget, joins if config.pairs == "joining" else None)
+    homes = [h.tolist() for h in np.array_split(range(len(clusters)), min(_TASKS, len(clusters)))]
+    inside = [("inside", number, [(c, c) for c in h]) for number, h in enumerate(homes)]
+    across = [
+        ("across", number, [(c, other) for other in range(h[0], len(clusters)) for c in h if c < other])
+        for number, h in enumerate(homes)
+    ]
+    done = [*engine.run(task, inside, config.n_workers, "04 search inside clusters")]
+    done += engine.run(task, across, config.n_workers, "04 search across borders")
+    names = [(*t[:2], part) for t, (n_parts, _) in zip(inside + across, done, strict=True) for part in range(n_parts)]
     return [np.load(part_path(stage, *n), mmap_mode="r") for n in names], sum(compared for _, compared in done)
 
 
@@ -99,47 +106,69 @@ def open_cluster(stage, clusters, cluster):
     return rows, Searchable(sketches, layout), visits
 
 
-def search_homes(stage, opened, n_clusters, radius_and_error, budget, task, homes):
-    """Write the candidates inside some clusters, and between them and those of higher number.
+def search_task(stage, opened, radius_and_error, most_bytes, joins, kind, number, couples):
+    """Write the candidates of some couples of clusters, in files of at most so many bytes.
 
-    Each file holds at most `budget` bytes. Returns their number and that of distances computed.
+    Returns the number of files and of distances computed.
     """
-    done = part_path(stage, "searched", task)
+    done = part_path(stage, kind, number, "done")
     if done.exists():
         return tuple(np.load(done).tolist())
-    radius, error = radius_and_error
     found, held, n_parts, n_compared = [], 0, 0, 0
-    for other in range(homes[0], n_clusters):
-        for home in homes[homes <= other]:
-            packed, compared = search_two(opened(int(home)), opened(other), (int(home), other), radius, error)
-            n_compared += compared
+
+    def write_part():
+        packed = np.sort(np.concatenate([np.empty(0, np.uint64), *found]))
+        write_npy(part_path(stage, kind, number, n_parts), packed)
+
+    for couple in couples:
+        joined = known_components(stage, opened, couple) if joins else None
+        for packed, compared in search_two(opened, couple, radius_and_error, joins, joined):
             found.append(packed)
-            held += packed.nbytes
-            if held > budget:
-                write_npy(part_path(stage, "candidates", task, n_parts), np.sort(np.concatenate(found)))
+            n_compared, held = n_compared + compared, held + packed.nbytes
+            if held > most_bytes:
+                write_part()
                 found, held, n_parts = [], 0, n_parts + 1
-    write_npy(part_path(stage, "candidates", task, n_parts), np.sort(np.concatenate([np.empty(0, np.uint64), *found])))
+        if joins and kind == "inside":
+            write_npy(part_path(stage, "joined", couple[0]), joined)
+    write_part()
     write_npy(done, np.array([n_parts + 1, n_compared]))
     return n_parts + 1, n_compared
 
 
-def search_two(home, other, numbers, radius, error):
-    """Candidates of one cluster with another or with itself, packed, and the number of distances computed.
+def known_components(stage, opened, couple):
+    """The component of each row of a cluster, of those of two clusters after another, as far as is known. (n,) int64.
+
+    Across borders that is what was joined inside clusters; so the answer doesn't depend on the order of the tasks.
+    """
+    if couple[0] == couple[1]:
+        return np.arange(len(opened(couple[0])[0]))
+    first, second = (np.load(part_path(stage, "joined", c)) for c in couple)
+    return np.concatenate([first, len(first) + second])
+
+
+def search_two(opened, couple, radius_and_error, joins, joined):
+    """Yield the candidates of two clusters, or of one with itself, packed, and the number of distances computed.
 
     Across a border the rows near it on one side meet those on the other, as long as their distances to it add up to
-    no more than the radius.
+    no more than the radius. joins: None, or which of some candidates are pairs; then just those that join components.
     """
-    (rows_x, x, visits_x), (rows_y, y, visits_y) = home, other
-    reach = radius + 2 * error
-    if numbers[0] == numbers[1]:
-        i, j, compared = search(x, None, reach)
+    radius, error = radius_and_error
+    (rows_x, x, visits_x), (rows_y, y, visits_y) = map(opened, couple)
+    reach, rows = radius + 2 * error, rows_x
+    if couple[0] == couple[1]:
+        tiles = search(x, None, reach, joined=joins and (joined, joined))
     else:
-        visits = visits_to(visits_x, numbers[1]), visits_to(visits_y, numbers[0])
+        visits = visits_to(visits_x, couple[1]), visits_to(visits_y, couple[0])
         if not all(map(len, visits)):
-            return np.empty(0, dtype=np.uint64), 0
+            return
+        rows = np.concatenate([rows_x, rows_y])
         places, margins = zip(*(unpack(v, radius) for v in visits), strict=True)
-        i, j, compared = search(x, y, reach, places, margins)
-    return pairs.pack(rows_x[i], rows_y[j]), compared
+        tiles = search(x, y, reach, places, margins, joins and (joined[: len(rows_x)], joined[len(rows_x) :]))
+    for i, j, compared in tiles:
+        j = j + (len(rows) - len(rows_y))
+        if joins:
+            i, j = joining(i, j, joined, lambda i, j: joins(rows[i], rows[j]))
+        yield pairs.pack(rows[i], rows[j]), compared
 
 
 def verify_candidates(stage, candidates, rows, config):
@@ -158,16 +187,17 @@ def verify_candidates(stage, candidates, rows, config):
 def verify_block(stage, candidates, rows, threshold, block, slices):
     """Write those candidates of a block that are pairs, by their similarity, as PAIR in order."""
     path = part_path(stage, "pairs", block)
-    if not path.exists():
-        packed = np.sort(np.concatenate([c[s] for c, s in zip(candidates, slices, strict=True)]))
-        write_npy(path, verify(*pairs.unpack(packed), rows, threshold))
+    if path.exists():
+        return
+    packed = np.sort(np.concatenate([c[s] for c, s in zip(candidates, slices, strict=True)]))
+    found = np.empty(len(packed), dtype=PAIR)
+    found["row_a"], found["row_b"] = pairs.unpack(packed)
+    found["similarity"] = similarity_of(rows, found["row_a"], found["row_b"])
+    write_npy(path, found[found["similarity"] >= threshold])
 
 
-def verify(rows_a, rows_b, rows, threshold):
-    """Those of the candidates (rows_a[i], rows_b[i]) that are pairs. Returns (p,) PAIR.
-
-    Each row is read once. Memory: 16 d bytes a distinct row.
-    """
+def similarity_of(rows, rows_a, rows_b):
+    """Similarity of the rows rows_a[i] and rows_b[i], (p,) float64. Each is read once; memory: 16 d bytes a row."""
     distinct, places = np.unique(np.concatenate([rows_a, rows_b]), return_inverse=True)
     values = geometry.as_float64(rows.gather(distinct))
     squares = geometry.dots(values, values)
@@ -177,10 +207,7 @@ def verify(rows_a, rows_b, rows, threshold):
         a, b = (p[start : start + _PAIRS_AT_ONCE] for p in (places_a, places_b))
         products = geometry.dots(values[a], values[b])
         similarity[start : start + _PAIRS_AT_ONCE] = geometry.cosines(products, squares[a], squares[b])
-    near = similarity >= threshold
-    found = np.empty(np.count_nonzero(near), dtype=PAIR)
-    found["row_a"], found["row_b"], found["similarity"] = rows_a[near], rows_b[near], similarity[near]
-    return found
+    return similarity
 
 
 def join_parts(stage, parts, n_rows, ids, threshold):
@@ -202,59 +229,20 @@ def join_parts(stage, parts, n_rows, ids, threshold):
 
 
 def audit_and_pickle(stage, rows, names, config):
-    """Compare random rows with every row by brute force, and with what was found for them; write neighbors.pkl.
+    """Prove the result on a sample, in audit.json, and write neighbors.pkl meanwhile. names: labels, ids, repeated.
 
-    names: labels, ids and rows of repeated ids. Returns a dict, kept in audit.json: rows audited, true pairs of
-    theirs, how many of those are missed, how many found are false.
+    Returns what the audit counted. Raises NeardupError where it isn't 0.
     """
-    labels = names[0]
-    candidates = np.nonzero(labels >= 0)[0]
-    rng = np.random.default_rng(config.random_state)
-    audited = np.sort(rng.choice(candidates, min(config.audit_rows, len(candidates)), replace=False))
-    stored = rows.gather(audited)
-    sample = audited, stored, geometry.unit_rows32(stored)[0]
-    block_rows = engine.block_rows(config.memory_limit, config.n_workers, 8 * rows.dim + 5 * max(len(audited), 1))
-    task = partial(audit_block, rows, labels, sample, config.threshold)
-    blocks = block_ranges(rows.starts, min(block_rows, 4096)) if len(audited) else []
+    found = partial(read_pairs, stage.path("neighbors.h5"))
     pickled = dask.delayed(write_pickle, pure=False)(stage, names, config)
-    _, *true = engine.compute([pickled, *engine.tasks(task, blocks, config.n_workers)], config.n_workers, "04 audit")
-    found = [
-        pairs.pack(p["row_a"], p["row_b"])[_touching(p, audited, len(rows))]
-        for p in read_pairs(stage.path("neighbors.h5"))
-    ]
-    true, found = (np.unique(np.concatenate([np.empty(0, np.uint64), *parts])) for parts in (true, found))
-    missed, false = np.setdiff1d(true, found), np.setdiff1d(found, true)
-    examples = np.stack(pairs.unpack(np.concatenate([missed, false])[:10]), axis=1).tolist()
-    counts = {"rows": len(audited), "pairs": len(true), "missed": len(missed), "false": len(false)}
-    write_json(stage.path("audit.json"), counts | {"examples": examples})
-    return counts
-
-
-def _touching(found, audited, n_rows):
-    chosen = np.zeros(n_rows, dtype=bool)
-    chosen[audited] = True
-    return chosen[found["row_a"]] | chosen[found["row_b"]]
-
-
-def audit_block(rows, labels, sample, threshold, start, stop):
-    """True pairs of the audited rows with those of a block, packed.
-
-    sample: their numbers (s,), the rows as stored (s, d), and of unit length (s, d) float32.
-    """
-    audited, stored, unit = sample
-    block = rows.read(start, stop)
-    cosines = geometry.unit_rows32(block)[0] @ unit.T
-    limit = np.float32(threshold - geometry.cosine_error(rows.dim))
-    hit = np.nonzero(cosines.max(axis=1) >= limit)[0]
-    at, of = np.nonzero(cosines[hit] >= limit)
-    at = hit[at]
-    keep = (start + at != audited[of]) & (labels[start + at] >= 0)
-    at, of = at[keep], of[keep]
-    near = np.empty(len(at), dtype=bool)
-    for first in range(0, len(at), _PAIRS_AT_ONCE):
-        here = slice(first, first + _PAIRS_AT_ONCE)
-        near[here] = geometry.similarities(block[at[here]], stored[of[here]]) >= threshold
-    return pairs.pack(start + at[near], audited[of[near]])
+    audit = audit_pairs(found, rows, np.nonzero(names[0] >= 0)[0], config, [pickled])
+    write_json(stage.path("audit.json"), audit)
+    if audit["missed"] or audit["false"]:
+        raise NeardupError(
+            f"the audit of {audit['rows']} rows found {audit['missed']} missed and {audit['false']} false pairs of "
+            f"{audit['pairs']} ({stage.path('audit.json')}): don't use this result, and report it as a defect"
+        )
+    return audit
 
 
 def write_pickle(stage, names, config):

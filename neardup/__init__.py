@@ -5,7 +5,8 @@ id              the name of a row
 shard           an input file
 block           rows that are handled together
 cluster         the rows of one K-means centroid
-visitor         a row that is also searched in a neighbouring cluster
+visitor         a row so near the border to a neighbouring cluster that a pair of it could lie there
+margin          how far a row is from that border, at least
 sketch          the first PCA coordinates and the length of what they leave out; it is what is searched
 candidate       two rows that the sketch can't tell apart from a pair
 pair            row_a < row_b, and their similarity, at or above the threshold

@@ -18,7 +18,7 @@ STAGES = {  # folder of a stage, in their order: the script that writes it, and 
     "01_pca_variance": ("faiss_01_pca_variance.py", ("target_variance", "bad_rows", "duplicate_ids")),
     "02_pca_reduce": ("faiss_02_pca_reduce.py", ("sketch_dims",)),
     "03_kmeans": ("faiss_03_kmeans.py", ("n_clusters", "random_state")),
-    "04_neighbor_search": ("faiss_04_neighbor_search.py", ("threshold", "audit_rows", "random_state")),
+    "04_neighbor_search": ("faiss_04_neighbor_search.py", ("threshold", "pairs", "audit_rows", "random_state")),
     "045_merge": ("faiss_045_merge.py", ()),
 }
 _FORMAT = 1  # of the artifacts; a new one makes all older work stale

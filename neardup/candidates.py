@@ -7,59 +7,68 @@ import numpy as np
 from neardup import geometry
 
 _FIRST_DIMS = 32  # coordinates of the sketch that are compared first; the rest only for what they let through
+_DENSE = 64  # distances for each that is near, where comparing all coordinates at once is quicker
 _TILE = 256, 1024  # rows compared at a time: their products stay in a core's cache
 
 
 class Searchable(NamedTuple):
-    """Sketches (n, m + 1) float32, and the same as `lay_out` gives them."""
+    """Sketches (n, m + 1) float32, and the first 32 of their coordinates as `lay_out` gives them."""
 
     sketches: np.ndarray
     layout: np.ndarray
 
 
-def lay_out(sketches):
-    """Sketches laid out for search: -|x-y|^2 / 2 is one dot product. (n, m + 1) float32 to (n, min(m, 32) + 3)."""
-    short = geometry.shorten(sketches, _FIRST_DIMS)
+def lay_out(sketches, n_coordinates=_FIRST_DIMS):
+    """Sketches laid out for search: -|x-y|^2 / 2 is one dot product, once two columns have changed places.
+
+    sketches: (n, m + 1) float32. Returns (n, min(m, n_coordinates) + 3) float32.
+    """
+    short = geometry.shorten(sketches, n_coordinates)
     half = np.vecdot(short, short)[:, None] / -2
     return np.hstack([short, half, np.ones_like(half)])
 
 
-def search(x, y, reach, places=None, margins=None):
+def search(x, y, reach, places=None, margins=None, joined=None):
     """Rows of two `Searchable`, or of x alone where y is None, that are at most `reach` apart, and perhaps a few more.
 
     places: which rows of x and of y to compare, two (v,) int64 arrays; all where None. margins: a number for each of
     those, ascending, such that no two rows are nearer than the sum of theirs; only where it is within `reach` are
-    they compared. FAISS's range search takes twice as long
+    they compared. joined: a component for each row of x and of y; only rows of different ones are of interest.
+    Yields, a tile at a time, two (c,) int64 arrays of places in x and y and the number of distances computed.
+    Memory: that of a tile, and of the rows compared. FAISS's range search takes twice as long
     (benchmarks/results/kernel.json): it looks at every distance, this first at the least of each row of a tile.
-    Returns two (c,) int64 arrays of places in x and y, and the number of distances computed. Memory: that of a tile,
-    and of the rows compared.
     """
     alone, y = y is None, x if y is None else y
-    places = places or (slice(None), slice(None))
-    left, right = x.layout[places[0]], y.layout[places[1]]
-    left = np.concatenate([left[:, :-2], left[:, :-3:-1]], axis=1)  # the last two columns change places
+    places = places or (np.arange(len(x.layout)), np.arange(len(y.layout)))
+    left, right = _swapped(x.layout[places[0]]), y.layout[places[1]]
     limit = _limit(left.shape[1], reach)
-    found, n_compared = [], 0
     for start in range(0, len(left), _TILE[0]):
-        stop = min(start + _TILE[0], len(left))
+        rows_x = places[0][start : start + _TILE[0]]
         first, last = (start if alone else 0), len(right)
         if margins is not None:
             last = int(np.searchsorted(margins[1], reach - margins[0][start], side="right"))
         for low in range(first, last, _TILE[1]):
-            high = min(low + _TILE[1], last)
-            i, j = _near(left[start:stop], right[low:high], limit)
-            n_compared += (stop - start) * (high - low)
-            if len(i):
-                found.append((i + start, j + low))
-    if not found:
-        return np.empty(0, np.int64), np.empty(0, np.int64), n_compared
-    i, j = (np.concatenate(a) for a in zip(*found, strict=True))
-    if alone:
-        i, j = i[i < j], j[i < j]
-    else:
-        i, j = (p[a] if isinstance(p, np.ndarray) else a for p, a in zip(places, (i, j), strict=True))
-    near = _within(x.sketches, y.sketches, i, j, reach)
-    return i[near], j[near], n_compared
+            rows_y = places[1][low : min(low + _TILE[1], last)]
+            i, j = _near(left[start : start + _TILE[0]], right[low : low + len(rows_y)], limit)
+            dense = len(i) * _DENSE > len(rows_x) * len(rows_y)
+            if dense:
+                i, j = _near_in_all(x.sketches[rows_x], y.sketches[rows_y], reach)
+            i, j = rows_x[i], rows_y[j]
+            if alone:
+                i, j = i[i < j], j[i < j]
+            if joined is not None:
+                apart = joined[0][i] != joined[1][j]
+                i, j = i[apart], j[apart]
+            if len(i) and not dense:
+                near = _within(x.sketches, y.sketches, i, j, reach)
+                i, j = i[near], j[near]
+            yield i, j, len(rows_x) * len(rows_y)
+
+
+def _swapped(layout):
+    """The other side of the product: the last two columns change places. layout: (n, w) float32, overwritten."""
+    layout[:, -2:] = layout[:, :-3:-1].copy()
+    return layout
 
 
 def _limit(width, reach):
@@ -68,6 +77,13 @@ def _limit(width, reach):
     Rounding: the product's, and that of `shorten` (under 1e-5 a row), for which the width is taken 16 wider.
     """
     return np.float32(-(reach**2 + geometry.squared_distance_error(width + 16, geometry.LONGEST, geometry.LONGEST)) / 2)
+
+
+def _near_in_all(sketches_x, sketches_y, reach):
+    """As `_near`, by all coordinates: where many rows are near, quicker than `_within` for each two of them."""
+    width = sketches_x.shape[1]
+    left, right = _swapped(lay_out(sketches_x, width)), lay_out(sketches_y, width)
+    return _near(left, right, _limit(left.shape[1], reach))
 
 
 def _near(left, right, limit):

@@ -124,7 +124,13 @@ def find_shards(data_dir, pattern):
     """
     if not data_dir.is_dir():
         raise NeardupError(f"data_dir {data_dir} is not a folder: set data_dir to the folder of your .npy shards")
-    paths = sorted(data_dir.glob(pattern), key=lambda p: _natural_key(str(p.relative_to(data_dir))))
+    try:
+        paths = list(data_dir.glob(pattern))
+    except (ValueError, NotImplementedError) as error:
+        raise NeardupError(
+            f"shard_pattern {pattern!r} is no pattern within data_dir ({error}): set it right"
+        ) from error
+    paths.sort(key=lambda p: _natural_key(str(p.relative_to(data_dir))))
     if not paths:
         raise NeardupError(
             f"no file in data_dir {data_dir} matches shard_pattern {pattern!r}: set one of the two right"
@@ -145,7 +151,7 @@ def find_shards(data_dir, pattern):
 
 
 def _natural_key(name):
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name)]
 
 
 def _checked_header(path):

@@ -77,3 +77,29 @@ def members_and_bounds(smallest):
     rows = np.nonzero(sizes[smallest] > 1)[0]
     rows = rows[np.argsort(smallest[rows], kind="stable")]
     return rows, np.concatenate([[0], np.cumsum(sizes[sizes > 1])]).astype(np.int64)
+
+
+def joining(i, j, joined, is_pair):
+    """Just those pairs among candidates that join components, so that a crowd of g rows costs about g, not g^2 / 2.
+
+    i, j: (c,) places, candidates; joined: (n,) int, the component of each place, updated; is_pair(i, j): which of
+    some candidates are pairs. Candidates inside a component have no say any more; of the others one a component is
+    looked at, in turn of their firsts and of their seconds, until none is left. Returns two (p,) arrays.
+    """
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    kept, of_first = [(i[:0], j[:0])], True
+    while True:
+        apart = joined[i] != joined[j]
+        i, j = i[apart], j[apart]
+        if not len(i):
+            return tuple(np.concatenate(k) for k in zip(*kept, strict=True))
+        _, picked = np.unique(joined[i if of_first else j], return_index=True)
+        of_first = not of_first
+        true = is_pair(i[picked], j[picked])
+        a, b = i[picked][true], j[picked][true]
+        kept.append((a, b))
+        i, j = np.delete(i, picked), np.delete(j, picked)
+        graph = coo_array((np.ones(len(a), dtype=bool), (joined[a], joined[b])), shape=(len(joined), len(joined)))
+        joined[:] = connected_components(graph, directed=False)[1][joined]

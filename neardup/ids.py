@@ -4,11 +4,12 @@ import json
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from neardup import NeardupError
 
 _BLOCK_ROWS = 1 << 16  # rows whose ids are handled together
-_CHUNK_BYTES = 1 << 16  # of the HDF5 data set that holds their text
+_CHUNK = 1 << 16  # bytes of a chunk of the HDF5 data set that holds their text, where it is written in blocks
 _SCHEMA = pa.schema([("id", pa.large_string())])
 
 
@@ -23,7 +24,7 @@ def read_sidecar(shard):
         ids = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise NeardupError(f"{path} is missing: {advice}") from None
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # not UTF-8, not JSON, a number too long
         raise NeardupError(f"{path} is not JSON in UTF-8 ({error}): {advice}") from error
     if not isinstance(ids, list):
         raise NeardupError(f"{path} holds a JSON {type(ids).__name__}, not a list: {advice}")
@@ -105,15 +106,20 @@ def store_ids(group, table, rows):
     Id i is the bytes offset[i] to offset[i + 1]: HDF5's own strings can't hold a NUL and open slowly by the million.
     Memory: the ids of a block, and 8 bytes a row.
     """
-    utf8 = group.create_dataset("id_utf8", (0,), np.uint8, maxshape=(None,), chunks=(_CHUNK_BYTES,))
-    lengths = [np.zeros(1, dtype=np.int64)]
-    for start in range(0, len(rows), _BLOCK_ROWS):
+    sizes, several = [np.zeros(1, dtype=np.int64)], len(rows) > _BLOCK_ROWS
+    for start in range(0, max(len(rows), 1), _BLOCK_ROWS):
         ids = table.array(rows[start : start + _BLOCK_ROWS])
+        sizes.append(pc.binary_length(ids).to_numpy())
+        first, last = int(ids.offset), int(ids.offset) + len(ids)
         _, offsets, text = ids.buffers()
-        offsets = np.frombuffer(offsets, dtype=np.int64)[ids.offset : ids.offset + len(ids) + 1]
-        lengths.append(np.diff(offsets))
-        at = len(utf8)
-        utf8.resize((at + int(offsets[-1] - offsets[0]),))
-        if text is not None:
-            utf8[at:] = np.frombuffer(text, dtype=np.uint8)[offsets[0] : offsets[-1]]
-    group["id_offset"] = np.cumsum(np.concatenate(lengths))
+        ends = np.frombuffer(offsets, dtype=np.int64)[[first, last]] if len(ids) else (0, 0)
+        text = np.frombuffer(text or b"", dtype=np.uint8)[ends[0] : ends[1]]
+        if start == 0:
+            group.create_dataset(
+                "id_utf8", data=text, **({"maxshape": (None,), "chunks": (_CHUNK,)} if several else {})
+            )
+        else:
+            at = len(group["id_utf8"])
+            group["id_utf8"].resize((at + len(text),))
+            group["id_utf8"][at:] = text
+    group["id_offset"] = np.cumsum(np.concatenate(sizes))

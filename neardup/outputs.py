@@ -81,22 +81,26 @@ def write_parquet(path, groups, ids):
             writer.write_batch(pa.record_batch(arrays, schema=_PARQUET))
 
 
-def write_lists(folder, groups, rejected, ids):
+def write_lists(folder, groups, rejected, repeated, ids):
     """keep.txt and drop.txt: every row that isn't rejected is in one of them. Returns their counts.
 
-    Dropped are the members of groups that are not their representatives. Memory: 2 bytes a row.
+    Dropped are the members of groups that are not their representatives. Where rows share an id, it is in drop.txt
+    only if none of them is kept, for who deletes by the id deletes them all. Memory: 2 bytes a row.
     """
     drop = np.zeros(len(ids), dtype=bool)
     drop[groups.rows] = True
     drop[groups.representative] = False
     keep = ~drop
     keep[rejected] = False
+    counts = int(keep.sum()), int(drop.sum())
+    spared = set(ids.take(repeated[keep[repeated]]))
+    drop[[row for row, name in zip(repeated, ids.take(repeated), strict=True) if name in spared]] = False
     for name, chosen in (("keep.txt", keep), ("drop.txt", drop)):
         with atomic(folder / name) as temporary, temporary.open("w", encoding="utf-8", newline="\n") as file:
             for start in range(0, len(ids), _BLOCK_ROWS):
                 rows = start + np.nonzero(chosen[start : start + _BLOCK_ROWS])[0]
                 file.writelines(id_line(i) + "\n" for i in ids.take(rows))
-    return int(keep.sum()), int(drop.sum())
+    return counts
 
 
 def id_line(name):

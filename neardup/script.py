@@ -17,6 +17,8 @@ EXIT_ERROR, EXIT_SETTING, EXIT_INTERRUPTED = 1, 2, 130
 def main(run, description):
     """Read the settings, call run(config), exit. run: the script's function. description: its first line of --help."""
     name = Path(sys.argv[0]).name
+    for stream in (sys.stdout, sys.stderr):  # ids may hold what a terminal can't show
+        stream.reconfigure(errors="backslashreplace")
     Config.__doc__ = description
     try:
         config = Config(_cli_parse_args=sys.argv[1:], _cli_prog_name=name, _cli_exit_on_error=False)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import h5py
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -46,6 +47,33 @@ def components(pairs, n_rows):
     for row in range(n_rows):
         groups.setdefault(root(row), []).append(row)
     return {tuple(members) for members in groups.values() if len(members) > 1}
+
+
+def unit(rows):
+    """Rows as float64, of unit length, in the plainest way."""
+    values = rows.astype(np.float64)
+    return values / np.linalg.norm(values, axis=1)[:, None]
+
+
+def value_error(dim):
+    """Greatest relative error of a value of a row scaled to unit length in float32.
+
+    With u = 2^-24, its squared length is off by d u, so its length by half of that; 4 u for root, quotient, product
+    and cast; 1 % for terms in u^2.
+    """
+    return (dim / 2 + 4) * 2.0**-24 * 1.01
+
+
+def covariance_error(rows, block_rows):
+    """How far a covariance from float32 products may be from the float64 one of the same unit rows, (d, d).
+
+    Two values' errors, and b u for summing products in blocks of at most b = `block_rows` rows; the product of two
+    means is off by two values' errors.
+    """
+    size, error = np.abs(unit(rows)), 2 * value_error(rows.shape[1])
+    count, means = len(size), size.mean(axis=0)
+    bound = (block_rows * 2.0**-24 * 1.01 + error) * (size.T @ size) + error * count * np.outer(means, means)
+    return bound / max(count - 1, 1)
 
 
 def lay_out(folder, rows, cuts=(), ids=None, stem="part"):
@@ -97,6 +125,24 @@ def found_groups(work_dir):
     for row, group in zip(table["row"].to_pylist(), table["group"].to_pylist(), strict=True):
         groups.setdefault(group, []).append(row)
     return {tuple(members) for members in groups.values()}
+
+
+def load_npz(path):
+    """All arrays of a .npz file, which is closed again."""
+    with np.load(path) as file:
+        return dict(file)
+
+
+def flat_ids(file):
+    """Ids that an HDF5 file holds as bytes and offsets."""
+    text, offset = file["id_utf8"][:].tobytes(), file["id_offset"][:].tolist()
+    return [text[start:stop].decode() for start, stop in pairwise(offset)]
+
+
+def read_ids(work_dir):
+    """All ids, in row order."""
+    with pa.ipc.open_file(work_dir / "01_pca_variance" / "ids.arrow") as file:
+        return file.read_all()["id"].to_pylist()
 
 
 def tree_bytes(folder):

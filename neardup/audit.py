@@ -1,0 +1,80 @@
+"""The audit: random rows compared with every row by brute force, and with what was found for them."""
+
+from functools import partial
+
+import numpy as np
+
+from neardup import engine, geometry, pairs
+from neardup.embeddings import block_ranges
+from neardup.groups import components
+
+_BLOCK_ROWS = 4096  # compared with the audited rows at a time, at most
+_PAIRS_AT_ONCE = 256  # decided together
+_SHOWN = 10  # missed or false pairs that are named
+
+
+def audit_pairs(found, rows, eligible, config, others=()):
+    """Compare `audit_rows` random rows with every row, and with what was found for them.
+
+    found: yields the pairs that were found, as (p,) PAIR, each time it is called; rows: `RowFiles`; eligible: (e,)
+    int64, the rows that aren't rejected; others: Dask tasks to be done beside this. Where just the pairs that join
+    were looked for, a pair counts as found if its rows are joined.
+    Returns a dict: rows audited, true pairs of theirs, how many of those are missed, how many found are false, and
+    some of both. Memory: a block of rows a worker, the audited rows twice, 9 bytes a row.
+    """
+    rng = np.random.default_rng(config.random_state)
+    audited = np.sort(rng.choice(eligible, min(config.audit_rows, len(eligible)), replace=False))
+    stored = rows.gather(audited)
+    counted = np.zeros(len(rows), dtype=bool)
+    counted[eligible] = True
+    sample = audited, stored, geometry.unit_rows32(stored)[0]
+    block_rows = engine.block_rows(config.memory_limit, config.n_workers, 8 * rows.dim + 5 * max(len(audited), 1))
+    blocks = block_ranges(rows.starts, min(block_rows, _BLOCK_ROWS)) if len(audited) else []
+    task = partial(audit_block, rows, counted, sample, config.threshold)
+    results = engine.compute([*engine.tasks(task, blocks, config.n_workers), *others], config.n_workers, "04 audit")
+    true = _union(results[: len(blocks)])
+    listed = _union(pairs.pack(p["row_a"], p["row_b"]) for p in _touching(found(), audited, len(rows)))
+    missed, false = (np.setdiff1d(a, b, assume_unique=True) for a, b in ((true, listed), (listed, true)))
+    if config.pairs == "joining":
+        joined = components(found(), len(rows))
+        a, b = pairs.unpack(missed)
+        missed = missed[joined[a] != joined[b]]
+    examples = np.stack(pairs.unpack(np.concatenate([missed, false])[:_SHOWN]), axis=1).tolist()
+    counts = {"rows": len(audited), "pairs": len(true), "missed": len(missed), "false": len(false)}
+    return counts | {"examples": examples}
+
+
+def _union(packed):
+    """All of some arrays of packed pairs, ascending, each once."""
+    together = np.sort(np.concatenate([np.empty(0, np.uint64), *packed]))
+    return together[np.diff(together, prepend=~together[:1]) != 0]
+
+
+def _touching(blocks, audited, n_rows):
+    """Of each block of pairs those of the audited rows."""
+    chosen = np.zeros(n_rows, dtype=bool)
+    chosen[audited] = True
+    for block in blocks:
+        yield block[chosen[block["row_a"]] | chosen[block["row_b"]]]
+
+
+def audit_block(rows, counted, sample, threshold, start, stop):
+    """True pairs of the audited rows with those of a block that are counted, packed.
+
+    sample: their numbers (s,), the rows as stored (s, d), and of unit length (s, d) float32.
+    """
+    audited, stored, unit = sample
+    block = rows.read(start, stop)
+    cosines = geometry.unit_rows32(block)[0] @ unit.T
+    error = np.float32(geometry.cosine_error(rows.dim))
+    near = np.nonzero(cosines.max(axis=1) >= threshold - error)[0]
+    at, of = np.nonzero(cosines[near] >= threshold - error)
+    at = near[at]
+    keep = (start + at != audited[of]) & counted[start + at]
+    at, of = at[keep], of[keep]
+    similar = cosines[at, of] > threshold + error
+    unclear = np.nonzero(~similar)[0]
+    for first in range(0, len(unclear), _PAIRS_AT_ONCE):
+        here = unclear[first : first + _PAIRS_AT_ONCE]
+        similar[here] = geometry.similarities(block[at[here]], stored[of[here]]) >= threshold
+    return pairs.pack(start + at[similar], audited[of[similar]])

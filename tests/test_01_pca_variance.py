@@ -1,0 +1,182 @@
+"""Stage 1: the component count is numpy's, the moments are, and no id is lost or changed."""
+
+import json
+import re
+
+import matplotlib.image
+import numpy as np
+import pyarrow as pa
+import pytest
+from conftest import SCRIPTS, covariance_error, lay_out, load_npz, read_ids, run_stages, unit, value_error
+
+from neardup import NeardupError
+
+
+def stage_1(tmp_path, rows, cuts=(), ids=None, **settings):
+    """Run stage 1 on these rows. Returns its folder."""
+    run_stages(lay_out(tmp_path / "data", rows, cuts, ids), tmp_path / "work", scripts=SCRIPTS[:1], **settings)
+    return tmp_path / "work" / "01_pca_variance"
+
+
+def normal(n, dim, seed=0):
+    return np.random.default_rng(seed).normal(size=(n, dim))
+
+
+def steep(n, dim):
+    return normal(n, dim) * 0.8 ** np.arange(dim)
+
+
+def around_a_direction(n, dim, spread):
+    """Rows that share a direction, as embeddings of one model do."""
+    return np.ones(dim) + spread * steep(n, dim)
+
+
+SPECTRA = {
+    "flat": normal(400, 16),
+    "steep": steep(400, 20),
+    "float16": steep(300, 16).astype(np.float16),
+    "float32": steep(300, 16).astype(np.float32),
+    "two directions": np.repeat(normal(2, 10), [30, 70], axis=0),
+    "common direction": around_a_direction(300, 12, 0.5),
+    "lengths": steep(300, 16) * 10 ** np.random.default_rng(1).uniform(-3, 3, size=(300, 1)),
+    "rank 5": normal(200, 5) @ normal(5, 20, seed=2),
+    "n < d": normal(9, 40),
+    "d = 2": normal(50, 2),
+    "two rows": normal(2, 6),
+    "one row": normal(1, 7),
+    "all the same": np.repeat(normal(1, 64), 1000, axis=0),
+    "all the same but for length": normal(1, 30) * np.arange(1, 101)[:, None],
+}
+
+
+def numpy_components(rows, target):
+    """The smallest number of components, at least 1, that keep this share of the variance."""
+    centred = unit(rows) - unit(rows).mean(axis=0)
+    singular = np.linalg.svd(centred, compute_uv=False)
+    rounding = max(rows.shape) * 2.0**-52 * np.sqrt(len(rows))  # as numpy.linalg.matrix_rank has it, for unit rows
+    squares = singular[singular > rounding] ** 2
+    if target == 1:
+        return max(1, len(squares))
+    shares = np.cumsum(squares) / squares.sum()
+    assert np.abs(shares - target).min(initial=1) > 1e-5, "too near to tell"
+    return int((shares < target).sum()) + 1
+
+
+@pytest.mark.parametrize(
+    ("kind", "target"),
+    [(kind, target) for kind in SPECTRA for target in (0.95, 1.0)] + [("steep", t) for t in (0.01, 0.4, 0.8, 0.999)],
+)
+def test_as_many_components_as_numpy_needs(tmp_path, capsys, kind, target):
+    rows = SPECTRA[kind]
+    folder = stage_1(tmp_path, rows, cuts=[len(rows) // 2, len(rows) // 2], target_variance=target)
+    found = json.loads((folder / "n_components.json").read_text())
+    assert found["n_components"] == numpy_components(rows, target)
+    # shares can differ by the error of the variances (a trace, so summed), relative to all variance
+    variance = np.trace(np.cov(unit(rows).T)) if len(rows) > 1 else 0
+    error = np.trace(covariance_error(rows, len(rows))) / variance if variance else 0
+    assert found["variance_kept"] >= target - error
+    assert f"{found['n_components']} components keep" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("spread", [0.1, 0.01, 0.001])
+def test_components_are_counted_right_where_all_rows_are_alike(tmp_path, spread):
+    """The variance is small beside the rows themselves: cosines of 0.99 and more."""
+    rows = around_a_direction(3000, 16, spread)
+    folder = stage_1(tmp_path, rows, target_variance=0.9)
+    assert json.loads((folder / "n_components.json").read_text())["n_components"] == numpy_components(rows, 0.9)
+
+
+@pytest.mark.parametrize("kind", ["flat", "float16", "common direction", "lengths", "n < d", "all the same"])
+def test_moments_are_those_of_numpy(tmp_path, kind):
+    rows = SPECTRA[kind]
+    folder = stage_1(tmp_path, rows, cuts=[1, 1, len(rows) // 2])
+    moments = load_npz(folder / "moments.npz")
+    assert moments["count"] == len(rows)
+    assert {moments[name].dtype for name in ("mean", "covariance", "variances")} == {np.dtype(np.float64)}
+    mean_error = np.abs(unit(rows)).mean(axis=0) * value_error(rows.shape[1])  # the mean itself is summed in float64
+    assert (np.abs(moments["mean"] - unit(rows).mean(axis=0)) <= mean_error).all()
+    error = covariance_error(rows, len(rows) - len(rows) // 2)
+    assert (np.abs(moments["covariance"] - np.cov(unit(rows).T)) <= error).all()
+    assert (moments["covariance"] == moments["covariance"].T).all()
+
+
+@pytest.mark.parametrize("kind", ["steep", "n < d", "one row"])
+def test_variances_are_the_spectrum_in_descending_order(tmp_path, kind):
+    rows = SPECTRA[kind]
+    moments = load_npz(stage_1(tmp_path, rows) / "moments.npz")
+    variances, dim = moments["variances"], rows.shape[1]
+    assert variances.shape == (dim,)
+    assert (np.diff(variances) <= 0).all()
+    assert (variances >= 0).all()
+    true = np.zeros(dim)
+    if len(rows) > 1:
+        singular = np.linalg.svd(unit(rows) - unit(rows).mean(axis=0), compute_uv=False)
+        true[: len(singular)] = singular**2 / (len(rows) - 1)
+    # Weyl: no eigenvalue moves by more than the norm of the error; variances below 2^-22 count as none
+    assert (np.abs(variances - true) <= np.linalg.norm(covariance_error(rows, len(rows))) + 2.0**-22).all()
+
+
+def test_the_spectrum_is_drawn(example):
+    path = example / "01_pca_variance" / "scree.png"
+    assert path.read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
+    picture = matplotlib.image.imread(path)
+    assert min(picture.shape[:2]) > 300
+    assert len(np.unique(picture.reshape(-1, picture.shape[2]), axis=0)) > 10  # something is on it
+
+
+def test_ids_stand_in_natural_order_of_shards(tmp_path):
+    """_2 before _10, and a shard of no rows in between."""
+    cuts = [2, 5, 5, 6, 8, 9, 12, 15, 16, 20, 22]
+    folder = stage_1(tmp_path, normal(25, 4), cuts)
+    assert len(list((tmp_path / "data").glob("*.npy"))) == 12
+    assert read_ids(tmp_path / "work") == [f"id-{i}" for i in range(25)]
+    with pa.ipc.open_file(folder / "ids.arrow") as file:
+        sizes = [file.get_batch(i).num_rows for i in range(file.num_record_batches)]
+    assert sizes == np.diff([0, *cuts, 25]).tolist()
+
+
+def test_only_shards_of_the_pattern_are_read(tmp_path):
+    lay_out(tmp_path / "data", normal(3, 5), stem="other", ids=["x", "y", "z"])
+    lay_out(tmp_path / "data", normal(4, 8), cuts=[3], stem="DFN5B")
+    run_stages(tmp_path / "data", tmp_path / "work", scripts=SCRIPTS[:1], shard_pattern="DFN5B*.npy")
+    assert read_ids(tmp_path / "work") == ["id-0", "id-1", "id-2", "id-3"]
+
+
+STRANGE_IDS = [
+    "naïve",
+    "重複",
+    "🦊",
+    "a\nb",
+    "a\r\nb",
+    "\u2028",
+    "\x00",
+    'say "hi"',
+    '"',
+    "",
+    " ",
+    "a\tb",
+    "a,b",
+    "null",
+]
+
+
+def test_ids_survive_whatever_they_hold(tmp_path):
+    stage_1(tmp_path, normal(len(STRANGE_IDS), 4), cuts=[5], ids=STRANGE_IDS)
+    assert read_ids(tmp_path / "work") == STRANGE_IDS
+
+
+def test_integer_ids_become_strings(tmp_path):
+    stage_1(tmp_path, normal(5, 4), cuts=[2], ids=[7, "8", -1, 0, 2**70])
+    assert read_ids(tmp_path / "work") == ["7", "8", "-1", "0", str(2**70)]
+
+
+def test_an_integer_and_its_string_are_one_id(tmp_path):
+    with pytest.raises(NeardupError, match=re.escape("'7' (row 0 of part_0.txt), '7' (row 1 of part_1.txt)")):
+        stage_1(tmp_path, normal(4, 4), cuts=[2], ids=[7, 1, 2, "7"])
+
+
+def test_rows_of_repeated_ids_are_listed(tmp_path):
+    ids = ["a", "b", "a", "c", "b", "a"]
+    folder = stage_1(tmp_path, normal(6, 4), cuts=[3], ids=ids, duplicate_ids="allow")
+    assert np.load(folder / "repeated_rows.npy").tolist() == [0, 1, 2, 4, 5]
+    assert read_ids(tmp_path / "work") == ids

@@ -1,0 +1,128 @@
+"""Stage 3: every row is in exactly one cluster, that of the nearest centroid, under its own id."""
+
+import json
+
+import h5py
+import numpy as np
+import pytest
+from conftest import EXAMPLE, SCRIPTS, flat_ids, lay_out, read_ids, run_stages
+
+
+def stages_1_to_3(folder, rows, cuts=(), ids=None, **settings):
+    """Run them. Returns the work folder."""
+    run_stages(lay_out(folder / "data", rows, cuts, ids), folder / "work", scripts=SCRIPTS[:3], **settings)
+    return folder / "work"
+
+
+def normal(n, dim, seed=0):
+    return np.random.default_rng(seed).normal(size=(n, dim))
+
+
+def load_clusters(work):
+    """Rows, vectors and ids of each cluster file, in the order of their numbers."""
+    found = []
+    for number, path in enumerate(sorted((work / "03_kmeans" / "clusters").iterdir())):
+        assert path.name == f"cluster_{number:05d}.h5"
+        with h5py.File(path) as file:
+            found.append((file["row"][:].tolist(), file["vector"][:], flat_ids(file)))
+    return found
+
+
+def check_clusters(work, n_clusters, rejected=()):
+    """Files, labels, centroids and ids say the same. Returns the labels."""
+    labels = np.load(work / "03_kmeans" / "labels.npy")
+    centroids = np.load(work / "03_kmeans" / "centroids.npy")
+    ids, clusters = read_ids(work), load_clusters(work)
+    assert (labels.dtype, centroids.dtype) == (np.int32, np.float32)
+    assert len(labels) == len(ids)
+    assert len(clusters) == len(centroids) == n_clusters
+    assert np.isfinite(centroids).all()
+    rows = [row for members, _, _ in clusters for row in members]
+    assert sorted(rows) == sorted(set(range(len(labels))) - set(rejected))
+    for number, (members, vectors, names) in enumerate(clusters):
+        assert (labels[members] == number).all()
+        assert names == [ids[row] for row in members]
+        check_nearest(vectors, centroids, number)
+    assert np.nonzero(labels == -1)[0].tolist() == list(rejected)
+    return labels
+
+
+def check_nearest(vectors, centroids, number):
+    """No other centroid is nearer to these vectors, in float64, than float32 can tell."""
+    c = centroids.shape[1]  # centroids may be of the leading coordinates only
+    points, centroids = vectors[:, :c].astype(np.float64), centroids.astype(np.float64)
+    squared = ((points[:, None] - centroids[None]) ** 2).sum(axis=2)
+    # |z|^2 + |c|^2 - 2 zc from float32 products is off by (c + 3) u (|z| + |c|)^2, for two distances
+    longest = np.linalg.norm(points, axis=1) + np.linalg.norm(centroids, axis=1).max()
+    error = 2 * (c + 3) * 2.0**-24 * longest**2
+    assert (squared[:, number] <= squared.min(axis=1) + error).all()
+
+
+def test_clusters_of_the_example(example):
+    labels = check_clusters(example, n_clusters=50)
+    assert len(labels) == 3054
+    assert np.unique(labels).size > 40  # it does split them
+
+
+def test_rows_that_lie_apart_are_told_apart(tmp_path):
+    """Three tight bundles at right angles: no cluster has rows of two."""
+    bundle = np.repeat(np.arange(3), [40, 25, 35])
+    rows = np.eye(3, 8)[bundle] + normal(100, 8) * 0.01
+    order = np.random.default_rng(1).permutation(100)
+    labels = check_clusters(stages_1_to_3(tmp_path, rows[order], n_clusters=20), n_clusters=20)
+    assert all(len(set(bundle[order][labels == cluster])) == 1 for cluster in set(labels.tolist()))
+
+
+def test_without_a_number_of_clusters_it_grows_with_the_rows(tmp_path):
+    found = []
+    for n_rows in (1, 2, 90, 1000, 3000):
+        work = stages_1_to_3(tmp_path / str(n_rows), normal(n_rows, 6), n_clusters=None)
+        found.append(len(np.load(work / "03_kmeans" / "centroids.npy")))
+        check_clusters(work, n_clusters=found[-1])
+    assert found == sorted(found)
+    assert found[:2] == [1, 1]
+    assert 1 < found[2] < found[3] < found[4] < 3000
+
+
+@pytest.mark.parametrize("n_rows", [1, 7])
+def test_no_more_clusters_than_rows(tmp_path, n_rows):
+    check_clusters(stages_1_to_3(tmp_path, normal(n_rows, 6), n_clusters=50), n_clusters=n_rows)
+
+
+def test_more_clusters_than_distinct_rows(tmp_path):
+    """Some clusters stay empty; each is a file all the same."""
+    rows = np.repeat(normal(3, 6), [5, 10, 25], axis=0)
+    check_clusters(stages_1_to_3(tmp_path, rows, cuts=[7, 7, 20], n_clusters=12), n_clusters=12)
+
+
+def test_one_cluster(tmp_path):
+    labels = check_clusters(stages_1_to_3(tmp_path, normal(30, 6), n_clusters=1), n_clusters=1)
+    assert not labels.any()
+
+
+def test_rejected_rows_are_in_no_cluster(tmp_path):
+    rows = normal(40, 6)
+    rows[0], rows[13, 2], rows[14, 5], rows[39] = 0, np.nan, np.inf, 0
+    ids = [f"row {i}\n" for i in range(40)]
+    work = stages_1_to_3(tmp_path, rows, cuts=[13, 14], ids=ids, n_clusters=4, bad_rows="skip")
+    check_clusters(work, n_clusters=4, rejected=[0, 13, 14, 39])
+
+
+def test_a_cluster_for_each_row_that_is_not_rejected(tmp_path):
+    rows = normal(9, 6)
+    rows[[0, 1, 4]] = np.nan
+    check_clusters(stages_1_to_3(tmp_path, rows, bad_rows="skip"), n_clusters=6, rejected=[0, 1, 4])
+
+
+def test_another_seed_gives_other_clusters(example, tmp_path):
+    run_stages(EXAMPLE, tmp_path, scripts=SCRIPTS[:3], random_state=7)
+    theirs = np.load(example / "03_kmeans" / "labels.npy")
+    assert (np.load(tmp_path / "03_kmeans" / "labels.npy") != theirs).any()
+
+
+def test_the_manifest_counts_them(example):
+    manifest = json.loads((example / "03_kmeans" / "manifest.json").read_text())
+    sizes = np.bincount(np.load(example / "03_kmeans" / "labels.npy"), minlength=50)
+    assert manifest["settings"]["n_clusters"] == 50
+    counted = {"rows": 3054, "n_clusters": 50, "smallest": sizes.min(), "largest": sizes.max()}
+    assert {name: manifest["results"][name] for name in counted} == counted

@@ -1,0 +1,230 @@
+"""Stage 4: the pairs on disk are the true ones, in every file the same, and the audit notices if they are not."""
+
+import json
+import pickle
+import runpy
+import shutil
+import sys
+
+import h5py
+import numpy as np
+import pytest
+from conftest import (
+    EXAMPLE,
+    SCRIPTS,
+    brute_force,
+    flat_ids,
+    found_pairs,
+    lay_out,
+    pair_set,
+    read_ids,
+    run_stages,
+    tree_bytes,
+    unit,
+)
+
+from config import ROOT
+
+STAGE = "04_neighbor_search"
+
+
+def example_rows():
+    return np.concatenate([np.load(EXAMPLE / f"demo_{s}.npy") for s in range(3)])
+
+
+def bundles(seed=0, n=90, dim=8):
+    """Rows around ten directions: pairs within each at a threshold of 0.95 or so, none between."""
+    rng = np.random.default_rng(seed)
+    rows = rng.normal(size=(10, dim))[rng.integers(0, 10, n)] + rng.normal(size=(n, dim)) * 0.15
+    return (rows * 10 ** rng.uniform(-1, 1, size=(n, 1))).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    """A finished run of 90 rows at 0.95, its data in `data`, its results in `work`."""
+    folder = tmp_path_factory.mktemp("small")
+    run_stages(lay_out(folder / "data", bundles(), cuts=[20, 20]), folder / "work", SCRIPTS[:4], threshold=0.95)
+    return folder
+
+
+def load_pickle(work):
+    return pickle.loads((work / STAGE / "neighbors.pkl").read_bytes())
+
+
+def load_audit(work):
+    return json.loads((work / STAGE / "audit.json").read_text())
+
+
+def test_pairs_are_sorted_and_once_each(example):
+    with h5py.File(example / STAGE / "neighbors.h5") as file:
+        dtypes = {name: file[name].dtype for name in ("row_a", "row_b", "similarity")}
+        assert file.attrs["threshold"] == 0.98
+    assert dtypes == {"row_a": np.int64, "row_b": np.int64, "similarity": np.float64}
+    row_a, row_b, similarity = found_pairs(example)
+    assert len(row_a) == len(row_b) == len(similarity) == 170
+    assert (row_a < row_b).all()
+    assert (np.diff(row_a * 3054 + row_b) > 0).all()
+    assert ((similarity >= 0.98) & (similarity <= 1)).all()
+
+
+def test_similarity_is_the_cosine(example):
+    """Of the values as stored, to 1e-14."""
+    row_a, row_b, similarity = found_pairs(example)
+    rows = example_rows().astype(np.longdouble)
+    lengths = np.sqrt((rows * rows).sum(axis=1))
+    cosine = (rows[row_a] * rows[row_b]).sum(axis=1) / (lengths[row_a] * lengths[row_b])
+    assert np.abs(similarity - cosine).max() <= 1e-14
+
+
+def test_similarity_of_rows_of_different_lengths(small):
+    row_a, row_b, similarity = found_pairs(small / "work")
+    rows = unit(bundles())
+    assert np.abs(similarity - (rows[row_a] * rows[row_b]).sum(axis=1)).max() <= 1e-14
+    near, unclear = brute_force(bundles(), 0.95)
+    assert not unclear
+    assert len(near) > 100
+    assert pair_set(small / "work") == near
+
+
+def test_ids_of_the_rows_in_pairs_stand_beside_them(example):
+    row_a, row_b, _ = found_pairs(example)
+    ids = read_ids(example)
+    with h5py.File(example / STAGE / "neighbors.h5") as file:
+        rows = file["row"][:].tolist()
+        assert rows == np.union1d(row_a, row_b).tolist()
+        assert flat_ids(file) == [ids[row] for row in rows]
+
+
+def expected_map(work, names):
+    """What neighbors.pkl should hold, from neighbors.h5 and labels.npy. names: what stands for each row."""
+    labels = np.load(work / "03_kmeans" / "labels.npy").tolist()
+    expected = {
+        name: {"cluster": label, "neighbors": {}} for name, label in zip(names, labels, strict=True) if label >= 0
+    }
+    for a, b, similarity in zip(*(column.tolist() for column in found_pairs(work)), strict=True):
+        expected[names[a]]["neighbors"][names[b]] = similarity
+        expected[names[b]]["neighbors"][names[a]] = similarity
+    return expected
+
+
+def test_the_pickle_maps_every_id_to_cluster_and_neighbors(example):
+    found, ids = load_pickle(example), read_ids(example)
+    assert type(found) is dict
+    assert found == expected_map(example, ids)
+    assert list(found) == ids
+    # plain Python values: a user's json.dumps takes them
+    assert json.loads(json.dumps(found)) == found
+
+
+def test_rejected_rows_are_not_in_the_pickle(tmp_path):
+    rows = bundles()
+    rows[5], rows[80, 3] = 0, np.nan
+    run_stages(lay_out(tmp_path / "data", rows), tmp_path / "work", SCRIPTS[:4], bad_rows="skip", threshold=0.95)
+    found, ids = load_pickle(tmp_path / "work"), read_ids(tmp_path / "work")
+    assert found == expected_map(tmp_path / "work", ids)
+    assert set(ids) - set(found) == {"id-5", "id-80"}
+
+
+def test_rows_of_one_id_stay_apart(tmp_path):
+    """With duplicate_ids="allow", (id, row) stands for each of them."""
+    rows, names = bundles(), [f"id-{i % 70}" for i in range(90)]  # rows 0 to 19 and 70 to 89 share ids
+    rows[75] = rows[5]
+    settings = {"duplicate_ids": "allow", "threshold": 0.95}
+    run_stages(lay_out(tmp_path / "data", rows, ids=names), tmp_path / "work", SCRIPTS[:4], **settings)
+    keys = [(name, row) if row < 20 or row >= 70 else name for row, name in enumerate(names)]
+    found = load_pickle(tmp_path / "work")
+    assert found == expected_map(tmp_path / "work", keys)
+    assert found[("id-5", 5)]["neighbors"][("id-5", 75)] == 1
+    assert pair_set(tmp_path / "work") == brute_force(rows, 0.95)[0]
+
+
+def test_no_pairs_at_all(tmp_path):
+    run_stages(lay_out(tmp_path / "data", np.eye(12)), tmp_path / "work", SCRIPTS[:4])
+    assert pair_set(tmp_path / "work") == set()
+    assert load_pickle(tmp_path / "work") == expected_map(tmp_path / "work", [f"id-{i}" for i in range(12)])
+    with h5py.File(tmp_path / "work" / STAGE / "neighbors.h5") as file:
+        assert flat_ids(file) == []
+
+
+def test_the_audit_of_the_example_finds_nothing_wrong(example):
+    audit = load_audit(example)
+    assert audit["rows"] == 1000
+    assert (audit["missed"], audit["false"]) == (0, 0)
+    assert 0 < audit["pairs"] <= 170
+
+
+@pytest.mark.parametrize(("asked", "audited"), [(0, 0), (1, 1), (90, 90), (1000, 90)])
+def test_as_many_rows_are_audited_as_asked_for(small, tmp_path, asked, audited):
+    work = shutil.copytree(small / "work", tmp_path / "work")
+    run_stages(small / "data", work, scripts=SCRIPTS[3:4], threshold=0.95, audit_rows=asked)
+    audit = load_audit(work)
+    assert (audit["rows"], audit["missed"], audit["false"]) == (audited, 0, 0)
+    pairs = len(pair_set(small / "work"))
+    if audited in (0, 90):
+        assert audit["pairs"] == (pairs if audited else 0)  # every pair once, though both its rows are audited
+    assert pair_set(work) == pair_set(small / "work")
+
+
+def spoil(path, change):
+    """Put other pairs into a neighbors.h5. change: {(a, b): similarity} -> None."""
+    with h5py.File(path, "r+") as file:
+        columns = [file[name][:].tolist() for name in ("row_a", "row_b", "similarity")]
+        pairs = {(a, b): similarity for a, b, similarity in zip(*columns, strict=True)}
+        change(pairs)
+        for name in ("row_a", "row_b", "similarity"):
+            del file[name]
+        file["row_a"], file["row_b"] = np.array(sorted(pairs), dtype=np.int64).T
+        file["similarity"] = [pairs[pair] for pair in sorted(pairs)]
+
+
+def take_one_out(pairs):
+    del pairs[sorted(pairs)[7]]
+
+
+def put_one_in(pairs):
+    pairs[min((a, b) for a in range(90) for b in range(a + 1, 90) if (a, b) not in pairs)] = 0.96
+
+
+def exchange_one(pairs):
+    take_one_out(pairs)
+    put_one_in(pairs)
+
+
+@pytest.mark.parametrize(
+    ("change", "missed", "false"), [(take_one_out, 1, 0), (put_one_in, 0, 1), (exchange_one, 1, 1)]
+)
+def test_the_audit_notices_a_wrong_pair(small, tmp_path, monkeypatch, capsys, change, missed, false):
+    """neighbors.h5 is spoilt on disk before it is first read; the script ends with an error and publishes nothing."""
+    work = shutil.copytree(small / "work", tmp_path / "work")
+    shutil.rmtree(work / STAGE)
+    before, open_file, spoilt = tree_bytes(work), h5py.File, []
+
+    def open_spoilt(path, mode="r", **options):
+        if str(path).endswith("neighbors.h5") and mode == "r" and not spoilt:
+            spoilt.append(path)
+            with monkeypatch.context() as inner:
+                inner.setattr(h5py, "File", open_file)
+                spoil(path, change)
+        return open_file(path, mode, **options)
+
+    arguments = ["--data-dir", small / "data", "--work-dir", work, "--threshold", 0.95]
+    with monkeypatch.context() as patch:
+        patch.setattr(h5py, "File", open_spoilt)
+        patch.setattr(sys, "argv", [SCRIPTS[3], *map(str, arguments)])
+        with pytest.raises(SystemExit) as stopped:
+            runpy.run_path(str(ROOT / SCRIPTS[3]), run_name="__main__")
+    assert spoilt
+    assert stopped.value.code == 1
+    out, error = capsys.readouterr()
+    assert error.count("\n") == 1
+    assert f"the audit of 90 rows found {missed} missed and {false} false pairs" in error
+    assert out == ""
+    assert not (work / STAGE).exists()
+    after = tree_bytes(work)
+    assert {name: after[name] for name in before} == before
+    # what was missed is stored, too
+    (stored,) = [json.loads(after[name]) for name in after if name.endswith("audit.json")]
+    assert (stored["rows"], stored["missed"], stored["false"]) == (90, missed, false)
+    # and a search that nobody spoils is as good as ever
+    run_stages(small / "data", work, scripts=SCRIPTS[3:4], threshold=0.95)
+    assert tree_bytes(work / STAGE) == tree_bytes(small / "work" / STAGE)
