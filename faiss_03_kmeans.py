@@ -13,6 +13,7 @@ from neardup import engine
 from neardup.artifacts import atomic, begin, write_npy
 from neardup.embeddings import RowFiles, block_ranges, shard_starts
 from neardup.ids import IdTable, store_ids
+from neardup.npy import read_npy
 from neardup.script import main
 
 _SAMPLE_PER_CLUSTER = 256  # training rows a centroid: what faiss.Kmeans keeps by default, too
@@ -26,7 +27,7 @@ def run(config):
         variance, reduction = earlier["01_pca_variance"], earlier["02_pca_reduce"]
         starts = shard_starts(shards)
         sketches = RowFiles([reduction.path(f"sketch_{s:05d}.npy") for s in range(len(shards))], starts)
-        rejected = np.load(variance.path("rejected_rows.npy"))
+        rejected = read_npy(variance.path("rejected_rows.npy"))
         centroids = train(stage, sketches, rejected, config)
         labels = assign(stage, sketches, rejected, centroids, config)
         sizes = write_clusters(stage, (sketches, IdTable(variance.path("ids.arrow"))), labels, len(centroids), config)
@@ -49,7 +50,7 @@ def train(stage, sketches, rejected, config):
         sample = np.sort(rng.choice(n_rows, size, replace=False))
         sample += np.searchsorted(rejected - np.arange(len(rejected)), sample, side="right")  # skips rejected rows
         write_npy(path, kmeans(sketches.gather(sample), n_clusters, config.random_state))
-    return np.load(path)
+    return read_npy(path)
 
 
 def kmeans(points, n_clusters, seed):

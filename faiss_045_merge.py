@@ -11,6 +11,7 @@ from neardup.artifacts import begin, write_json
 from neardup.embeddings import open_shards
 from neardup.groups import Groups, components, members_and_bounds
 from neardup.ids import IdTable
+from neardup.npy import map_npy, read_npy
 from neardup.outputs import draw_groups, write_hdf5, write_lists, write_parquet, write_pickle
 from neardup.pairs import PAIR, read_pairs
 from neardup.script import main
@@ -28,7 +29,7 @@ def run(config):
     if not stage.finished:
         variance, search = earlier["01_pca_variance"], earlier["04_neighbor_search"]
         rows, ids = open_shards(shards), IdTable(variance.path("ids.arrow"))
-        rejected, repeated = (np.load(variance.path(f"{n}_rows.npy")) for n in ("rejected", "repeated"))
+        rejected, repeated = (read_npy(variance.path(f"{n}_rows.npy")) for n in ("rejected", "repeated"))
         neighbors, labels = search.path("neighbors.h5"), earlier["03_kmeans"].path("labels.npy")
         groups = group_pairs(neighbors, rows, labels, config)
         chains = np.nonzero(groups.weakest < config.threshold)[0]
@@ -48,7 +49,7 @@ def group_pairs(neighbors, rows, labels, config):
     """The groups that the pairs of neighbors.h5 form, with their representatives."""
     members, bounds = members_and_bounds(components(read_pairs(neighbors), len(rows)))
     representative, similarity = choose_representatives(members, bounds, rows, config)
-    cluster = np.load(labels, mmap_mode="r")[representative]
+    cluster = map_npy(labels)[representative]
     return Groups(members, bounds, similarity, representative, np.asarray(cluster))
 
 

@@ -14,15 +14,17 @@ import numpy as np
 from neardup import NeardupError, engine, geometry, pairs
 from neardup.artifacts import atomic, begin, write_json, write_npy, write_stream
 from neardup.audit import audit_pairs
-from neardup.candidates import Searchable, lay_out, search
-from neardup.clusters import Clusters, list_visits, unpack, visits_to
+from neardup.candidates import lay_out, search
+from neardup.clusters import Clusters, OpenCluster, list_visits, unpack, visits_to
 from neardup.embeddings import open_shards
 from neardup.groups import joining
 from neardup.ids import IdTable, store_ids
+from neardup.npy import map_npy, read_npy
 from neardup.pairs import PAIR, read_pairs, split_sorted
 from neardup.script import main
 
-_TASKS = 64  # of the search, at most
+_TASKS = 32  # of either part of the search, at most: each opens most clusters once
+_NONE = np.empty(0, dtype=np.uint64)
 _PAIRS_AT_ONCE = 256  # verified together: 2 x 2 MB in float64 at 1,024 values, which caches hold
 
 
@@ -31,8 +33,8 @@ def run(config):
     stage, shards, earlier = begin(config, "04_neighbor_search")
     if not stage.finished:
         rows, ids = open_shards(shards), IdTable(earlier["01_pca_variance"].path("ids.arrow"))
-        labels = np.load(earlier["03_kmeans"].path("labels.npy"))
-        repeated = np.load(earlier["01_pca_variance"].path("repeated_rows.npy"))
+        labels = read_npy(earlier["03_kmeans"].path("labels.npy"))
+        repeated = read_npy(earlier["01_pca_variance"].path("repeated_rows.npy"))
         candidates, compared = find_candidates(stage, rows, earlier, config)
         parts = verify_candidates(stage, candidates, rows, config)
         rows_in_pairs = join_parts(stage, parts, len(rows), ids, config.threshold)
@@ -65,14 +67,14 @@ def find_candidates(stage, rows, earlier, config):
     reduction, kmeans = earlier["02_pca_reduce"], earlier["03_kmeans"]
     clusters = Clusters(kmeans.folder, kmeans.results["n_clusters"])
     radius, error = geometry.radius(config.threshold, rows.dim), reduction.results["sketch_error"]
-    prepare = partial(prepare_cluster, stage, clusters, np.load(kmeans.path("centroids.npy")), (radius, error))
+    prepare = partial(prepare_cluster, stage, clusters, read_npy(kmeans.path("centroids.npy")), (radius, error))
     engine.run(prepare, [(c,) for c in range(len(clusters))], config.n_workers, "04 visits")
 
     def joins(rows_a, rows_b):
         return similarity_of(rows, rows_a, rows_b) >= config.threshold
 
     budget = config.memory_limit / 8 / engine.worker_count(config.n_workers)
-    opened = lru_cache(clusters.fitting(budget))(partial(open_cluster, stage, clusters))
+    opened = lru_cache(clusters.fitting(config.memory_limit / 4))(partial(open_cluster, stage, clusters))
     task = partial(search_task, stage, opened, (radius, error), budget, joins if config.pairs == "joining" else None)
     homes = [h.tolist() for h in np.array_split(range(len(clusters)), min(_TASKS, len(clusters)))]
     inside = [("inside", number, [(c, c) for c in h]) for number, h in enumerate(homes)]
@@ -83,7 +85,7 @@ def find_candidates(stage, rows, earlier, config):
     done = [*engine.run(task, inside, config.n_workers, "04 search inside clusters")]
     done += engine.run(task, across, config.n_workers, "04 search across borders")
     names = [(*t[:2], part) for t, (n_parts, _) in zip(inside + across, done, strict=True) for part in range(n_parts)]
-    return [np.load(part_path(stage, *n), mmap_mode="r") for n in names], sum(compared for _, compared in done)
+    return [map_npy(part_path(stage, *n)) for n in names], sum(compared for _, compared in done)
 
 
 def prepare_cluster(stage, clusters, centroids, radius_and_error, cluster):
@@ -99,11 +101,9 @@ def prepare_cluster(stage, clusters, centroids, radius_and_error, cluster):
 
 
 def open_cluster(stage, clusters, cluster):
-    """What the search needs of a cluster, memory-mapped: row numbers, a `Searchable`, visits."""
-    rows, sketches = clusters.load(cluster)
-    layout = np.load(part_path(stage, "layout", cluster), mmap_mode="r").view(np.ndarray)
-    visits = np.load(part_path(stage, "visits", cluster), mmap_mode="r").view(np.ndarray)
-    return rows, Searchable(sketches, layout), visits
+    """An `OpenCluster`, memory-mapped."""
+    layout, visits = (map_npy(part_path(stage, kind, cluster)) for kind in ("layout", "visits"))
+    return OpenCluster(clusters, cluster, layout, visits)
 
 
 def search_task(stage, opened, radius_and_error, most_bytes, joins, kind, number, couples):
@@ -113,11 +113,11 @@ def search_task(stage, opened, radius_and_error, most_bytes, joins, kind, number
     """
     done = part_path(stage, kind, number, "done")
     if done.exists():
-        return tuple(np.load(done).tolist())
+        return tuple(read_npy(done).tolist())
     found, held, n_parts, n_compared = [], 0, 0, 0
 
     def write_part():
-        packed = np.sort(np.concatenate([np.empty(0, np.uint64), *found]))
+        packed = np.sort(np.concatenate([_NONE, *found]))
         write_npy(part_path(stage, kind, number, n_parts), packed)
 
     for couple in couples:
@@ -141,8 +141,8 @@ def known_components(stage, opened, couple):
     Across borders that is what was joined inside clusters; so the answer doesn't depend on the order of the tasks.
     """
     if couple[0] == couple[1]:
-        return np.arange(len(opened(couple[0])[0]))
-    first, second = (np.load(part_path(stage, "joined", c)) for c in couple)
+        return np.arange(len(opened(couple[0])))
+    first, second = (read_npy(part_path(stage, "joined", c)) for c in couple)
     return np.concatenate([first, len(first) + second])
 
 
@@ -153,22 +153,22 @@ def search_two(opened, couple, radius_and_error, joins, joined):
     no more than the radius. joins: None, or which of some candidates are pairs; then just those that join components.
     """
     radius, error = radius_and_error
-    (rows_x, x, visits_x), (rows_y, y, visits_y) = map(opened, couple)
-    reach, rows = radius + 2 * error, rows_x
-    if couple[0] == couple[1]:
-        tiles = search(x, None, reach, joined=joins and (joined, joined))
+    x, y = map(opened, couple)
+    reach, alone, offset = radius + 2 * error, couple[0] == couple[1], len(x)
+    if alone:
+        tiles, offset = search(x, None, reach, joined=joins and (joined, joined)), 0
     else:
-        visits = visits_to(visits_x, couple[1]), visits_to(visits_y, couple[0])
+        visits = visits_to(x.visits, couple[1]), visits_to(y.visits, couple[0])
         if not all(map(len, visits)):
             return
-        rows = np.concatenate([rows_x, rows_y])
         places, margins = zip(*(unpack(v, radius) for v in visits), strict=True)
-        tiles = search(x, y, reach, places, margins, joins and (joined[: len(rows_x)], joined[len(rows_x) :]))
+        tiles = search(x, y, reach, places, margins, joins and (joined[:offset], joined[offset:]))
     for i, j, compared in tiles:
-        j = j + (len(rows) - len(rows_y))
-        if joins:
-            i, j = joining(i, j, joined, lambda i, j: joins(rows[i], rows[j]))
-        yield pairs.pack(rows[i], rows[j]), compared
+        if joins and len(i):
+            rows = x.rows if alone else np.concatenate([x.rows, y.rows])
+            i, j = joining(i, j + offset, joined, lambda i, j, rows=rows: joins(rows[i], rows[j]))
+            j -= offset
+        yield pairs.pack(x.rows[i], y.rows[j]) if len(i) else _NONE, compared
 
 
 def verify_candidates(stage, candidates, rows, config):
@@ -177,11 +177,11 @@ def verify_candidates(stage, candidates, rows, config):
     Returns them, memory-mapped.
     """
     budget = config.memory_limit / 8 / engine.worker_count(config.n_workers)
-    most = max(1, int(budget / (2 * rows.dim * 16)))  # two rows each, as stored and in float64
+    most = max(1, int(budget / (2 * rows.dim * 16)))  # two rows each, at most 8 bytes a value, twice
     task = partial(verify_block, stage, candidates, rows, config.threshold)
     blocks = list(enumerate(split_sorted(candidates, most)))
     engine.run(task, blocks, config.n_workers, "04 verify")
-    return [np.load(part_path(stage, "pairs", block), mmap_mode="r") for block, _ in blocks]
+    return [map_npy(part_path(stage, "pairs", block)) for block, _ in blocks]
 
 
 def verify_block(stage, candidates, rows, threshold, block, slices):
@@ -197,16 +197,14 @@ def verify_block(stage, candidates, rows, threshold, block, slices):
 
 
 def similarity_of(rows, rows_a, rows_b):
-    """Similarity of the rows rows_a[i] and rows_b[i], (p,) float64. Each is read once; memory: 16 d bytes a row."""
+    """Similarity of the rows rows_a[i] and rows_b[i], (p,) float64. Each is read once. Memory: theirs, twice."""
     distinct, places = np.unique(np.concatenate([rows_a, rows_b]), return_inverse=True)
-    values = geometry.as_float64(rows.gather(distinct))
-    squares = geometry.dots(values, values)
+    stored = rows.gather(distinct)
     places_a, places_b = places.reshape(2, -1)
     similarity = np.empty(len(rows_a))
     for start in range(0, len(rows_a), _PAIRS_AT_ONCE):
-        a, b = (p[start : start + _PAIRS_AT_ONCE] for p in (places_a, places_b))
-        products = geometry.dots(values[a], values[b])
-        similarity[start : start + _PAIRS_AT_ONCE] = geometry.cosines(products, squares[a], squares[b])
+        here = slice(start, start + _PAIRS_AT_ONCE)
+        similarity[here] = geometry.similarities(stored[places_a[here]], stored[places_b[here]])
     return similarity
 
 

@@ -1,7 +1,5 @@
 """Range search over sketches: all pairs of two sets that are within a distance, a superset of the true pairs."""
 
-from typing import NamedTuple
-
 import numpy as np
 
 from neardup import geometry
@@ -9,13 +7,6 @@ from neardup import geometry
 _FIRST_DIMS = 32  # coordinates of the sketch that are compared first; the rest only for what they let through
 _DENSE = 64  # distances for each that is near, where comparing all coordinates at once is quicker
 _TILE = 256, 1024  # rows compared at a time: their products stay in a core's cache
-
-
-class Searchable(NamedTuple):
-    """Sketches (n, m + 1) float32, and the first 32 of their coordinates as `lay_out` gives them."""
-
-    sketches: np.ndarray
-    layout: np.ndarray
 
 
 def lay_out(sketches, n_coordinates=_FIRST_DIMS):
@@ -29,18 +20,19 @@ def lay_out(sketches, n_coordinates=_FIRST_DIMS):
 
 
 def search(x, y, reach, places=None, margins=None, joined=None):
-    """Rows of two `Searchable`, or of x alone where y is None, that are at most `reach` apart, and perhaps a few more.
+    """Rows of two clusters, or of x alone where y is None, that are at most `reach` apart, and perhaps a few more.
 
+    x, y: have `layout`, as of `lay_out`, and `sketches`, (n, m + 1) float32, which are looked at where rows are near.
     places: which rows of x and of y to compare, two (v,) int64 arrays; all where None. margins: a number for each of
     those, ascending, such that no two rows are nearer than the sum of theirs; only where it is within `reach` are
     they compared. joined: a component for each row of x and of y; only rows of different ones are of interest.
     Yields, a tile at a time, two (c,) int64 arrays of places in x and y and the number of distances computed.
     Memory: that of a tile, and of the rows compared. FAISS's range search takes twice as long
-    (benchmarks/results/kernel.json): it looks at every distance, this first at the least of each row of a tile.
+    (benchmarks/results/kernel.json), for it looks at each distance by itself.
     """
     alone, y = y is None, x if y is None else y
     places = places or (np.arange(len(x.layout)), np.arange(len(y.layout)))
-    left, right = _swapped(x.layout[places[0]]), y.layout[places[1]]
+    left, right = _swapped(x.layout.take(places[0], axis=0)), y.layout.take(places[1], axis=0)
     limit = _limit(left.shape[1], reach)
     for start in range(0, len(left), _TILE[0]):
         rows_x = places[0][start : start + _TILE[0]]
@@ -89,11 +81,7 @@ def _near_in_all(sketches_x, sketches_y, reach):
 def _near(left, right, limit):
     """Where the product of two small matrices is at least `limit`."""
     product = left @ right.T
-    rows = np.nonzero(product.max(axis=1) >= limit)[0]
-    if not len(rows):
-        return rows, rows
-    i, j = np.nonzero(product[rows] >= limit)
-    return rows[i], j
+    return np.divmod(np.flatnonzero(product.ravel() >= limit), product.shape[1])
 
 
 def _within(sketches_x, sketches_y, i, j, reach):

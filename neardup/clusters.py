@@ -1,5 +1,6 @@
 """Clusters on disk, and which of their rows come near which border, the visits."""
 
+from functools import cached_property
 from typing import NamedTuple
 
 import h5py
@@ -24,7 +25,7 @@ class Clusters:
 
     def fitting(self, memory_bytes):
         """How many clusters of middling size may be held open in so much memory, at least 2."""
-        total = sum(v.shape[0] * v.shape[1] * 8 for v in self.vectors)  # about half of it is sketches
+        total = sum(v.shape[0] * v.shape[1] * 8 for v in self.vectors)  # sketches, and as much for layout and visits
         return max(2, int(memory_bytes * len(self) / max(total, 1)))
 
     def load(self, cluster):
@@ -51,6 +52,29 @@ def _map(path, data):
     if data.offset is None:
         return np.empty(data.shape, data.dtype)
     return np.memmap(path, data.dtype, "r", data.offset, data.shape).view(np.ndarray)
+
+
+class OpenCluster:
+    """What the search needs of a cluster; row numbers and sketches are opened where rows are near.
+
+    layout: (n, w) float32, of `candidates.lay_out`; visits: (v,) uint64, of `list_visits`, sorted.
+    """
+
+    def __init__(self, clusters, number, layout, visits):
+        self._load, self.layout, self.visits = (lambda: clusters.load(number)), layout, visits
+
+    def __len__(self):
+        return len(self.layout)
+
+    @cached_property
+    def rows(self):
+        """Row numbers, (n,) int64."""
+        return self._load()[0]
+
+    @cached_property
+    def sketches(self):
+        """Sketches, (n, m + 1) float32."""
+        return self._load()[1]
 
 
 def list_visits(sketches, own, centroids, error, reach):

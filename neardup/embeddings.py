@@ -5,11 +5,11 @@ import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
 from neardup import NeardupError
+from neardup.npy import read_header
 
 _HASH_SAMPLES = 64  # places of a file that its fingerprint reads
 _HASH_BYTES = 4096  # bytes read at each
@@ -40,7 +40,7 @@ class RowFiles:
 
     def __init__(self, paths, starts):
         self.paths, self.starts = list(paths), np.asarray(starts, dtype=np.int64)
-        headers = [_read_npy_header(p) for p in self.paths]
+        headers = [read_header(p) for p in self.paths]
         for path, header, count in zip(self.paths, headers, np.diff(self.starts), strict=True):
             if len(header.shape) != 2 or header.shape[0] != count:
                 raise NeardupError(
@@ -81,21 +81,6 @@ class RowFiles:
 
     def _file_of(self, row):
         return int(np.searchsorted(self.starts, row, side="right")) - 1
-
-
-class _Header(NamedTuple):
-    shape: tuple
-    fortran_order: bool
-    dtype: np.dtype
-    offset: int  # of the data, bytes
-
-
-def _read_npy_header(path):
-    """The header of a .npy file. Raises ValueError or EOFError where it is none. Allocates nothing."""
-    with path.open("rb") as file:
-        version = np.lib.format.read_magic(file)
-        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        return _Header(*read(file), file.tell())
 
 
 def block_ranges(starts, block_rows):
@@ -159,7 +144,7 @@ def _checked_header(path):
     if not path.is_file():
         raise NeardupError(f"{path} is not a file that can be read: remove it, or leave it out with shard_pattern")
     try:
-        shape, _, dtype, offset = _read_npy_header(path)
+        shape, _, dtype, offset = read_header(path)
     except (ValueError, EOFError) as error:
         reason = str(error).splitlines()[0]
         raise NeardupError(f"{path} is not a .npy file ({reason}): write it with numpy.save") from error

@@ -69,23 +69,12 @@ def similarities(rows_a, rows_b):
     """Cosine of each row of one array with the same row of another: the definition all results rest on.
 
     rows_a, rows_b: (n, d) as stored. Returns (n,) float64 in [-1, 1], rounded to 15 decimals, which is all
-    that float64 carries here; so equal rows give exactly 1. Memory: 16 n d bytes.
+    that float64 carries here; so equal rows give exactly 1. The sums run along a row, in an order that depends on d
+    alone: the same bits in whatever block the rows come. Memory: 16 n d bytes.
     """
     a, b = as_float64(rows_a), as_float64(rows_b)
-    return cosines(dots(a, b), dots(a, a), dots(b, b))
-
-
-def dots(a, b):
-    """Dot product of each row of one array with the same row of another, (n, d) float64. Returns (n,) float64.
-
-    The sums run along a row, in an order that depends on d alone: the same bits in whatever block the row came.
-    """
-    return np.einsum("ij,ij->i", a, b)
-
-
-def cosines(products, squares_a, squares_b):
-    """Similarity from the `dots` of two rows with each other and with themselves, (n,) float64 each."""
-    return np.round(np.clip(products / np.sqrt(squares_a * squares_b), -1, 1), SIMILARITY_DECIMALS)
+    dot, square_a, square_b = (np.einsum("ij,ij->i", *two) for two in ((a, b), (a, a), (b, b)))
+    return np.round(np.clip(dot / np.sqrt(square_a * square_b), -1, 1), SIMILARITY_DECIMALS)
 
 
 def cosine_error(dim):

@@ -1,0 +1,39 @@
+"""Reading .npy files, also from several threads at once."""
+
+from threading import Lock
+from typing import NamedTuple
+
+import numpy as np
+
+# numpy parses headers with `ast`, which before CPython 3.11.8 fails now and then in two threads at once (gh-106905)
+_PARSING = Lock()
+
+
+class Header(NamedTuple):
+    """What a .npy file says of itself; offset is that of its data, in bytes."""
+
+    shape: tuple
+    fortran_order: bool
+    dtype: np.dtype
+    offset: int
+
+
+def read_header(path):
+    """The header of a .npy file. Raises ValueError or EOFError where it is none. Allocates nothing."""
+    with path.open("rb") as file:
+        version = np.lib.format.read_magic(file)
+        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        with _PARSING:
+            return Header(*read(file), file.tell())
+
+
+def read_npy(path):
+    """A whole .npy file as an array."""
+    with _PARSING:
+        return np.load(path, allow_pickle=False)
+
+
+def map_npy(path):
+    """A .npy file as a read-only array, memory-mapped: what is touched counts as memory while the array is held."""
+    with _PARSING:
+        return np.load(path, mmap_mode="r", allow_pickle=False).view(np.ndarray)
