@@ -73,8 +73,11 @@ def kmeans(points, n_clusters, seed):
 def assign(stage, sketches, rejected, centroids, config):
     """The cluster of each row, (n,) int32, -1 for rejected rows; kept in labels.npy. Memory: 4 bytes a row.
 
-    Quick enough to be done again by a run that was interrupted: K m products a row.
+    Never made twice, for cluster files follow them and other blocks may round otherwise. Work: K m products a row.
     """
+    path = stage.path("labels.npy")
+    if path.exists():
+        return read_npy(path)
     index = faiss.IndexFlatL2(centroids.shape[1])
     index.add(centroids)
     labels = np.empty(len(sketches), dtype=np.int32)
@@ -85,7 +88,7 @@ def assign(stage, sketches, rejected, centroids, config):
     blocks = block_ranges(sketches.starts, engine.block_rows(config.memory_limit, config.n_workers, 4 * sketches.dim))
     engine.run(assign_block, blocks, config.n_workers, "03 assign")
     labels[rejected] = -1
-    write_npy(stage.path("labels.npy"), labels)
+    write_npy(path, labels)
     return labels
 
 
@@ -96,6 +99,7 @@ def write_clusters(stage, sources, labels, n_clusters, config):
     task = partial(write_cluster, stage.folder, sources)
     clusters = [(order[bounds[c] : bounds[c + 1]], c) for c in range(n_clusters)]
     engine.run(task, clusters, config.n_workers, "03 clusters")
+    assert bounds[-1] - bounds[0] == np.count_nonzero(labels >= 0)
     return np.diff(bounds)
 
 

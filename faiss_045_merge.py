@@ -33,7 +33,7 @@ def run(config):
         neighbors, labels = search.path("neighbors.h5"), earlier["03_kmeans"].path("labels.npy")
         groups = group_pairs(neighbors, rows, labels, config)
         chains = np.nonzero(groups.weakest < config.threshold)[0]
-        write_json(stage.path("chains.json"), explain_chains(groups, chains, neighbors, ids, config.memory_limit))
+        write_json(stage.path("chains.json"), explain_chains(groups, chains, neighbors, ids, config))
         write_hdf5(stage.path("merged_clusters.h5"), groups, ids, config.threshold)
         write_pickle(stage.path("merged_clusters.pkl"), groups, ids)
         write_parquet(stage.path("groups.parquet"), groups, ids)
@@ -100,13 +100,14 @@ def first_best(score, of_group, bounds):
     return near_best[first]
 
 
-def explain_chains(groups, chains, neighbors, ids, memory_limit):
+def explain_chains(groups, chains, neighbors, ids, config):
     """What holds each chain together: name -> weakest member, the path of strongest links to it, and all bridges.
 
-    Path and bridges are left out where a chain has over 250,000 pairs. Memory: a quarter of `memory_limit`.
+    Path and bridges are left out where a chain has over 250,000 pairs, or just those that join are known. Memory: a
+    quarter of `memory_limit`.
     """
-    explained = {}
-    for number, pairs in pairs_of_groups(groups, chains, neighbors, memory_limit):
+    explained, most = {}, 0 if config.pairs == "joining" else _CHAIN_PAIRS
+    for number, pairs in pairs_of_groups(groups, chains, neighbors, (most, config.memory_limit / 4)):
         here = groups.members(number)
         far = int(groups.rows[here][np.argmin(groups.similarity[here])])
         representative = int(groups.representative[number])
@@ -135,11 +136,12 @@ def weak_links(pairs, representative, far):
     return path, links, sorted(tuple(sorted(bridge)) for bridge in nx.bridges(graph))
 
 
-def pairs_of_groups(groups, chosen, neighbors, memory_limit):
+def pairs_of_groups(groups, chosen, neighbors, most_and_budget):
     """Yield (group, its pairs (p,) PAIR) for the chosen groups, ascending; no pairs where they are too many.
 
-    Reads the pairs once to count, and once for as many groups as fit a quarter of `memory_limit`.
+    Reads the pairs once to count, and once for as many groups as fit the budget, in bytes.
     """
+    most, budget = most_and_budget
     number_of = np.full(int(groups.rows.max(initial=-1)) + 1, -1, dtype=np.int64)
     for i, number in enumerate(chosen):
         number_of[groups.rows[groups.members(number)]] = i
@@ -147,9 +149,9 @@ def pairs_of_groups(groups, chosen, neighbors, memory_limit):
     for pairs in read_pairs(neighbors):
         of = number_of[pairs["row_a"]]
         counts += np.bincount(of[of >= 0], minlength=len(chosen))
-    counts[counts > _CHAIN_PAIRS] = 0
+    counts[counts > most] = 0
     bounds = np.concatenate([[0], np.cumsum(counts)])
-    for low, high in engine.size_ranges(bounds, memory_limit / 4 / (4 * PAIR.itemsize)):
+    for low, high in engine.size_ranges(bounds, budget / (4 * PAIR.itemsize)):
         found = [np.empty(0, dtype=PAIR)]
         for pairs in read_pairs(neighbors):
             of = number_of[pairs["row_a"]]
@@ -222,18 +224,20 @@ def report(stage, texts):
 def read_texts(preview, data_dir):
     """The texts behind the ids, {id: text}: of the JSON file that `preview` names, or of texts.json where it is None.
 
-    Without either, none.
+    Raises NeardupError where a file that was named is not such a file; a texts.json that isn't is somebody else's.
     """
     path = preview or data_dir / "texts.json"
     if preview is None and not path.is_file():
         return {}
     try:
         texts = json.loads(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise NeardupError(f"preview {path} is not JSON in UTF-8 ({error}): name a JSON file of id: text") from error
-    if not isinstance(texts, dict):
-        raise NeardupError(f"preview {path} holds no JSON object of id: text: name one that does")
-    return texts
+    except (ValueError, RecursionError) as error:
+        texts, reason = None, f"is not JSON in UTF-8 ({error})"
+    else:
+        reason = f"holds a JSON {type(texts).__name__}"
+    if preview and not isinstance(texts, dict):
+        raise NeardupError(f"preview {path} {reason}: name a JSON file of id: text")
+    return texts if isinstance(texts, dict) else {}
 
 
 if __name__ == "__main__":

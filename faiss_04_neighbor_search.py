@@ -4,7 +4,6 @@ In each cluster and across each border, a range search over sketches gives candi
 original vectors in float64. Then random rows are compared with all rows by brute force.
 """
 
-import shutil
 from functools import lru_cache, partial
 
 import dask
@@ -12,18 +11,20 @@ import h5py
 import numpy as np
 
 from neardup import NeardupError, engine, geometry, pairs
-from neardup.artifacts import atomic, begin, write_json, write_npy, write_stream
+from neardup.artifacts import atomic, begin, write_json, write_npy
 from neardup.audit import audit_pairs
 from neardup.candidates import lay_out, search
 from neardup.clusters import Clusters, OpenCluster, list_visits, unpack, visits_to
-from neardup.embeddings import open_shards
+from neardup.embeddings import block_ranges, open_shards
 from neardup.groups import joining
 from neardup.ids import IdTable, store_ids
-from neardup.npy import map_npy, read_npy
-from neardup.pairs import PAIR, read_pairs, split_sorted
+from neardup.npy import map_npy, read_header, read_npy
+from neardup.outputs import write_neighbors_pickle
+from neardup.pairs import PAIR, cuts, read_pairs, slices_between
 from neardup.script import main
 
 _TASKS = 32  # of either part of the search, at most: each opens most clusters once
+_BLOCK_PAIRS = 65_536  # candidates of a task that verifies
 _NONE = np.empty(0, dtype=np.uint64)
 _PAIRS_AT_ONCE = 256  # verified together: 2 x 2 MB in float64 at 1,024 values, which caches hold
 
@@ -37,14 +38,13 @@ def run(config):
         repeated = read_npy(earlier["01_pca_variance"].path("repeated_rows.npy"))
         candidates, compared = find_candidates(stage, rows, earlier, config)
         parts = verify_candidates(stage, candidates, rows, config)
-        rows_in_pairs = join_parts(stage, parts, len(rows), ids, config.threshold)
+        n_pairs, rows_in_pairs = join_parts(stage, parts, len(rows), ids, config.threshold)
         audit = audit_and_pickle(stage, rows, (labels, ids, repeated), config)
-        shutil.rmtree(stage.path("parts"))
         stage = stage.finish(
             {
                 "rows": len(rows),
                 "threshold": config.threshold,
-                "pairs": sum(map(len, parts)),
+                "pairs": n_pairs,
                 "rows_in_pairs": rows_in_pairs,
                 "compared": compared,
                 "candidates": sum(map(len, candidates)),
@@ -52,11 +52,6 @@ def run(config):
             }
         )
     report(stage)
-
-
-def part_path(stage, *name):
-    """A file of work in progress, which an interrupted run leaves to the next."""
-    return stage.path("parts", "_".join(f"{n:05d}" if isinstance(n, int) else n for n in name) + ".npy")
 
 
 def find_candidates(stage, rows, earlier, config):
@@ -67,7 +62,9 @@ def find_candidates(stage, rows, earlier, config):
     reduction, kmeans = earlier["02_pca_reduce"], earlier["03_kmeans"]
     clusters = Clusters(kmeans.folder, kmeans.results["n_clusters"])
     radius, error = geometry.radius(config.threshold, rows.dim), reduction.results["sketch_error"]
-    prepare = partial(prepare_cluster, stage, clusters, read_npy(kmeans.path("centroids.npy")), (radius, error))
+    centroids = read_npy(kmeans.path("centroids.npy"))
+    block_rows = engine.block_rows(config.memory_limit, config.n_workers, 20 * len(clusters))
+    prepare = partial(prepare_cluster, stage, clusters, centroids, (radius, error), block_rows)
     engine.run(prepare, [(c,) for c in range(len(clusters))], config.n_workers, "04 visits")
 
     def joins(rows_a, rows_b):
@@ -77,50 +74,51 @@ def find_candidates(stage, rows, earlier, config):
     opened = lru_cache(clusters.fitting(config.memory_limit / 4))(partial(open_cluster, stage, clusters))
     task = partial(search_task, stage, opened, (radius, error), budget, joins if config.pairs == "joining" else None)
     homes = [h.tolist() for h in np.array_split(range(len(clusters)), min(_TASKS, len(clusters)))]
-    inside = [("inside", number, [(c, c) for c in h]) for number, h in enumerate(homes)]
-    across = [
-        ("across", number, [(c, other) for other in range(h[0], len(clusters)) for c in h if c < other])
-        for number, h in enumerate(homes)
-    ]
+    inside = [("inside", number, h, None) for number, h in enumerate(homes)]
+    across = [("across", number, h, len(clusters)) for number, h in enumerate(homes)]
     done = [*engine.run(task, inside, config.n_workers, "04 search inside clusters")]
     done += engine.run(task, across, config.n_workers, "04 search across borders")
     names = [(*t[:2], part) for t, (n_parts, _) in zip(inside + across, done, strict=True) for part in range(n_parts)]
-    return [map_npy(part_path(stage, *n)) for n in names], sum(compared for _, compared in done)
+    return [map_npy(stage.part(*n)) for n in names], sum(compared for _, compared in done)
 
 
-def prepare_cluster(stage, clusters, centroids, radius_and_error, cluster):
-    """Write the sketches of a cluster as the search wants them, and its visits. Memory: 8 K bytes a row of a block."""
-    path = part_path(stage, "visits", cluster)
+def prepare_cluster(stage, clusters, centroids, radius_and_error, block_rows, cluster):
+    """Write the sketches of a cluster as the search wants them, and its visits. Memory: 20 K bytes a row of a block."""
+    path = stage.part("visits", cluster)
     if path.exists():
         return
     radius, error = radius_and_error
     _, sketches = clusters.load(cluster)
-    visits = list_visits(sketches, cluster, centroids, error, radius)
-    write_npy(part_path(stage, "layout", cluster), lay_out(sketches))
-    write_npy(path, np.sort(visits))
+    visits = [_NONE]
+    for start, stop in block_ranges((0, len(sketches)), block_rows):
+        visits.append(list_visits(sketches[start:stop], cluster, centroids, error, radius) + np.uint64(start))
+    write_npy(stage.part("layout", cluster), lay_out(sketches))
+    write_npy(path, np.sort(np.concatenate(visits)))
 
 
 def open_cluster(stage, clusters, cluster):
     """An `OpenCluster`, memory-mapped."""
-    layout, visits = (map_npy(part_path(stage, kind, cluster)) for kind in ("layout", "visits"))
+    layout, visits = (map_npy(stage.part(kind, cluster)) for kind in ("layout", "visits"))
     return OpenCluster(clusters, cluster, layout, visits)
 
 
-def search_task(stage, opened, radius_and_error, most_bytes, joins, kind, number, couples):
-    """Write the candidates of some couples of clusters, in files of at most so many bytes.
+def search_task(stage, opened, radius_and_error, most_bytes, joins, kind, number, homes, n_clusters):
+    """Write the candidates inside some clusters, or across their borders to those of higher number.
 
+    homes: numbers of clusters; n_clusters: of all, for what is across. Files hold at most so many bytes.
     Returns the number of files and of distances computed.
     """
-    done = part_path(stage, kind, number, "done")
+    done = stage.part(kind, number, "done")
     if done.exists():
         return tuple(read_npy(done).tolist())
     found, held, n_parts, n_compared = [], 0, 0, 0
 
     def write_part():
         packed = np.sort(np.concatenate([_NONE, *found]))
-        write_npy(part_path(stage, kind, number, n_parts), packed)
+        write_npy(stage.part(kind, number, n_parts), packed)
 
-    for couple in couples:
+    others = range(homes[0] + 1, n_clusters) if kind == "across" else ()
+    for couple in [(c, c) for c in homes] if kind == "inside" else ((c, o) for o in others for c in homes if c < o):
         joined = known_components(stage, opened, couple) if joins else None
         for packed, compared in search_two(opened, couple, radius_and_error, joins, joined):
             found.append(packed)
@@ -129,7 +127,7 @@ def search_task(stage, opened, radius_and_error, most_bytes, joins, kind, number
                 write_part()
                 found, held, n_parts = [], 0, n_parts + 1
         if joins and kind == "inside":
-            write_npy(part_path(stage, "joined", couple[0]), joined)
+            write_npy(stage.part("joined", couple[0]), joined)
     write_part()
     write_npy(done, np.array([n_parts + 1, n_compared]))
     return n_parts + 1, n_compared
@@ -142,7 +140,7 @@ def known_components(stage, opened, couple):
     """
     if couple[0] == couple[1]:
         return np.arange(len(opened(couple[0])))
-    first, second = (read_npy(part_path(stage, "joined", c)) for c in couple)
+    first, second = (read_npy(stage.part("joined", c)) for c in couple)
     return np.concatenate([first, len(first) + second])
 
 
@@ -174,25 +172,30 @@ def search_two(opened, couple, radius_and_error, joins, joined):
 def verify_candidates(stage, candidates, rows, config):
     """The pairs among the candidates, in files that follow each other; those an interrupted run finished stay.
 
-    Returns them, memory-mapped.
+    Returns the files.
     """
+    path = stage.part("cuts")
+    if not path.exists():
+        write_npy(path, cuts(candidates, _BLOCK_PAIRS))
+    slices = list(enumerate(slices_between(candidates, read_npy(path))))
     budget = config.memory_limit / 8 / engine.worker_count(config.n_workers)
-    most = max(1, int(budget / (2 * rows.dim * 16)))  # two rows each, at most 8 bytes a value, twice
-    task = partial(verify_block, stage, candidates, rows, config.threshold)
-    blocks = list(enumerate(split_sorted(candidates, most)))
-    engine.run(task, blocks, config.n_workers, "04 verify")
-    return [map_npy(part_path(stage, "pairs", block)) for block, _ in blocks]
+    step = max(1, int(budget / (2 * rows.dim * 16)))  # candidates: two rows each, at most 8 bytes a value, twice
+    task = partial(verify_block, stage, candidates, rows, config.threshold, step)
+    engine.run(task, slices, config.n_workers, "04 verify")
+    return [stage.part("pairs", block) for block, _ in slices]
 
 
-def verify_block(stage, candidates, rows, threshold, block, slices):
+def verify_block(stage, candidates, rows, threshold, step, block, slices):
     """Write those candidates of a block that are pairs, by their similarity, as PAIR in order."""
-    path = part_path(stage, "pairs", block)
+    path = stage.part("pairs", block)
     if path.exists():
         return
     packed = np.sort(np.concatenate([c[s] for c, s in zip(candidates, slices, strict=True)]))
     found = np.empty(len(packed), dtype=PAIR)
     found["row_a"], found["row_b"] = pairs.unpack(packed)
-    found["similarity"] = similarity_of(rows, found["row_a"], found["row_b"])
+    for start in range(0, len(found), step):
+        some = found[start : start + step]
+        some["similarity"] = similarity_of(rows, some["row_a"], some["row_b"])
     write_npy(path, found[found["similarity"] >= threshold])
 
 
@@ -209,12 +212,15 @@ def similarity_of(rows, rows_a, rows_b):
 
 
 def join_parts(stage, parts, n_rows, ids, threshold):
-    """Put the files of pairs together as neighbors.h5. Returns the number of rows in pairs. Memory: 9 bytes a row."""
-    seen, at = np.zeros(n_rows, dtype=bool), 0
+    """Put the files of pairs together as neighbors.h5. Returns the numbers of pairs and of rows in them.
+
+    Memory: 9 bytes a row.
+    """
+    total, seen, at = sum(read_header(p).shape[0] for p in parts), np.zeros(n_rows, dtype=bool), 0
     with atomic(stage.path("neighbors.h5")) as temporary, h5py.File(temporary, "w") as file:
         for name in PAIR.names:
-            file.create_dataset(name, (sum(map(len, parts)),), PAIR[name])
-        for part in parts:
+            file.create_dataset(name, (total,), PAIR[name])
+        for part in map(read_npy, parts):
             for name in PAIR.names:
                 file[name][at : at + len(part)] = part[name]
             seen[part["row_a"]] = seen[part["row_b"]] = True
@@ -223,7 +229,7 @@ def join_parts(stage, parts, n_rows, ids, threshold):
         file["row"] = rows
         store_ids(file, ids, rows)
         file.attrs["threshold"] = threshold
-    return len(rows)
+    return total, len(rows)
 
 
 def audit_and_pickle(stage, rows, names, config):
@@ -232,62 +238,16 @@ def audit_and_pickle(stage, rows, names, config):
     Returns what the audit counted. Raises NeardupError where it isn't 0.
     """
     found = partial(read_pairs, stage.path("neighbors.h5"))
-    pickled = dask.delayed(write_pickle, pure=False)(stage, names, config)
+    pickled = dask.delayed(write_neighbors_pickle, pure=False)(stage, names, config.memory_limit / 4)
     audit = audit_pairs(found, rows, np.nonzero(names[0] >= 0)[0], config, [pickled])
     write_json(stage.path("audit.json"), audit)
     if audit["missed"] or audit["false"]:
+        stage.drop_parts()
         raise NeardupError(
             f"the audit of {audit['rows']} rows found {audit['missed']} missed and {audit['false']} false pairs of "
             f"{audit['pairs']} ({stage.path('audit.json')}): don't use this result, and report it as a defect"
         )
     return audit
-
-
-def write_pickle(stage, names, config):
-    """neighbors.pkl: id -> {"cluster": its k-means cluster, "neighbors": {id: similarity}}, for users.
-
-    Where rows share an id, (id, row) stands for it. Memory: a quarter of `memory_limit`.
-    """
-    write_stream(stage.path("neighbors.pkl"), neighbor_items(stage.path("neighbors.h5"), names, config))
-
-
-def neighbor_items(path, names, config):
-    """Yield (id, cluster and neighbours) of every row that isn't rejected, in row order."""
-    labels, ids, repeated = names
-    repeated = set(repeated.tolist())
-
-    def named(rows):
-        named = ids.take(rows)
-        if repeated:
-            named = [(n, int(r)) if int(r) in repeated else n for n, r in zip(named, rows, strict=True)]
-        return named
-
-    degrees = np.ones(len(labels), dtype=np.int64)  # a row itself takes memory too
-    for found in read_pairs(path):
-        degrees += np.bincount(found["row_a"], minlength=len(labels))
-        degrees += np.bincount(found["row_b"], minlength=len(labels))
-    bounds = np.concatenate([[0], np.cumsum(degrees)])
-    for low, high in engine.size_ranges(bounds, config.memory_limit / 4 / 512):
-        found = pairs_of_range(path, low, high)
-        rows, neighbors, similarity = named(range(low, high)), named(found["row_b"]), found["similarity"].tolist()
-        firsts = np.searchsorted(found["row_a"], np.arange(low, high + 1)).tolist()
-        clusters = labels[low:high].tolist()
-        for i, (row, cluster) in enumerate(zip(rows, clusters, strict=True)):
-            if cluster >= 0:
-                here = slice(firsts[i], firsts[i + 1])
-                yield row, {"cluster": cluster, "neighbors": dict(zip(neighbors[here], similarity[here], strict=True))}
-
-
-def pairs_of_range(path, low, high):
-    """All pairs of the rows low to high, seen from them: row_a in the range, row_b the other. Sorted (p,) PAIR."""
-    found = [np.empty(0, dtype=PAIR)]
-    for block in read_pairs(path):
-        found.append(block[(block["row_a"] >= low) & (block["row_a"] < high)])
-        back = block[(block["row_b"] >= low) & (block["row_b"] < high)]
-        back["row_a"], back["row_b"] = back["row_b"].copy(), back["row_a"].copy()
-        found.append(back)
-    found = np.concatenate(found)
-    return found[np.lexsort((found["row_b"], found["row_a"]))]
 
 
 def report(stage):

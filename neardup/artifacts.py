@@ -21,8 +21,9 @@ STAGES = {  # folder of a stage, in their order: the script that writes it, and 
     "04_neighbor_search": ("faiss_04_neighbor_search.py", ("threshold", "pairs", "audit_rows", "random_state")),
     "045_merge": ("faiss_045_merge.py", ()),
 }
-_FORMAT = 1  # of the artifacts; a new one makes all older work stale
+_FORMAT = 2  # of the artifacts; a new one makes all older work stale
 _MANIFEST = "manifest.json"
+_PARTS = "parts"  # folder of work in progress
 _BEGUN = "begun.json"  # in a folder under construction: the key of what it will be
 
 
@@ -50,6 +51,14 @@ class Stage:
         _publish(self.folder, final)
         return Stage(self.name, final, self.key, results)
 
+    def part(self, *name):
+        """A file of work in progress, which an interrupted run leaves to the next, and a finished stage drops."""
+        return self.path(_PARTS, "_".join(f"{n:05d}" if isinstance(n, int) else n for n in name) + ".npy")
+
+    def drop_parts(self):
+        """Remove all work in progress: it led to something that can't be."""
+        shutil.rmtree(self.path(_PARTS))
+
 
 def begin(config, name):
     """Check the stages before this one and open its folder.
@@ -58,13 +67,24 @@ def begin(config, name):
     else its folder holds what an interrupted run of the same left. `earlier` maps names to finished stages.
     Raises NeardupError if an earlier stage is missing or was made from something else.
     """
-    shards = find_shards(config.data_dir, config.shard_pattern)
+    _check_folders(config.data_dir, config.work_dir)
+    shards = find_shards(config.data_dir, config.shard_pattern, config.work_dir)
     keys = _expected_keys(config, shards)
     earlier = {}
     for previous in list(STAGES)[: list(STAGES).index(name)]:
         results = _results_of(config.work_dir, previous, keys[previous])
         earlier[previous] = Stage(previous, config.work_dir / previous, keys[previous], results)
     return _open(config.work_dir, name, keys[name]), shards, earlier
+
+
+def _check_folders(data_dir, work_dir):
+    """Raises NeardupError where a stage's folder would replace what isn't a stage's."""
+    for name in STAGES:
+        folder = work_dir / name
+        if data_dir.resolve().is_relative_to(folder.resolve()):
+            raise NeardupError(f"data_dir {data_dir} lies in {folder}, which a stage replaces: set another work_dir")
+        if folder.exists() and not ((folder / _MANIFEST).exists() or _old(folder).exists()):
+            raise NeardupError(f"{folder} exists but no stage made it: move it away, or set another work_dir")
 
 
 def _expected_keys(config, shards):
@@ -118,6 +138,9 @@ def _open(work_dir, name, key):
             return Stage(name, work_dir / name, key, content["results"])
     folder = work_dir / f".{name}.partial"
     begun = folder / _BEGUN
+    if (folder / _MANIFEST).exists() and not _differences(read_json(folder / _MANIFEST), key):
+        _publish(folder, work_dir / name)  # killed between its last word and its publication
+        return Stage(name, work_dir / name, key, read_json(manifest)["results"])
     if not (begun.exists() and read_json(begun) == key):
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
@@ -134,6 +157,7 @@ def _publish(folder, final):
     os.rename(folder, final)
     _sync_folder(final.parent)
     (final / _BEGUN).unlink(missing_ok=True)
+    shutil.rmtree(final / _PARTS, ignore_errors=True)
     shutil.rmtree(old, ignore_errors=True)
 
 

@@ -5,6 +5,7 @@ import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from tokenize import TokenError
 
 import numpy as np
 
@@ -102,16 +103,18 @@ def shard_starts(shards):
     return np.cumsum([0] + [s.rows for s in shards], dtype=np.int64)
 
 
-def find_shards(data_dir, pattern):
-    """The shards of a folder in natural order (_2 before _10), their headers checked.
+def find_shards(data_dir, pattern, work_dir):
+    """The shards of a folder in natural order (_2 before _10), their headers checked; nothing of `work_dir`.
 
     Raises NeardupError where the folder holds none, or a header isn't that of an (n, d) float array like the others.
     """
     if not data_dir.is_dir():
         raise NeardupError(f"data_dir {data_dir} is not a folder: set data_dir to the folder of your .npy shards")
     try:
-        paths = list(data_dir.glob(pattern))
-    except (ValueError, NotImplementedError) as error:
+        if ".." in Path(pattern).parts:
+            raise ValueError("'..' leads out of it")
+        paths = [p for p in data_dir.glob(pattern) if not p.resolve().is_relative_to(work_dir.resolve())]
+    except (ValueError, NotImplementedError, IndexError) as error:
         raise NeardupError(
             f"shard_pattern {pattern!r} is no pattern within data_dir ({error}): set it right"
         ) from error
@@ -136,7 +139,8 @@ def find_shards(data_dir, pattern):
 
 
 def _natural_key(name):
-    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name)]
+    parts = re.split(r"(\d+)", name)
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in parts], name
 
 
 def _checked_header(path):
@@ -145,14 +149,14 @@ def _checked_header(path):
         raise NeardupError(f"{path} is not a file that can be read: remove it, or leave it out with shard_pattern")
     try:
         shape, _, dtype, offset = read_header(path)
-    except (ValueError, EOFError) as error:
-        reason = str(error).splitlines()[0]
+    except (ValueError, EOFError, SyntaxError, TokenError, MemoryError, RecursionError) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
         raise NeardupError(f"{path} is not a .npy file ({reason}): write it with numpy.save") from error
     if dtype.hasobject:
         raise NeardupError(f"{path} holds pickled Python objects, which are never loaded: save a float array")
     if dtype.kind != "f" or dtype.itemsize not in (2, 4, 8):
         raise NeardupError(f"{path} holds {dtype}, not float16, float32 or float64: convert it")
-    if len(shape) != 2:
+    if len(shape) != 2 or any(type(n) is not int or n < 0 for n in shape):
         raise NeardupError(f"{path} has shape {shape}, not (rows, values): reshape it to 2-D")
     if shape[1] == 0:
         raise NeardupError(f"{path} has rows of no values: write it again")
@@ -165,7 +169,7 @@ def _checked_header(path):
 
 
 def fingerprint(shards):
-    """What identifies the input: name, shape, dtype and sampled content of each shard and its ids."""
+    """What identifies the input: name, shape, dtype, times and sampled content of each shard and its ids."""
     return [
         {
             "name": shard.path.name,
@@ -180,11 +184,12 @@ def fingerprint(shards):
 
 
 def _sampled_hash(path):
-    """SHA-256 of a file's size and of evenly spread pieces of it, its first and last bytes among them."""
+    """SHA-256 of a file's size, time of change and evenly spread pieces, its first and last bytes among them."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
-        size = os.fstat(file.fileno()).st_size
-        digest.update(str(size).encode())
+        status = os.fstat(file.fileno())
+        size = status.st_size
+        digest.update(f"{size} {status.st_mtime_ns}".encode())
         whole = size <= _HASH_SAMPLES * _HASH_BYTES
         last = max(size - _HASH_BYTES, 0)
         offsets = range(0, size, _HASH_BYTES) if whole else np.linspace(0, last, _HASH_SAMPLES, dtype=np.int64)

@@ -84,22 +84,30 @@ def joining(i, j, joined, is_pair):
 
     i, j: (c,) places, candidates; joined: (n,) int, the component of each place, updated; is_pair(i, j): which of
     some candidates are pairs. Candidates inside a component have no say any more; of the others one a component is
-    looked at, in turn of their firsts and of their seconds, until none is left. Returns two (p,) arrays.
+    looked at, in turn of their firsts and of their seconds, until none is left; more where few of them are pairs.
+    Returns two (p,) arrays.
     """
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 
-    kept, of_first = [(i[:0], j[:0])], True
+    kept, of_first, each = [(i[:0], j[:0])], True, 1
     while True:
         apart = joined[i] != joined[j]
         i, j = i[apart], j[apart]
         if not len(i):
             return tuple(np.concatenate(k) for k in zip(*kept, strict=True))
-        _, picked = np.unique(joined[i if of_first else j], return_index=True)
-        of_first = not of_first
+        picked = _some_of_each(joined[i if of_first else j], each)
         true = is_pair(i[picked], j[picked])
+        of_first, each = not of_first, 1 if 2 * np.count_nonzero(true) > len(true) else 4 * each
         a, b = i[picked][true], j[picked][true]
         kept.append((a, b))
         i, j = np.delete(i, picked), np.delete(j, picked)
         graph = coo_array((np.ones(len(a), dtype=bool), (joined[a], joined[b])), shape=(len(joined), len(joined)))
         joined[:] = connected_components(graph, directed=False)[1][joined]
+
+
+def _some_of_each(labels, each):
+    """Where the first few of each label are. labels: (c,) int."""
+    order = np.argsort(labels, kind="stable")
+    _, first, counts = np.unique(labels[order], return_index=True, return_counts=True)
+    return order[np.arange(len(order)) - np.repeat(first, counts) < each]

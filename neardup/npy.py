@@ -19,9 +19,11 @@ class Header(NamedTuple):
 
 
 def read_header(path):
-    """The header of a .npy file. Raises ValueError or EOFError where it is none. Allocates nothing."""
+    """The header of a .npy file. Raises ValueError, EOFError or a parser's error where it is none."""
     with path.open("rb") as file:
         version = np.lib.format.read_magic(file)
+        if version not in ((1, 0), (2, 0)):
+            raise ValueError(f"version {version} of the format")
         read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         with _PARSING:
             return Header(*read(file), file.tell())

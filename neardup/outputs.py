@@ -1,4 +1,4 @@
-"""What a user takes away: the groups as HDF5, pickle and Parquet, keep and drop lists, a picture."""
+"""What a user takes away: neighbours as a pickle; groups as HDF5, pickle, Parquet, keep and drop lists, a picture."""
 
 import json
 
@@ -9,8 +9,10 @@ import pyarrow.parquet as pq
 
 from neardup.artifacts import atomic, write_stream
 from neardup.ids import store_ids
+from neardup.pairs import both_ways
 
 _BLOCK_ROWS = 1 << 16  # rows whose ids are handled together
+_BYTES_OF_NEIGHBOR = 512  # of an id, its similarity and their places in a dict, with some to spare
 _PARQUET = pa.schema(
     [
         ("row", pa.int64()),
@@ -21,6 +23,36 @@ _PARQUET = pa.schema(
         ("similarity", pa.float64()),
     ]
 )
+
+
+def write_neighbors_pickle(stage, names, budget):
+    """neighbors.pkl: id -> {"cluster": its k-means cluster, "neighbors": {id: similarity}}, for users.
+
+    names: labels (n,), an `IdTable`, and the rows of repeated ids, for which (id, row) stands. Memory: the budget, in
+    bytes, and 24 bytes a row.
+    """
+    write_stream(stage.path("neighbors.pkl"), _neighbor_items(stage, names, budget))
+
+
+def _neighbor_items(stage, names, budget):
+    """Yield (id, cluster and neighbours) of every row that isn't rejected, in row order."""
+    labels, ids, repeated = names
+    repeated = set(repeated.tolist())
+
+    def named(rows):
+        found = ids.take(rows)
+        if repeated:
+            found = [(n, int(r)) if int(r) in repeated else n for n, r in zip(found, rows, strict=True)]
+        return found
+
+    path = stage.path("neighbors.h5")
+    for low, high, pairs in both_ways(path, len(labels), budget / _BYTES_OF_NEIGHBOR, stage.path("parts", "mirrored")):
+        rows, neighbors, similarity = named(range(low, high)), named(pairs["row_b"]), pairs["similarity"].tolist()
+        firsts = np.searchsorted(pairs["row_a"], np.arange(low, high + 1)).tolist()
+        for i, (row, cluster) in enumerate(zip(rows, labels[low:high].tolist(), strict=True)):
+            if cluster >= 0:
+                here = slice(firsts[i], firsts[i + 1])
+                yield row, {"cluster": cluster, "neighbors": dict(zip(neighbors[here], similarity[here], strict=True))}
 
 
 def write_hdf5(path, groups, ids, threshold):

@@ -1,7 +1,11 @@
 """Pairs: packed into single integers while they are candidates, then on disk in their order."""
 
+import shutil
+
 import h5py
 import numpy as np
+
+from neardup.engine import size_ranges
 
 PAIR = np.dtype([("row_a", "<i8"), ("row_b", "<i8"), ("similarity", "<f8")])
 MOST_ROWS = 2**32  # that two row numbers pack into 64 bits
@@ -20,14 +24,18 @@ def unpack(packed):
     return (packed >> np.uint64(32)).astype(np.int64), (packed & np.uint64(MOST_ROWS - 1)).astype(np.int64)
 
 
-def split_sorted(parts, most):
-    """Cut sorted arrays of packed pairs, no two of which overlap in content, at common places.
+def cuts(parts, most):
+    """Where to cut sorted arrays of packed pairs so that between two cuts all together hold about `most`.
 
-    Yields lists of slices, one an array, that together hold about `most` pairs (at most `most` + 64 an array more),
-    each above those before it. Memory: 1/8 byte a pair.
+    At most `most` + 64 an array. Returns (c,) uint64, ascending. Memory: 1/8 byte a pair.
     """
-    samples = np.sort(np.concatenate([p[_SAMPLED - 1 :: _SAMPLED] for p in parts])) if parts else []
-    cuts = samples[max(1, most // _SAMPLED) - 1 :: max(1, most // _SAMPLED)]
+    samples = np.sort(np.concatenate([p[_SAMPLED - 1 :: _SAMPLED] for p in parts]))
+    step = max(1, most // _SAMPLED)
+    return samples[step - 1 :: step]
+
+
+def slices_between(parts, cuts):
+    """Yield, for each piece between two cuts, a slice of each of the sorted arrays."""
     ends = [[*np.searchsorted(p, cuts, side="right").tolist(), len(p)] for p in parts]
     starts = [[0, *e[:-1]] for e in ends]
     for low, high in zip(zip(*starts, strict=True), zip(*ends, strict=True), strict=True):
@@ -38,8 +46,55 @@ def read_pairs(path):
     """Yield the pairs of neighbors.h5 as (p,) PAIR arrays, in order. Memory: 24 MB."""
     with h5py.File(path) as file:
         for start in range(0, len(file["row_a"]), _BLOCK):
-            columns = {name: file[name][start : start + _BLOCK] for name in PAIR.names}
-            pairs = np.empty(len(columns["row_a"]), dtype=PAIR)
-            for name, values in columns.items():
-                pairs[name] = values
-            yield pairs
+            yield _some(file, start, start + _BLOCK)
+
+
+def _some(file, start, stop):
+    columns = {name: file[name][start:stop] for name in PAIR.names}
+    pairs = np.empty(len(columns["row_a"]), dtype=PAIR)
+    for name, values in columns.items():
+        pairs[name] = values
+    return pairs
+
+
+def both_ways(path, n_rows, most, folder):
+    """Yield (low, high, pairs) for ranges of rows: all pairs of theirs seen from them, row_a in the range, sorted.
+
+    path: of neighbors.h5; most: rows and pairs of a range, as far as a single row has no more; folder: for a copy of
+    the pairs seen from their other end, sorted into files by range, each removed when it was read. Memory: 40 bytes
+    for each of `most`, and 24 bytes a row.
+    """
+    forward, back = np.zeros(n_rows, dtype=np.int64), np.zeros(n_rows, dtype=np.int64)
+    for pairs in read_pairs(path):
+        forward += np.bincount(pairs["row_a"], minlength=n_rows)
+        back += np.bincount(pairs["row_b"], minlength=n_rows)
+    ranges = size_ranges(np.concatenate([[0], np.cumsum(1 + forward + back)]), most)
+    starts = np.concatenate([[0], np.cumsum(forward)])
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    _mirror(path, ranges, folder)
+    with h5py.File(path) as file:
+        for number, (low, high) in enumerate(ranges):
+            pairs = np.concatenate([_some(file, starts[low], starts[high]), _read_mirrored(folder / f"{number}.bin")])
+            yield low, high, pairs[np.lexsort((pairs["row_b"], pairs["row_a"]))]
+
+
+def _mirror(path, ranges, folder):
+    """Write all pairs seen from row_b, those of a range of rows to a file of its own."""
+    lows = np.array([low for low, _ in ranges])
+    for pairs in read_pairs(path):
+        pairs["row_a"], pairs["row_b"] = pairs["row_b"].copy(), pairs["row_a"].copy()
+        of_range = np.searchsorted(lows, pairs["row_a"], side="right") - 1
+        order = np.argsort(of_range, kind="stable")
+        numbers, first = np.unique(of_range[order], return_index=True)
+        for number, some in zip(numbers, np.split(pairs[order], first[1:]), strict=True):
+            with (folder / f"{number}.bin").open("ab") as file:
+                file.write(some.tobytes())
+
+
+def _read_mirrored(path):
+    if not path.exists():
+        return np.empty(0, dtype=PAIR)
+    pairs = np.fromfile(path, dtype=PAIR)
+    path.unlink()
+    return pairs

@@ -1,6 +1,7 @@
 """How each script starts and ends: settings in, one line and an exit status where something is wrong."""
 
 import os
+import resource
 import sys
 from argparse import ArgumentError
 from pathlib import Path
@@ -26,16 +27,26 @@ def main(run, description):
         _fail(name, EXIT_SETTING, _setting_message(error))
     except (SettingsError, ArgumentError) as error:
         _fail(name, EXIT_SETTING, f"{error}; --help lists the settings")
+    _open_more_files()
     try:
         run(config)
     except NeardupError as error:
         _fail(name, EXIT_ERROR, str(error))
     except OSError as error:
-        _fail(name, EXIT_ERROR, f"{error.strerror or error}: {error.filename or config.work_dir}; then start it again")
+        where = error.filename or config.work_dir
+        _fail(name, EXIT_ERROR, f"{where}: {error.strerror or error}; mend that, then start it again to go on")
+    except MemoryError:
+        _fail(name, EXIT_ERROR, "out of memory: set a lower memory_limit or n_workers, then start it again to go on")
     except KeyboardInterrupt:
         sys.stdout.flush()
         sys.stderr.write(f"{name}: interrupted; start it again to go on\n")
         os._exit(EXIT_INTERRUPTED)  # tasks still running are not waited for; whatever they finished is on disk
+
+
+def _open_more_files():
+    """Raise the limit of open files to what the system allows: each memory-mapped file takes one."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def _setting_message(error):
