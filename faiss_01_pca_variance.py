@@ -17,6 +17,7 @@ from neardup.ids import IdTable, repeated_rows, write_table
 from neardup.script import main
 
 _BLOCK_ROWS = 8192  # rows of a block at most: a d x d float64 sum a block costs little beside its product
+_TASK_ROWS = 65_536  # rows of a task: Dask adds up what its tasks return, and takes long for many d x d matrices
 _SHOWN = 10  # bad rows or repeated ids that an error names
 _NOISE = 2.0**-22, 2.0**-44  # variance that rounding makes, of the largest in the products, of 1 in the unit rows
 _ORIGIN_ROWS = 256  # whose mean is taken off all rows before they are multiplied, so that little is lost
@@ -26,6 +27,7 @@ def run(config):
     """Write work/01_pca_variance, or find it finished."""
     stage, shards, _ = begin(config, "01_pca_variance")
     if not stage.finished:
+        engine.preload("matplotlib.figure")
         moments, rejected = check_rows_and_ids(stage, shards, config)
         keep_rejected(stage, shards, rejected, config.bad_rows)
         count = total_rows(shards) - len(rejected)
@@ -63,14 +65,13 @@ def check_rows_and_ids(stage, shards, config):
     dim, rows = shards[0].dim, open_shards(shards)
     origin = common_origin(rows)
     block_rows = min(_BLOCK_ROWS, engine.block_rows(config.memory_limit, config.n_workers, 12 * dim))
-    add = partial(engine.limited, block_moments, config.n_workers)
-    check = partial(engine.limited, check_block, config.n_workers, rows, origin)
+    task = partial(engine.limited, sum_moments, config.n_workers, rows, origin, block_rows)
     parts, rejects = [], []
-    for start, stop in block_ranges(rows.starts, block_rows):
-        centred, rejected = dask.delayed(check, nout=2, pure=False)(start, stop)
-        parts.append(da.from_delayed(dask.delayed(add, pure=False)(centred), (dim + 1, dim), np.float64))
+    for start, stop in block_ranges(rows.starts, _TASK_ROWS):
+        moments, rejected = dask.delayed(task, nout=2, pure=False)(start, stop)
+        parts.append(da.from_delayed(moments, (dim + 1, dim), np.float64))
         rejects.append(rejected)
-    total = da.stack(parts).sum(axis=0, split_every=4).to_delayed().item(0)
+    total = da.stack(parts).sum(axis=0, split_every=4).to_delayed(optimize_graph=False).item(0)
     repeated = dask.delayed(gather_ids, pure=False)(stage.path("ids.arrow"), shards)
     # all of one kind: dask 2026.8 mixes up the order of results of arrays and delayed ones
     repeated, total, *rejects = engine.compute([repeated, total, *rejects], config.n_workers, "01 moments")
@@ -92,22 +93,28 @@ def gather_ids(path, shards):
     return repeated_rows(hashes, IdTable(path)).astype(np.int64)
 
 
-def check_block(rows, origin, start, stop):
-    """Unit rows of a block less the origin, (n, d) float32, and a list of (row, reason) for those with no direction.
+def sum_moments(rows, origin, block_rows, start, stop):
+    """`block_moments` of all blocks from start to stop, added up in float64, and all their lists in one."""
+    total, rejected = np.zeros((rows.dim + 1, rows.dim)), []
+    for low, high in block_ranges((start, stop), block_rows):
+        sums, products, bad = block_moments(rows.read(low, high), origin)
+        total[0] += sums
+        total[1:] += products
+        rejected += [(low + i, reason) for i, reason in bad]
+    return total, rejected
 
-    Those are zero.
+
+def block_moments(stored, origin):
+    """Sums over the unit rows of a block less the origin, and which of them have no direction and count for nothing.
+
+    stored: (n, d). Returns the sum of the rows (d,) float64, their Gram matrix (d, d) float32, a list of (row, reason).
     """
-    stored = rows.read(start, stop)
-    unit, bad = geometry.unit_rows32(stored)
-    unit -= origin
-    unit[bad] = 0
-    reasons = [(i, "all zeros" if np.all(stored[i] == 0) else "NaN or infinity") for i in np.nonzero(bad)[0]]
-    return unit, [(start + int(i), reason) for i, reason in reasons]
-
-
-def block_moments(centred):
-    """Sum of the rows over their Gram matrix. centred: (n, d) float32. Returns (d + 1, d) float64."""
-    return np.vstack([centred.sum(axis=0, dtype=np.float64), centred.T @ centred])
+    values, scales, bad = geometry.scaled_rows32(stored)
+    centred = np.multiply(values, scales[:, None], out=engine.scratch(values.shape))
+    centred -= origin
+    centred[bad] = 0
+    reasons = [(int(i), "all zeros" if np.all(stored[i] == 0) else "NaN or infinity") for i in np.nonzero(bad)[0]]
+    return centred.sum(axis=0, dtype=np.float64), centred.T @ centred, reasons
 
 
 def keep_repeated(stage, shards, repeated, duplicate_ids):

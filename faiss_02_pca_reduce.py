@@ -20,13 +20,14 @@ def run(config):
     """Write work/02_pca_reduce, or find it finished."""
     stage, shards, earlier = begin(config, "02_pca_reduce")
     if not stage.finished:
+        engine.preload("sklearn.decomposition")
         variance = earlier["01_pca_variance"]
         n_components = read_json(variance.path("n_components.json"))["n_components"]
         with np.load(variance.path("moments.npz")) as file:
             moments = dict(file)
         components = principal_axes(moments["covariance"], n_components)
-        save_model(stage, components, moments)
         sketch_dims = project_shards(stage, shards, (moments["mean"], components), config)
+        save_model(stage, components, moments)
         stage = stage.finish(
             {
                 "rows": int(shards[-1].start + shards[-1].rows),
@@ -98,8 +99,8 @@ def project_shard(folder, rows, projection, sketch_dims, block_rows, number, sha
         npy_rows(folder / f"reduced_{number:05d}.npy", (shard.rows, len(projection[1]))) as write_reduced,
     ):
         for start, stop in block_ranges((shard.start, shard.start + shard.rows), block_rows):
-            unit, _ = geometry.unit_rows32(rows.read(start, stop))
-            reduced, distance = geometry.project(unit, *projection)
+            values, scales, _ = geometry.scaled_rows32(rows.read(start, stop))
+            reduced, distance = geometry.project(values, scales, *projection)
             write_sketches(geometry.sketch(reduced[:, :sketch_dims], distance))
             write_reduced(reduced)
 

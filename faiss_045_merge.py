@@ -27,6 +27,7 @@ def run(config):
     stage, shards, earlier = begin(config, "045_merge")
     texts = read_texts(config.preview, config.data_dir)
     if not stage.finished:
+        engine.preload("matplotlib.figure")
         variance, search = earlier["01_pca_variance"], earlier["04_neighbor_search"]
         rows, ids = open_shards(shards), IdTable(variance.path("ids.arrow"))
         rejected, repeated = (read_npy(variance.path(f"{n}_rows.npy")) for n in ("rejected", "repeated"))
@@ -69,20 +70,24 @@ def represent(members, bounds, rows, most, low, high):
     """Representatives of the groups low to high, and their members' similarities to them.
 
     The sum of a row's similarities to all others of its group is its dot product with the sum of their unit rows,
-    so a group of g rows costs g d, not g^2 d. A group larger than `most` rows is read in pieces, three times.
+    so a group of g rows costs g d, not g^2 d; of two rows it is the first. A group larger than `most` rows is read in
+    pieces, three times.
     """
     members, bounds = members[bounds[low] : bounds[high]], bounds[low : high + 1] - bounds[low]
     of_group = np.repeat(np.arange(high - low), np.diff(bounds))
+    several = np.repeat(np.diff(bounds) > 2, np.diff(bounds))
     pieces = [slice(s, s + most) for s in range(0, len(members), most)]
     read = lru_cache(maxsize=1)(lambda s: rows.gather(members[pieces[s]]))
-    sums = np.zeros((high - low, rows.dim))
+    sums, score = np.zeros((high - low, rows.dim)), np.zeros(len(members))
     for i, piece in enumerate(pieces):
-        groups, first = np.unique(of_group[piece], return_index=True)
-        sums[groups] += np.add.reduceat(geometry.unit_rows(read(i))[0], first, axis=0)
-    score, similarity = np.empty(len(members)), np.empty(len(members))
+        groups, first = np.unique(of_group[piece][several[piece]], return_index=True)
+        if len(groups):
+            sums[groups] += np.add.reduceat(geometry.unit_rows(read(i)[several[piece]])[0], first, axis=0)
     for i, piece in enumerate(pieces):
-        score[piece] = np.einsum("ij,ij->i", geometry.unit_rows(read(i))[0], sums[of_group[piece]])
-    representative = members[first_best(score, of_group, bounds)]
+        which = np.nonzero(several[piece])[0]
+        unit, _ = geometry.unit_rows(read(i)[which])
+        score[piece.start + which] = np.einsum("ij,ij->i", unit, sums[of_group[piece.start + which]])
+    representative, similarity = members[first_best(score, of_group, bounds)], np.empty(len(members))
     for i, piece in enumerate(pieces):
         similarity[piece] = geometry.similarities(read(i), rows.gather(representative[of_group[piece]]))
     return representative, similarity

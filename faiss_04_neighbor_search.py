@@ -14,7 +14,7 @@ from neardup import NeardupError, engine, geometry, pairs
 from neardup.artifacts import atomic, begin, write_json, write_npy
 from neardup.audit import audit_pairs
 from neardup.candidates import lay_out, search
-from neardup.clusters import Clusters, OpenCluster, list_visits, unpack, visits_to
+from neardup.clusters import Clusters, OpenCluster, flatten_visits, list_visits
 from neardup.embeddings import block_ranges, open_shards
 from neardup.groups import joining
 from neardup.ids import IdTable, store_ids
@@ -93,7 +93,7 @@ def prepare_cluster(stage, clusters, centroids, radius_and_error, block_rows, cl
     for start, stop in block_ranges((0, len(sketches)), block_rows):
         visits.append(list_visits(sketches[start:stop], cluster, centroids, error, radius) + np.uint64(start))
     write_npy(stage.part("layout", cluster), lay_out(sketches))
-    write_npy(path, np.sort(np.concatenate(visits)))
+    write_npy(path, flatten_visits(np.sort(np.concatenate(visits)), len(clusters), radius))
 
 
 def open_cluster(stage, clusters, cluster):
@@ -156,10 +156,9 @@ def search_two(opened, couple, radius_and_error, joins, joined):
     if alone:
         tiles, offset = search(x, None, reach, joined=joins and (joined, joined)), 0
     else:
-        visits = visits_to(x.visits, couple[1]), visits_to(y.visits, couple[0])
-        if not all(map(len, visits)):
+        places, margins = zip(x.visits_to(couple[1]), y.visits_to(couple[0]), strict=True)
+        if not all(map(len, places)):
             return
-        places, margins = zip(*(unpack(v, radius) for v in visits), strict=True)
         tiles = search(x, y, reach, places, margins, joins and (joined[:offset], joined[offset:]))
     for i, j, compared in tiles:
         if joins and len(i):

@@ -67,26 +67,29 @@ def audit_block(rows, counted, sample, threshold, start, stop):
     """
     audited, stored, unit = sample
     block = rows.read(start, stop)
-    block_unit, error = geometry.unit_rows32(block)[0], geometry.cosine_error(rows.dim)
-    most = quarter(block_unit, error) @ quarter(unit, error).T
+    (values, scales, _), error = geometry.scaled_rows32(block), geometry.cosine_error(rows.dim)
+    most = quarter(values, scales, error) @ quarter(unit, np.ones(len(unit), np.float32), error).T
     near = np.flatnonzero(most.ravel() >= np.float32(threshold - error))
     if len(near) * _DENSE > most.size:
-        near = np.flatnonzero((block_unit @ unit.T).ravel() >= np.float32(threshold - error))
+        near = np.flatnonzero((values @ unit.T * scales[:, None]).ravel() >= np.float32(threshold - error))
     at, of = np.divmod(near, len(audited))
     keep = (start + at != audited[of]) & counted[start + at]
     at, of = at[keep], of[keep]
     similar = np.zeros(len(at), dtype=bool)
     for first in range(0, len(at), _PAIRS_AT_ONCE):
         here = slice(first, first + _PAIRS_AT_ONCE)
-        cosines = np.vecdot(block_unit[at[here]], unit[of[here]])
+        cosines = np.vecdot(values[at[here]], unit[of[here]]) * scales[at[here]]
         similar[here] = cosines > threshold + error
         unclear = first + np.nonzero(np.abs(cosines - threshold) <= error)[0]
         similar[unclear] = geometry.similarities(block[at[unclear]], stored[of[unclear]]) >= threshold
     return pairs.pack(start + at[similar], audited[of[similar]])
 
 
-def quarter(unit, error):
-    """Every fourth coordinate of unit rows, and the length of the others, rounded up. (n, d) to (n, d / 4 + 1)."""
-    some = unit[:, ::4]
+def quarter(values, scales, error):
+    """Every fourth coordinate of rows of unit length, and the length of the others, rounded up.
+
+    values, scales: of `geometry.scaled_rows32`. Returns (n, d / 4 + 1) float32.
+    """
+    some = values[:, ::4] * scales[:, None]
     rest = np.maximum(1 - np.vecdot(some, some), 0) + np.float32(4 * error)
     return np.column_stack([some, np.sqrt(rest)])

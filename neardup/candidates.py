@@ -23,7 +23,7 @@ def search(x, y, reach, places=None, margins=None, joined=None):
     """Rows of two clusters, or of x alone where y is None, that are at most `reach` apart, and perhaps a few more.
 
     x, y: have `layout`, as of `lay_out`, and `sketches`, (n, m + 1) float32, which are looked at where rows are near.
-    places: which rows of x and of y to compare, two (v,) int64 arrays; all where None. margins: a number for each of
+    places: which rows of x and of y to compare, two (v,) integer arrays; all where None. margins: a number for each of
     those, ascending, such that no two rows are nearer than the sum of theirs; only where it is within `reach` are
     they compared. joined: a component for each row of x and of y; only rows of different ones are of interest.
     Yields, a tile at a time, two (c,) int64 arrays of places in x and y and the number of distances computed.
@@ -43,15 +43,18 @@ def search(x, y, reach, places=None, margins=None, joined=None):
             rows_y = places[1][low : min(low + _TILE[1], last)]
             i, j = _near(left[start : start + _TILE[0]], right[low : low + len(rows_y)], limit)
             dense = len(i) * _DENSE > len(rows_x) * len(rows_y)
+            if not len(i):
+                yield i, j, len(rows_x) * len(rows_y)
+                continue
             if dense:
                 i, j = _near_in_all(x.sketches[rows_x], y.sketches[rows_y], reach)
-            i, j = rows_x[i], rows_y[j]
+            i, j = rows_x[i].astype(np.int64), rows_y[j].astype(np.int64)
             if alone:
                 i, j = i[i < j], j[i < j]
             if joined is not None:
                 apart = joined[0][i] != joined[1][j]
                 i, j = i[apart], j[apart]
-            if len(i) and not dense:
+            if not dense:
                 near = _within(x.sketches, y.sketches, i, j, reach)
                 i, j = i[near], j[near]
             yield i, j, len(rows_x) * len(rows_y)

@@ -7,6 +7,7 @@ import h5py
 import numpy as np
 
 from neardup import NeardupError, geometry
+from neardup.npy import map_array
 
 _STEPS = 30_000  # of a visit's margin, from 0 to the reach
 _ROW_BITS, _STEP_BITS = 32, 16  # of a packed visit; the cluster it goes to has the rest
@@ -31,13 +32,13 @@ class Clusters:
     def load(self, cluster):
         """Row numbers (n,) int64 and sketches (n, m + 1) float32 of a cluster, read-only. Memory: mapped while held."""
         path = self.paths[cluster]
-        return _map(path, self.rows[cluster]), _map(path, self.vectors[cluster])
+        return tuple(map_array(path, d.dtype, d.offset, d.shape) for d in (self.rows[cluster], self.vectors[cluster]))
 
 
 class _DataSet(NamedTuple):
     shape: tuple
     dtype: np.dtype
-    offset: int | None  # bytes into the file; None where nothing is stored
+    offset: int | None  # bytes into the file; None where there is nothing
 
 
 def _data_sets(path):
@@ -48,20 +49,17 @@ def _data_sets(path):
     return found
 
 
-def _map(path, data):
-    if data.offset is None:
-        return np.empty(data.shape, data.dtype)
-    return np.memmap(path, data.dtype, "r", data.offset, data.shape).view(np.ndarray)
-
-
 class OpenCluster:
     """What the search needs of a cluster; row numbers and sketches are opened where rows are near.
 
-    layout: (n, w) float32, of `candidates.lay_out`; visits: (v,) uint64, of `list_visits`, sorted.
+    layout: (n, w) float32, of `candidates.lay_out`; visits: of `flatten_visits`.
     """
 
     def __init__(self, clusters, number, layout, visits):
-        self._load, self.layout, self.visits = (lambda: clusters.load(number)), layout, visits
+        self._load, self.layout = (lambda: clusters.load(number)), layout
+        self.offsets = visits[: len(clusters) + 1].tolist()
+        self.places, self.margins = visits[len(clusters) + 1 :].reshape(2, -1)
+        self.margins = self.margins.view(np.float32)
 
     def __len__(self):
         return len(self.layout)
@@ -76,30 +74,37 @@ class OpenCluster:
         """Sketches, (n, m + 1) float32."""
         return self._load()[1]
 
+    def visits_to(self, cluster):
+        """Rows near the border to another cluster: places (v,) uint32, and margins (v,) float32, ascending."""
+        here = slice(self.offsets[cluster], self.offsets[cluster + 1])
+        return self.places[here], self.margins[here]
 
-def list_visits(sketches, own, centroids, error, reach):
-    """The visits of a cluster's rows: which are within `reach` of the border to which other cluster.
 
-    Arguments: as of `geometry.border_margins`; reach: the greatest distance of a pair. Returns (v,) uint64, each a
-    cluster, a margin and a row's place in its cluster, packed so that they sort in this order. Memory: 8 n K bytes.
+def list_visits(sketches, own, centroids, error, radius):
+    """The visits of a cluster's rows: which are within the radius of the border to which other cluster.
+
+    Arguments: as of `geometry.border_margins`; radius: the greatest distance of a pair. Returns (v,) uint64, each a
+    cluster, a margin and a row's place among the sketches, packed to sort in this order. Memory: 20 n K bytes.
     """
     margins, below = geometry.border_margins(sketches, own, centroids, error)
-    listed = margins <= np.float32(reach) + below + np.float32(1e-6)
+    listed = margins <= np.float32(radius) + below + np.float32(1e-6)
     listed[:, own] = False
-    row, cluster = np.nonzero(listed)
-    steps = np.floor(margins[row, cluster].astype(np.float64) * (_STEPS / reach) - 1e-3) + _STEPS  # rounded down
+    row, cluster = np.divmod(np.flatnonzero(listed.ravel()), len(centroids))
+    steps = np.floor(margins[row, cluster].astype(np.float64) * (_STEPS / radius) - 1e-3) + _STEPS  # rounded down
     packed = np.clip(steps, 0, int(_STEP_MASK)).astype(np.uint64) << np.uint64(_ROW_BITS)
     return packed | row.astype(np.uint64) | (cluster.astype(np.uint64) << np.uint64(_ROW_BITS + _STEP_BITS))
 
 
-def visits_to(packed, cluster):
-    """Those of a cluster's sorted visits that go to another one."""
-    bounds = np.array([cluster, cluster + 1], dtype=np.uint64) << np.uint64(_ROW_BITS + _STEP_BITS)
-    return packed[slice(*np.searchsorted(packed, bounds))]
+def flatten_visits(packed, n_clusters, radius):
+    """Sorted packed visits as one uint32 array: where those to each cluster begin (K + 1), places (v), margins (v).
 
-
-def unpack(packed, reach):
-    """Places (v,) int64 of visitors in their cluster, and their margins (v,) float64, ascending; -inf is unbounded."""
+    Margins are float32 bits, rounded down; -inf is unbounded.
+    """
+    bounds = np.arange(n_clusters + 1, dtype=np.uint64) << np.uint64(_ROW_BITS + _STEP_BITS)
     steps = ((packed >> np.uint64(_ROW_BITS)) & _STEP_MASK).astype(np.int64)
-    margins = np.where(steps == 0, -np.inf, (steps - _STEPS) * (reach / _STEPS))
-    return (packed & _ROW_MASK).astype(np.int64), margins
+    margins = np.where(steps == 0, -np.inf, (steps - _STEPS - 0.01) * (radius / _STEPS)).astype(np.float32)
+    return np.concatenate(
+        [np.searchsorted(packed, bounds), packed & _ROW_MASK, margins.view(np.uint32)],
+        dtype=np.uint32,
+        casting="unsafe",
+    )

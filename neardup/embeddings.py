@@ -10,7 +10,7 @@ from tokenize import TokenError
 import numpy as np
 
 from neardup import NeardupError
-from neardup.npy import read_header
+from neardup.npy import map_array, read_header
 
 _HASH_SAMPLES = 64  # places of a file that its fingerprint reads
 _HASH_BYTES = 4096  # bytes read at each
@@ -76,9 +76,9 @@ class RowFiles:
         path, header = self.paths[file], self.headers[file]
         low, high = int(start - self.starts[file]), int(stop - self.starts[file])
         if header.fortran_order:  # columns follow each other: any row needs the whole file mapped
-            return np.memmap(path, header.dtype, "r", header.offset, header.shape, "F").view(np.ndarray)[low:high]
+            return map_array(path, header.dtype, header.offset, header.shape, fortran_order=True)[low:high]
         offset = header.offset + low * self.dim * header.dtype.itemsize
-        return np.memmap(path, header.dtype, "r", offset, (high - low, self.dim)).view(np.ndarray)
+        return map_array(path, header.dtype, offset, (high - low, self.dim))
 
     def _file_of(self, row):
         return int(np.searchsorted(self.starts, row, side="right")) - 1

@@ -1,13 +1,18 @@
 """Tasks side by side with Dask, threads shared out in one place, block sizes from the memory limit."""
 
+import math
 import os
 import sys
 from functools import lru_cache
+from importlib import import_module
+from threading import Thread, local
 
 import dask
 import numpy as np
 from threadpoolctl import ThreadpoolController
 from tqdm.dask import TqdmCallback
+
+_of_thread = local()
 
 
 def worker_count(n_workers):
@@ -63,6 +68,19 @@ def limited(function, n_workers, *arguments):
     """Call a task with its share of the cores."""
     share_cores(n_workers)  # pools that a thread has of its own (OpenMP); the shared ones are `compute`'s
     return function(*arguments)
+
+
+def scratch(shape):
+    """A float32 array to overwrite, the same memory each time in a thread: new memory costs as much as filling it."""
+    size = math.prod(shape)
+    if getattr(_of_thread, "scratch", np.empty(0)).size < size:
+        _of_thread.scratch = np.empty(size, dtype=np.float32)
+    return _of_thread.scratch[:size].reshape(shape)
+
+
+def preload(module):
+    """Begin to import what is needed only at the end, while the cores are busy without the interpreter."""
+    Thread(target=import_module, args=(module,), daemon=True).start()
 
 
 def share_cores(n_workers):

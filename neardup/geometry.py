@@ -43,17 +43,29 @@ def unit_rows(rows):
     return values, bad
 
 
-def unit_rows32(rows):
-    """As `unit_rows`, in float32, each row within `unit_error` of its exact direction. Memory: 4 n d bytes."""
+def scaled_rows32(rows):
+    """As `unit_rows`, in float32, less the last step: rows times their scales are within `unit_error` of unit rows.
+
+    Returns (n, d) float32, the rows themselves where they are that already, (n,) float32 and (n,) bool.
+    Memory: 4 n d bytes for rows of another dtype.
+    """
     with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
         values = rows.astype(np.float32, copy=False)
         squares = np.vecdot(values, values)
-        unit = values * (1 / np.sqrt(squares))[:, None]
+        scales = 1 / np.sqrt(squares)
     bad = np.zeros(len(rows), dtype=bool)
     odd = np.nonzero(~((squares > 1 / _SAFE) & (squares < _SAFE)))[0]
     if len(odd):
-        unit[odd], bad[odd] = unit_rows(rows[odd])
-    return unit, bad
+        values = values.copy()
+        values[odd], bad[odd] = unit_rows(rows[odd])
+        scales[odd] = 1
+    return values, scales, bad
+
+
+def unit_rows32(rows):
+    """As `unit_rows`, in float32, each row within `unit_error` of its exact direction. Memory: 8 n d bytes."""
+    values, scales, bad = scaled_rows32(rows)
+    return values * scales[:, None], bad
 
 
 def unit_error(dim):
@@ -99,13 +111,14 @@ def projection(mean, components):
     return np.asfortranarray(matrix), (components @ mean).astype(np.float32)
 
 
-def project(unit, matrix, offset):
-    """PCA coordinates of unit rows, and how far they are from the mean.
+def project(values, scales, matrix, offset):
+    """PCA coordinates of rows of unit length, and how far they are from the mean.
 
-    unit: (n, d) float32; matrix, offset: of `projection`. Returns (n, k) float32, components (x - mean), any m of
-    them within `projection_error` of the exact ones; and (n,) float32, |x - mean|^2 = 1 + |mean|^2 - 2 x mean.
+    values, scales: of `scaled_rows32`; matrix, offset: of `projection`. Returns (n, k) float32, components (x - mean),
+    any m of them within `projection_error` of the exact ones; and (n,) float32, |x - mean|^2 = 1 + |mean|^2 - 2 x mean.
     """
-    product = unit @ matrix
+    product = values @ matrix
+    product *= scales[:, None]
     mean = matrix[:, -1].astype(np.float64)
     distance = np.float32(1 + mean @ mean) - 2 * product[:, -1]
     return product[:, :-1] - offset, distance
