@@ -71,6 +71,7 @@ def check_rows_and_ids(stage, shards, config):
         moments, rejected = dask.delayed(task, nout=2, pure=False)(start, stop)
         parts.append(da.from_delayed(moments, (dim + 1, dim), np.float64))
         rejects.append(rejected)
+    # not optimized as an array, which would do each task once for its sums and again for its list
     total = da.stack(parts).sum(axis=0, split_every=4).to_delayed(optimize_graph=False).item(0)
     repeated = dask.delayed(gather_ids, pure=False)(stage.path("ids.arrow"), shards)
     # all of one kind: dask 2026.8 mixes up the order of results of arrays and delayed ones

@@ -24,7 +24,7 @@ from neardup.pairs import PAIR, cuts, read_pairs, slices_between
 from neardup.script import main
 
 _TASKS = 32  # of either part of the search, at most: each opens most clusters once
-_BLOCK_PAIRS = 65_536  # candidates of a task that verifies
+_BLOCK_PAIRS = 65_536  # candidates of a task that verifies, at most
 _NONE = np.empty(0, dtype=np.uint64)
 _PAIRS_AT_ONCE = 256  # verified together: 2 x 2 MB in float64 at 1,024 values, which caches hold
 
@@ -84,7 +84,7 @@ def find_candidates(stage, rows, earlier, config):
 
 def prepare_cluster(stage, clusters, centroids, radius_and_error, block_rows, cluster):
     """Write the sketches of a cluster as the search wants them, and its visits. Memory: 20 K bytes a row of a block."""
-    path = stage.part("visits", cluster)
+    path = stage.volatile("visits", cluster)
     if path.exists():
         return
     radius, error = radius_and_error
@@ -92,13 +92,13 @@ def prepare_cluster(stage, clusters, centroids, radius_and_error, block_rows, cl
     visits = [_NONE]
     for start, stop in block_ranges((0, len(sketches)), block_rows):
         visits.append(list_visits(sketches[start:stop], cluster, centroids, error, radius) + np.uint64(start))
-    write_npy(stage.part("layout", cluster), lay_out(sketches))
-    write_npy(path, flatten_visits(np.sort(np.concatenate(visits)), len(clusters), radius))
+    write_npy(stage.volatile("layout", cluster), lay_out(sketches), flush=False)
+    write_npy(path, flatten_visits(np.sort(np.concatenate(visits)), len(clusters), radius), flush=False)
 
 
 def open_cluster(stage, clusters, cluster):
     """An `OpenCluster`, memory-mapped."""
-    layout, visits = (map_npy(stage.part(kind, cluster)) for kind in ("layout", "visits"))
+    layout, visits = (map_npy(stage.volatile(kind, cluster)) for kind in ("layout", "visits"))
     return OpenCluster(clusters, cluster, layout, visits)
 
 
@@ -175,7 +175,8 @@ def verify_candidates(stage, candidates, rows, config):
     """
     path = stage.part("cuts")
     if not path.exists():
-        write_npy(path, cuts(candidates, _BLOCK_PAIRS))
+        share = sum(map(len, candidates)) // (4 * engine.worker_count(config.n_workers))
+        write_npy(path, cuts(candidates, min(_BLOCK_PAIRS, share)))
     slices = list(enumerate(slices_between(candidates, read_npy(path))))
     budget = config.memory_limit / 8 / engine.worker_count(config.n_workers)
     step = max(1, int(budget / (2 * rows.dim * 16)))  # candidates: two rows each, at most 8 bytes a value, twice

@@ -7,6 +7,7 @@ import pickle
 import shutil
 import zipfile
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -54,6 +55,10 @@ class Stage:
     def part(self, *name):
         """A file of work in progress, which an interrupted run leaves to the next, and a finished stage drops."""
         return self.path(_PARTS, "_".join(f"{n:05d}" if isinstance(n, int) else n for n in name) + ".npy")
+
+    def volatile(self, *name):
+        """As `part`, of what is soon made anew: not flushed to disk, nor looked for after a restart of the machine."""
+        return self.part(*name).parent / _boot_id() / self.part(*name).name
 
     def drop_parts(self):
         """Remove all work in progress: it led to something that can't be."""
@@ -184,15 +189,27 @@ def read_json(path):
 
 
 @contextmanager
-def atomic(path):
-    """Yield a temporary path beside `path`; what is written there appears as `path` whole, or not at all."""
+def atomic(path, flush=True):
+    """Yield a temporary path beside `path`; what is written there appears as `path` whole, or not at all.
+
+    flush: also if the power fails.
+    """
     temporary = path.with_name(f".{path.name}.tmp")
     path.parent.mkdir(parents=True, exist_ok=True)
     yield temporary
-    with temporary.open("rb") as file:
-        os.fsync(file.fileno())
+    if flush:
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
     os.replace(temporary, path)
-    _sync_folder(path.parent)
+    if flush:
+        _sync_folder(path.parent)
+
+
+@lru_cache
+def _boot_id():
+    """What is different after each start of the machine; the same always where the system doesn't tell."""
+    path = Path("/proc/sys/kernel/random/boot_id")
+    return path.read_text().strip() if path.exists() else "boot"
 
 
 def write_json(path, content):
@@ -201,9 +218,9 @@ def write_json(path, content):
         temporary.write_text(json.dumps(content, indent=1, default=str) + "\n", encoding="utf-8")
 
 
-def write_npy(path, array):
-    """Write an array as .npy, whole or not at all."""
-    with atomic(path) as temporary, temporary.open("wb") as file:
+def write_npy(path, array, flush=True):
+    """Write an array as .npy, whole or not at all. flush: as of `atomic`."""
+    with atomic(path, flush) as temporary, temporary.open("wb") as file:
         np.save(file, array, allow_pickle=False)
 
 

@@ -27,8 +27,8 @@ def search(x, y, reach, places=None, margins=None, joined=None):
     those, ascending, such that no two rows are nearer than the sum of theirs; only where it is within `reach` are
     they compared. joined: a component for each row of x and of y; only rows of different ones are of interest.
     Yields, a tile at a time, two (c,) int64 arrays of places in x and y and the number of distances computed.
-    Memory: that of a tile, and of the rows compared. FAISS's range search takes twice as long
-    (benchmarks/results/kernel.json), for it looks at each distance by itself.
+    Memory: that of a tile, and of the rows compared. FAISS's range search takes 2 to 6 times as
+    long (benchmarks/results/kernel.json), for it looks at each distance by itself.
     """
     alone, y = y is None, x if y is None else y
     places = places or (np.arange(len(x.layout)), np.arange(len(y.layout)))

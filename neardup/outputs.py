@@ -131,8 +131,16 @@ def write_lists(folder, groups, rejected, repeated, ids):
         with atomic(folder / name) as temporary, temporary.open("w", encoding="utf-8", newline="\n") as file:
             for start in range(0, len(ids), _BLOCK_ROWS):
                 rows = start + np.nonzero(chosen[start : start + _BLOCK_ROWS])[0]
-                file.writelines(id_line(i) + "\n" for i in ids.take(rows))
+                file.write(id_lines(ids.take(rows)))
     return counts
+
+
+def id_lines(names):
+    """Ids as text, a line each, as `id_line` has it."""
+    text = "".join([name + "\n" for name in names])
+    if text.splitlines() == names and '\n"' not in "\n" + text and "" not in names:
+        return text  # none needs a JSON string, which is quickly seen of all together
+    return "".join([id_line(name) + "\n" for name in names])
 
 
 def id_line(name):

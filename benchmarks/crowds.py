@@ -1,0 +1,56 @@
+"""All five scripts where a fifth of the rows are one and the same, or nearly.
+
+    python benchmarks/crowds.py [--rows 100000] [--folder FOLDER]
+
+With the pairs that join groups only (`pairs = "joining"`), against the same number of rows without a crowd.
+"""
+
+import argparse
+import shutil
+from pathlib import Path
+
+import measure
+from generate import _CROWD_SPREAD, generate
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rows", type=int, default=100_000)
+    parser.add_argument("--folder", type=Path, default=Path("work-benchmark"))
+    given = parser.parse_args()
+    crowd = given.rows // 5
+    table = {}
+    for name, options in {
+        "no crowd": {},
+        "a fifth identical": {"crowd": crowd},
+        "a fifth nearly identical": {"crowd": crowd, "crowd_spread": _CROWD_SPREAD},
+    }.items():
+        data, work = given.folder / "crowd", given.folder / "work-crowd"
+        generate(data, given.rows, **options)
+        stages = measure.pipeline(data, work, n_clusters="None", pairs="joining")
+        groups = measure.results_of(work, "045_merge")
+        table[name] = {
+            "total_s": round(sum(s["wall_s"] for s in stages.values()), 2),
+            "peak_memory_mb": max(s["peak_memory_mb"] for s in stages.values()),
+            "stages": stages,
+            "pairs_kept": measure.results_of(work, "04_neighbor_search")["pairs"],
+            "groups": groups["groups"],
+            "largest": groups["largest"][0]["size"],
+            "audit": measure.results_of(work, "04_neighbor_search")["audit"]["missed"],
+        }
+        print(name, table[name], flush=True)
+        shutil.rmtree(data)
+        shutil.rmtree(work)
+    measure.save("crowds", {"rows": given.rows, "crowd": crowd, "sets": table})
+    measure.save_plot("crowds", lambda axes: draw(axes, table))
+
+
+def draw(axes, table):
+    """Seconds of each set."""
+    axes.barh(list(table), [t["total_s"] for t in table.values()])
+    axes.set(xlabel="seconds, five scripts, process starts included")
+    axes.invert_yaxis()
+
+
+if __name__ == "__main__":
+    main()

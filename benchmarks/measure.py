@@ -1,0 +1,83 @@
+"""What the benchmarks share: the machine, a measured process, results as JSON and plots."""
+
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from importlib.metadata import version
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+SCRIPTS = [
+    "faiss_01_pca_variance.py",
+    "faiss_02_pca_reduce.py",
+    "faiss_03_kmeans.py",
+    "faiss_04_neighbor_search.py",
+    "faiss_045_merge.py",
+]
+
+
+def machine():
+    """Processor, cores, memory and versions, for the record."""
+    fields = dict(line.split(":", 1) for line in Path("/proc/cpuinfo").read_text().splitlines() if ":" in line)
+    named = {name.strip(): value.strip() for name, value in fields.items()}
+    return {
+        "processor": named.get("model name", platform.processor()),
+        "vector_units": [f for f in ("avx2", "avx512f", "amx_tile") if f in named.get("flags", "").split()],
+        "cores": len(os.sched_getaffinity(0)),
+        "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30),
+        "python": platform.python_version(),
+        **{name: version(name) for name in ("numpy", "faiss-cpu", "scikit-learn", "dask")},
+    }
+
+
+def run(command):
+    """Run a command to its end. Returns (figures, what it printed): wall_s, cpu_s and peak_memory_mb of the process.
+
+    The processes that are measured here start no others, so their peak is that of all together.
+    """
+    started = time.perf_counter()
+    process = subprocess.Popen([str(c) for c in command], stdout=subprocess.PIPE, text=True)
+    printed = process.stdout.read()
+    _, status, usage = os.wait4(process.pid, 0)
+    if status:
+        sys.exit(f"{' '.join(map(str, command))} ended with status {os.waitstatus_to_exitcode(status)}")
+    figures = {
+        "wall_s": round(time.perf_counter() - started, 3),
+        "cpu_s": round(usage.ru_utime + usage.ru_stime, 3),
+        "peak_memory_mb": round(usage.ru_maxrss / 1024),
+    }
+    return figures, printed
+
+
+def pipeline(data, work, scripts=SCRIPTS, **settings):
+    """Run scripts, each as its own process. Returns figures a script."""
+    options = [f"--{name.replace('_', '-')}={value}" for name, value in settings.items()]
+    command = ["--data-dir", data, "--work-dir", work, *options]
+    return {script: run([sys.executable, ROOT / script, *command])[0] for script in scripts}
+
+
+def results_of(work, stage):
+    """What a stage's manifest says it found."""
+    return json.loads((Path(work) / stage / "manifest.json").read_text())["results"]
+
+
+def save(name, results):
+    """Keep results, with the machine they were measured on, in benchmarks/results/NAME.json."""
+    RESULTS.mkdir(exist_ok=True)
+    content = {"machine": machine(), "date": time.strftime("%Y-%m-%d"), **results}
+    (RESULTS / f"{name}.json").write_text(json.dumps(content, indent=1) + "\n")
+    print(f"-> {RESULTS / name}.json")
+
+
+def save_plot(name, draw):
+    """Keep a plot as benchmarks/results/NAME.png. draw: is called with the axes."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    draw(figure.add_subplot())
+    figure.savefig(RESULTS / f"{name}.png", dpi=120, metadata={"Software": None})
+    print(f"-> {RESULTS / name}.png")
