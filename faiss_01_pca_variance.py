@@ -27,7 +27,6 @@ def run(config):
     """Write work/01_pca_variance, or find it finished."""
     stage, shards, _ = begin(config, "01_pca_variance")
     if not stage.finished:
-        engine.preload("matplotlib.figure")
         moments, rejected = check_rows_and_ids(stage, shards, config)
         keep_rejected(stage, shards, rejected, config.bad_rows)
         count = total_rows(shards) - len(rejected)
@@ -64,6 +63,7 @@ def check_rows_and_ids(stage, shards, config):
     """
     dim, rows = shards[0].dim, open_shards(shards)
     origin = common_origin(rows)
+    engine.preload("matplotlib.figure")
     block_rows = min(_BLOCK_ROWS, engine.block_rows(config.memory_limit, config.n_workers, 12 * dim))
     task = partial(engine.limited, sum_moments, config.n_workers, rows, origin, block_rows)
     parts, rejects = [], []

@@ -20,7 +20,6 @@ def run(config):
     """Write work/02_pca_reduce, or find it finished."""
     stage, shards, earlier = begin(config, "02_pca_reduce")
     if not stage.finished:
-        engine.preload("sklearn.decomposition")
         variance = earlier["01_pca_variance"]
         n_components = read_json(variance.path("n_components.json"))["n_components"]
         with np.load(variance.path("moments.npz")) as file:
@@ -85,6 +84,7 @@ def project_shards(stage, shards, model, config):
     block_rows = min(_BLOCK_ROWS, engine.block_rows(config.memory_limit, config.n_workers, 8 * dim + 12 * n_components))
     sketch_dims = min(config.sketch_dims, n_components)
     task = partial(project_shard, stage.folder, open_shards(shards), geometry.projection(*model), sketch_dims)
+    engine.preload("sklearn.decomposition")
     engine.run(task, [(block_rows, *s) for s in enumerate(shards)], config.n_workers, "02 project")
     return sketch_dims
 

@@ -27,11 +27,11 @@ def run(config):
     stage, shards, earlier = begin(config, "045_merge")
     texts = read_texts(config.preview, config.data_dir)
     if not stage.finished:
-        engine.preload("matplotlib.figure")
         variance, search = earlier["01_pca_variance"], earlier["04_neighbor_search"]
         rows, ids = open_shards(shards), IdTable(variance.path("ids.arrow"))
         rejected, repeated = (read_npy(variance.path(f"{n}_rows.npy")) for n in ("rejected", "repeated"))
         neighbors, labels = search.path("neighbors.h5"), earlier["03_kmeans"].path("labels.npy")
+        engine.preload("matplotlib.figure")
         groups = group_pairs(neighbors, rows, labels, config)
         chains = np.nonzero(groups.weakest < config.threshold)[0]
         write_json(stage.path("chains.json"), explain_chains(groups, chains, neighbors, ids, config))

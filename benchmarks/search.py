@@ -143,7 +143,7 @@ def unit_rows(data):
     from neardup.embeddings import find_shards, open_shards
     from neardup.geometry import unit_rows32
 
-    shards = find_shards(Path(data), "*.npy", Path("no-work-folder"))
+    shards = find_shards(Path(data), "*.npy")
     rows = open_shards(shards)
     return np.concatenate([unit_rows32(rows.read(s.start, s.start + s.rows))[0] for s in shards if s.rows])
 

@@ -24,6 +24,7 @@ STAGES = {  # folder of a stage, in their order: the script that writes it, and 
 }
 _FORMAT = 2  # of the artifacts; a new one makes all older work stale
 _MANIFEST = "manifest.json"
+_ENDINGS = "partial", "old", "removed"  # of hidden folders: being built, being replaced, being removed
 _PARTS = "parts"  # folder of work in progress
 _BEGUN = "begun.json"  # in a folder under construction: the key of what it will be
 
@@ -62,7 +63,7 @@ class Stage:
 
     def drop_parts(self):
         """Remove all work in progress: it led to something that can't be."""
-        shutil.rmtree(self.path(_PARTS))
+        _remove(self.path(_PARTS), self.folder.with_name(f".{self.name}.removed"))
 
 
 def begin(config, name):
@@ -73,7 +74,7 @@ def begin(config, name):
     Raises NeardupError if an earlier stage is missing or was made from something else.
     """
     _check_folders(config.data_dir, config.work_dir)
-    shards = find_shards(config.data_dir, config.shard_pattern, config.work_dir)
+    shards = find_shards(config.data_dir, config.shard_pattern, _stage_folders(config.work_dir))
     keys = _expected_keys(config, shards)
     earlier = {}
     for previous in list(STAGES)[: list(STAGES).index(name)]:
@@ -82,12 +83,17 @@ def begin(config, name):
     return _open(config.work_dir, name, keys[name]), shards, earlier
 
 
+def _stage_folders(work_dir):
+    """Every folder in `work_dir` that a stage may write or remove."""
+    return [f for name in STAGES for f in (work_dir / name, *(work_dir / f".{name}.{end}" for end in _ENDINGS))]
+
+
 def _check_folders(data_dir, work_dir):
     """Raises NeardupError where a stage's folder would replace what isn't a stage's."""
-    for name in STAGES:
-        folder = work_dir / name
+    for folder in _stage_folders(work_dir):
         if data_dir.resolve().is_relative_to(folder.resolve()):
             raise NeardupError(f"data_dir {data_dir} lies in {folder}, which a stage replaces: set another work_dir")
+    for folder in (work_dir / name for name in STAGES):
         if folder.exists() and not ((folder / _MANIFEST).exists() or _old(folder).exists()):
             raise NeardupError(f"{folder} exists but no stage made it: move it away, or set another work_dir")
 
@@ -140,6 +146,7 @@ def _open(work_dir, name, key):
     if manifest.exists():
         content = read_json(manifest)
         if not _differences(content, key):
+            _tidy(work_dir / name)
             return Stage(name, work_dir / name, key, content["results"])
     folder = work_dir / f".{name}.partial"
     begun = folder / _BEGUN
@@ -147,7 +154,7 @@ def _open(work_dir, name, key):
         _publish(folder, work_dir / name)  # killed between its last word and its publication
         return Stage(name, work_dir / name, key, read_json(manifest)["results"])
     if not (begun.exists() and read_json(begun) == key):
-        shutil.rmtree(folder, ignore_errors=True)
+        _remove(folder, work_dir / f".{name}.removed")
         folder.mkdir(parents=True)
         write_json(begun, key)
     return Stage(name, folder, key)
@@ -161,9 +168,22 @@ def _publish(folder, final):
         os.rename(final, old)
     os.rename(folder, final)
     _sync_folder(final.parent)
+    _tidy(final)
+
+
+def _tidy(final):
+    """Remove what a finished stage needs no more."""
     (final / _BEGUN).unlink(missing_ok=True)
-    shutil.rmtree(final / _PARTS, ignore_errors=True)
-    shutil.rmtree(old, ignore_errors=True)
+    for leftover in (final / _PARTS, _old(final), final.with_name(f".{final.name}.removed")):
+        shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _remove(folder, aside):
+    """Remove a folder whose content belongs together: out of the way in one step, for removing may be cut off."""
+    shutil.rmtree(aside, ignore_errors=True)
+    if folder.exists():
+        os.rename(folder, aside)
+    shutil.rmtree(aside, ignore_errors=True)
 
 
 def _recover(final):

@@ -103,8 +103,8 @@ def shard_starts(shards):
     return np.cumsum([0] + [s.rows for s in shards], dtype=np.int64)
 
 
-def find_shards(data_dir, pattern, work_dir):
-    """The shards of a folder in natural order (_2 before _10), their headers checked; nothing of `work_dir`.
+def find_shards(data_dir, pattern, ours=()):
+    """The shards of a folder in natural order (_2 before _10), their headers checked; nothing in folders of `ours`.
 
     Raises NeardupError where the folder holds none, or a header isn't that of an (n, d) float array like the others.
     """
@@ -113,7 +113,8 @@ def find_shards(data_dir, pattern, work_dir):
     try:
         if ".." in Path(pattern).parts:
             raise ValueError("'..' leads out of it")
-        paths = [p for p in data_dir.glob(pattern) if not p.resolve().is_relative_to(work_dir.resolve())]
+        ours = {folder.resolve() for folder in ours}
+        paths = [p for p in data_dir.glob(pattern) if ours.isdisjoint(p.resolve().parents)]
     except (ValueError, NotImplementedError, IndexError) as error:
         raise NeardupError(
             f"shard_pattern {pattern!r} is no pattern within data_dir ({error}): set it right"

@@ -12,6 +12,8 @@ import numpy as np
 from threadpoolctl import ThreadpoolController
 from tqdm.dask import TqdmCallback
 
+from neardup.npy import PARSING
+
 _of_thread = local()
 
 
@@ -80,7 +82,12 @@ def scratch(shape):
 
 def preload(module):
     """Begin to import what is needed only at the end, while the cores are busy without the interpreter."""
-    Thread(target=import_module, args=(module,), daemon=True).start()
+
+    def load():
+        with PARSING:
+            import_module(module)
+
+    Thread(target=load, daemon=True).start()
 
 
 def share_cores(n_workers):

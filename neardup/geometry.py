@@ -190,10 +190,9 @@ def border_margins(sketches, own, centroids, error):
     margins += squares
     margins -= margins[:, own].copy()[:, None]
     rounding = 4 * squared_distance_error(sketches.shape[1], LONGEST, LONGEST)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        scale = 1 / (2 * border)
-        margins *= scale.astype(np.float32)
-        slack = rounding * scale + error
+    scale = np.divide(0.5, border, out=np.zeros_like(border), where=border > 0)
+    margins *= scale.astype(np.float32)
+    slack = rounding * scale + error
     margins -= (slack * (1 + 1e-6)).astype(np.float32)
     margins -= np.abs(margins) * np.float32(8 * UNIT32)  # rounding of these last steps
     margins[:, border == 0] = -np.inf

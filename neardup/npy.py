@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 # numpy parses headers with `ast`, which before CPython 3.11.8 fails now and then in two threads at once (gh-106905)
-_PARSING = Lock()
+PARSING = Lock()
 
 
 class Header(NamedTuple):
@@ -27,13 +27,13 @@ def read_header(path):
         if version not in ((1, 0), (2, 0)):
             raise ValueError(f"version {version} of the format")
         read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        with _PARSING:
+        with PARSING:
             return Header(*read(file), file.tell())
 
 
 def read_npy(path):
     """A whole .npy file as an array."""
-    with _PARSING:
+    with PARSING:
         return np.load(path, allow_pickle=False)
 
 

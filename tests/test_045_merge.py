@@ -361,10 +361,11 @@ def test_a_chain_longer_than_the_recursion_limit(tmp_path):
     assert chain["bridges"] == [[f"id-{row}", f"id-{row + 1}"] for row in range(3000)]
 
 
-def test_an_id_that_is_kept_is_not_dropped(tmp_path):
-    """Rows of one name: who deletes by drop.txt must not delete a row that is kept."""
-    rows = np.array([[1, 0, 0], [1, 0, 0], [0, 1, 0], [0, 0, 1], [0, 0, 2]], dtype=np.float32)
-    data = lay_out(tmp_path / "data", rows, ids=["a", "a", "a", "d", "e"])
-    run_stages(data, tmp_path / "work", duplicate_ids="allow")
+def test_an_id_that_is_kept_is_not_dropped(tmp_path, capsys):
+    """Rows of one name: who deletes by drop.txt must not delete a row that is kept. What is printed counts rows."""
+    rows = np.array([[1, 0, 0], [1, 0, 0], [0, 1, 0], [0, 0, 1], [0, 0, 2], [0, 0, 0]], dtype=np.float32)
+    data = lay_out(tmp_path / "data", rows, ids=["a", "a", "a", "d", "e", "a"])
+    run_stages(data, tmp_path / "work", duplicate_ids="allow", bad_rows="skip")
     assert load_list(tmp_path / "work" / "045_merge" / "keep.txt") == ["a", "a", "d"]
     assert load_list(tmp_path / "work" / "045_merge" / "drop.txt") == ["e"]
+    assert "of 6 rows keep 3 and drop 2; 1 were rejected\n" in capsys.readouterr().out

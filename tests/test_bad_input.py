@@ -2,10 +2,15 @@
 
 import json
 import shutil
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import EXAMPLE, SCRIPTS, command, lay_out, run_stages, tree_bytes
+from conftest import EXAMPLE, SCRIPTS, command, lay_out, pair_set, read_ids, run_stages, tree_bytes
+
+from neardup.artifacts import STAGES
+from neardup.embeddings import find_shards
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +48,23 @@ def nan_in_one_value(rows):
     return rows
 
 
+def change_header(data, old, new):
+    """Put other words into the header of a shard of 20 rows of 8 float32."""
+    path = data / "part_1.npy"
+    content = path.read_bytes()
+    length = int.from_bytes(content[8:10], "little")
+    header = content[10 : 10 + length]
+    assert old in header
+    header = header.replace(old, new)
+    path.write_bytes(content[:8] + len(header).to_bytes(2, "little") + header + content[10 + length :])
+
+
+def change_version(data, major, minor):
+    path = data / "part_1.npy"
+    content = path.read_bytes()
+    path.write_bytes(content[:6] + bytes([major, minor]) + content[8:])
+
+
 BAD_DATA = {
     "id count": (lambda d: change_ids(d, lambda i: i[:-1]), "part_1.txt lists 19 ids but part_1.npy has 20 rows"),
     "ids missing": (lambda d: (d / "part_1.txt").unlink(), "part_1.txt is missing"),
@@ -53,6 +75,10 @@ BAD_DATA = {
     "id half a character": (
         lambda d: (d / "part_1.txt").write_text('["\\ud800"' + ', "x"' * 19 + "]"),
         "part_1.txt: id 0 ('\\ud800') is not a string of valid Unicode",
+    ),
+    "id of 5,000 digits": (
+        lambda d: (d / "part_1.txt").write_text("[" + "7" * 5000 + ', "x"' * 19 + "]"),
+        "part_1.txt is not JSON in UTF-8",
     ),
     "duplicate id": (
         lambda d: change_ids(d, lambda i: ["id-3", *i[1:]]),
@@ -72,6 +98,28 @@ BAD_DATA = {
         "part_1.npy has 767 bytes where its header promises 768",
     ),
     "not npy": (lambda d: (d / "part_1.npy").write_bytes(b"hello"), "part_1.npy is not a .npy file"),
+    "header without its end": (
+        lambda d: change_header(d, b"(20, 8), }", b"(20, 8"),
+        "part_1.npy is not a .npy file",
+    ),
+    "header with a bracket too few": (
+        lambda d: change_header(d, b"(20, 8), }", b"((20, 8), }"),
+        "part_1.npy is not a .npy file",
+    ),
+    "-----1 rows": (lambda d: change_header(d, b"(20, 8)", b"(-----1, 8)"), "part_1.npy is not a .npy file"),
+    "4,000 times minus": (
+        lambda d: change_header(d, b"(20, 8)", b"(" + b"-" * 4000 + b"1, 8)"),
+        "part_1.npy is not a .npy file",
+    ),
+    "less than no rows": (
+        lambda d: change_header(d, b"(20, 8)", b"(-20, -8)"),
+        "part_1.npy has shape (-20, -8), not (rows, values)",
+    ),
+    "True rows": (
+        lambda d: change_header(d, b"(20, 8)", b"(True, 160)"),
+        "part_1.npy has shape (True, 160), not (rows, values)",
+    ),
+    "version of the format": (lambda d: change_version(d, 9, 0), "part_1.npy is not a .npy file (version (9, 0)"),
     "empty file": (lambda d: (d / "part_1.npy").write_bytes(b""), "part_1.npy is not a .npy file"),
     "link to nowhere": (lambda d: (d / "part_2.npy").symlink_to("gone"), "part_2.npy is not a file"),
     "a folder": (lambda d: (d / "part_2.npy").mkdir(), "part_2.npy is not a file"),
@@ -120,8 +168,6 @@ def test_bad_rows_can_be_skipped(good, tmp_path):
     ]
     rest = np.setdiff1d(np.arange(400), [7, 30, 399])
     run_stages(lay_out(tmp_path / "rest", rows[rest]), tmp_path / "clean", threshold=0.9)
-    from conftest import pair_set
-
     assert pair_set(tmp_path / "work") == {(rest[a], rest[b]) for a, b in pair_set(tmp_path / "clean")}
     keep = (tmp_path / "work" / "045_merge" / "keep.txt").read_text().splitlines()
     drop = (tmp_path / "work" / "045_merge" / "drop.txt").read_text().splitlines()
@@ -134,6 +180,92 @@ def test_all_rows_bad(tmp_path):
         command(SCRIPTS[0], "--data-dir", tmp_path / "data", "--work-dir", tmp_path / "w", "--bad-rows", "skip")
     )
     assert "none of the 3 rows has a direction" in line
+
+
+OTHER_PLACES = ["/tmp/*.npy", "**.npy", ".", "../other/*.npy", ""]
+
+
+@pytest.mark.parametrize("pattern", OTHER_PLACES)
+def test_a_pattern_that_is_none_within_the_data(good, tmp_path, pattern):
+    if pattern == "**.npy" and sys.version_info >= (3, 13):
+        pytest.skip("it means *.npy there")
+    here = shutil.copytree(good, tmp_path / "here")
+    shutil.copytree(here / "data", here / "other")
+    before = tree_bytes(here)
+    done = command(SCRIPTS[0], "--data-dir", here / "data", "--work-dir", here / "new", "--shard-pattern", pattern)
+    line = refused(done, status=2 if pattern == "" else 1)
+    assert "shard_pattern" in line or pattern == "."
+    assert tree_bytes(here) == before
+
+
+@pytest.mark.parametrize(
+    ("data", "work", "pattern"),
+    [("data", "data/work", "**/*.npy"), ("data", "data", "*.npy"), ("work/data", "work", "*.npy")],
+    ids=["results among the shards", "one folder", "shards among the results"],
+)
+def test_results_and_shards_need_no_folders_apart(good, tmp_path, data, work, pattern):
+    """What is in the folder of a stage is no shard, and what isn't is one."""
+    data, work = shutil.copytree(good / "data", tmp_path / data), tmp_path / work
+    for _ in range(2):  # the second start finds .npy files of its own
+        run_stages(data, work, shard_pattern=pattern)
+    assert read_ids(work) == read_ids(good / "work")
+    assert pair_set(work) == pair_set(good / "work")
+
+
+def test_names_of_shards_have_one_order(tmp_path, monkeypatch):
+    """Whatever order the system lists them in; a superscript digit is no digit."""
+    names = ["1²3.npy", "1²10.npy", "a_01.npy", "a_1.npy", "a_001.npy", "a_2.npy", "a_10.npy"]
+    data, glob = tmp_path / "data", Path.glob
+    data.mkdir()
+    for row, name in enumerate(names):
+        np.save(data / name, np.eye(1, 8, row))
+        (data / name).with_suffix(".txt").write_text(json.dumps([name]))
+    found = []
+    for backwards in (False, True):
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "glob", lambda *a, b=backwards: sorted(glob(*a), reverse=b))
+            found.append([s.path.name for s in find_shards(data, "*.npy")])
+    assert found[0] == found[1]
+    assert sorted(found[0]) == sorted(names)
+    run_stages(data, tmp_path / "work", SCRIPTS[:1])
+    assert read_ids(tmp_path / "work") == found[0]
+    assert found[0].index("1²3.npy") < found[0].index("1²10.npy")
+    assert [n for n in found[0] if n.startswith("a")][-2:] == ["a_2.npy", "a_10.npy"]
+
+
+def test_ids_that_the_terminal_cannot_show(tmp_path):
+    rows, ids = np.eye(4, dtype=np.float32)[[0, 0, 1, 2]], ["é", "重複", "c", "d"]
+    data, work = lay_out(tmp_path / "data", rows, ids=ids), tmp_path / "work"
+    run_stages(data, work, SCRIPTS[:4])
+    done = command(SCRIPTS[4], "--data-dir", data, "--work-dir", work, PYTHONIOENCODING="ascii")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert '"\\xe9"' in done.stdout
+    assert (work / "045_merge" / "keep.txt").read_text(encoding="utf-8") == "é\nc\nd\n"
+    lay_out(data, rows * 0, ids=ids)
+    line = refused(command(SCRIPTS[0], "--data-dir", data, "--work-dir", work, PYTHONIOENCODING="ascii"))
+    assert "'\\xe9'" in line
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_a_folder_that_no_stage_made_stays(good, tmp_path, name):
+    here = shutil.copytree(good, tmp_path / "here")
+    shutil.rmtree(here / "work" / name)
+    (here / "work" / name).mkdir()
+    (here / "work" / name / "thesis.txt").write_text("all there is")
+    before = tree_bytes(here)
+    line = refused(command(STAGES[name][0], "--data-dir", here / "data", "--work-dir", here / "work"))
+    assert f"{here / 'work' / name} exists but no stage made it" in line
+    assert tree_bytes(here) == before
+
+
+@pytest.mark.parametrize("place", ["02_pca_reduce", "045_merge/deeper", ".04_neighbor_search.partial"])
+def test_shards_in_a_folder_of_a_stage_stay(good, tmp_path, place):
+    shutil.copytree(good / "data", tmp_path / place)
+    before = tree_bytes(tmp_path)
+    for script in (SCRIPTS[0], SCRIPTS[3]):
+        line = refused(command(script, "--data-dir", tmp_path / place, "--work-dir", tmp_path))
+        assert place.startswith(".") or f"lies in {tmp_path / place.split('/')[0]}" in line
+    assert tree_bytes(tmp_path) == before
 
 
 BAD_SETTINGS = {
@@ -194,6 +326,25 @@ def test_artifacts_of_other_input_are_refused(good, tmp_path):
     line = refused(command(SCRIPTS[3], "--data-dir", here / "data", "--work-dir", here / "work"))
     assert "part_1.npy changed" in line
     assert f"run {SCRIPTS[0]} again" in line
+
+
+def test_two_rows_changed_in_the_middle_of_a_large_shard(tmp_path):
+    """Where no sample of its content shows it."""
+    rows = np.random.default_rng(0).normal(size=(6000, 64)).astype(np.float32)
+    data, work = lay_out(tmp_path / "data", rows), tmp_path / "work"
+    run_stages(data, work, SCRIPTS[:1])
+    path, before = data / "part_0.npy", (work / "01_pca_variance" / "moments.npz").read_bytes()
+    assert path.stat().st_size > 2**20
+    shards = np.load(path, mmap_mode="r+")
+    shards[[2971, 2972]] *= [[1], [-1]]
+    shards[2971, :32] = 0
+    shards.flush()
+    line = refused(command(SCRIPTS[1], "--data-dir", data, "--work-dir", work))
+    assert "part_0.npy changed" in line
+    run_stages(data, work, SCRIPTS[:1])
+    run_stages(data, tmp_path / "new", SCRIPTS[:1])
+    assert (work / "01_pca_variance" / "moments.npz").read_bytes() != before
+    assert tree_bytes(work) == tree_bytes(tmp_path / "new")
 
 
 def test_a_damaged_manifest_is_refused(good, tmp_path):

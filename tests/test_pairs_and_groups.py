@@ -1,0 +1,359 @@
+"""What pairs go through, each step by itself against the plainest way: packed, cut, seen both ways, joined, found."""
+
+import gc
+import itertools
+import shutil
+import sys
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from unittest import mock
+
+import h5py
+import numpy as np
+import pytest
+from conftest import EXAMPLE, SCRIPTS, brute_force, components, found_groups, lay_out, pair_set, run_stages
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import faiss_04_neighbor_search as stage_4
+from neardup import candidates, geometry, npy, pairs
+from neardup.artifacts import Stage
+from neardup.clusters import Clusters
+from neardup.groups import joining
+
+SEEDS = st.integers(0, 2**32 - 1)
+ROWS = st.integers(0, 2**32 - 1) | st.sampled_from([0, 1, 2**31 - 1, 2**31, 2**32 - 2, 2**32 - 1])
+
+
+@given(couples=st.lists(st.tuples(ROWS, ROWS), max_size=50))
+@settings(deadline=None)
+def test_packed_pairs_come_back_and_sort(couples):
+    a, b = np.array(couples, dtype=np.int64).reshape(-1, 2).T
+    packed = pairs.pack(a, b)
+    row_a, row_b = pairs.unpack(packed)
+    assert (packed.dtype, row_a.dtype, row_b.dtype) == (np.uint64, np.int64, np.int64)
+    expected = [(min(c), max(c)) for c in couples]
+    assert list(zip(row_a.tolist(), row_b.tolist(), strict=True)) == expected
+    assert [expected[i] for i in np.argsort(packed, kind="stable")] == sorted(expected)
+
+
+@given(
+    seed=SEEDS,
+    sizes=st.lists(st.sampled_from([0, 1, 63, 64, 65, 127, 128]) | st.integers(0, 700), min_size=1, max_size=6),
+    most=st.integers(1, 2000),
+)
+@settings(deadline=None)
+def test_every_pair_is_in_one_piece(seed, sizes, most):
+    rng = np.random.default_rng(seed)
+    packed = rng.permutation(np.unique(rng.integers(0, 2**64, 2 * sum(sizes), dtype=np.uint64)))[: sum(sizes)]
+    parts = [np.sort(p) for p in np.split(packed, np.cumsum(sizes)[:-1])]
+    slices = list(pairs.slices_between(parts, pairs.cuts(parts, most)))
+    for number, part in enumerate(parts):  # what is cut off follows what was cut off before
+        assert np.concatenate([part[s[number]] for s in slices]).tolist() == part.tolist()
+    pieces = [np.sort(np.concatenate([p[s] for p, s in zip(parts, piece, strict=True)])) for piece in slices]
+    assert np.concatenate(pieces).tolist() == np.sort(packed).tolist()
+    # one pair in 64 is a sample, and cuts are samples: up to 63 of each array follow its last sample before a cut
+    assert max(map(len, pieces)) <= max(most // 64, 1) * 64 + 63 * len(parts)
+
+
+@given(seed=SEEDS, n_rows=st.integers(2, 40), share=st.sampled_from([0, 0.05, 0.3, 1]), most=st.integers(1, 4000))
+@settings(deadline=None)
+def test_pairs_seen_from_both_ends(seed, n_rows, share, most):
+    rng = np.random.default_rng(seed)
+    chosen = rng.random(n_rows * (n_rows - 1) // 2) < share
+    a, b = (ends[chosen] for ends in np.triu_indices(n_rows, 1))
+    similarity = rng.random(len(a))
+    neighbours = {row: {} for row in range(n_rows)}
+    for one, other, value in zip(a.tolist(), b.tolist(), similarity.tolist(), strict=True):
+        neighbours[one][other] = neighbours[other][one] = value
+    with tempfile.TemporaryDirectory() as folder, mock.patch.object(pairs, "_BLOCK", 17):
+        path, copies = Path(folder) / "neighbors.h5", Path(folder) / "parts" / "mirrored"
+        with h5py.File(path, "w") as file:
+            file["row_a"], file["row_b"], file["similarity"] = a, b, similarity
+        copies.mkdir(parents=True)
+        (copies / "0.bin").write_bytes(b"of a run that was killed")
+        found, at = [], 0
+        for low, high, here in pairs.both_ways(path, n_rows, most, copies):
+            assert low == at < high
+            assert ((here["row_a"] >= low) & (here["row_a"] < high)).all()
+            assert high == low + 1 or len(here) + high - low <= most
+            found += here.tolist()
+            at = high
+        assert at == n_rows
+        assert not list(copies.iterdir())
+    assert found == [(row, other, near[other]) for row, near in neighbours.items() for other in sorted(near)]
+
+
+def partition(labels):
+    """Which places have the same label, as pairs that join them."""
+    _, first = np.unique(labels, return_index=True)
+    first_of = dict(zip(np.asarray(labels)[first].tolist(), first.tolist(), strict=True))
+    return [(first_of[label], place) for place, label in enumerate(np.asarray(labels).tolist())]
+
+
+def join(n, n_candidates, share, rng):
+    """Run `joining` over random candidates, of which a share are pairs, some places joined before.
+
+    Returns what was asked a call, the pairs kept, all true candidates, the labels before and after.
+    """
+    every = np.array(list(itertools.permutations(range(n), 2)))
+    every = every[np.unique(np.sort(every, axis=1), axis=0, return_index=True)[1]]
+    every = rng.permutation(every)[:n_candidates]
+    true, asked = rng.random((n, n)) < share, []
+    before = rng.integers(0, n, n) if rng.random() < 0.3 else np.arange(n)
+    joined = before.copy()
+
+    def is_pair(i, j):
+        asked.append(list(zip(i.tolist(), j.tolist(), strict=True)))
+        return true[i, j]
+
+    kept = joining(every[:, 0], every[:, 1], joined, is_pair)
+    kept = list(zip(*(k.tolist() for k in kept), strict=True))
+    return asked, kept, [(i, j) for i, j in every.tolist() if true[i, j]], before, joined
+
+
+@given(
+    seed=SEEDS,
+    n=st.integers(2, 60),
+    density=st.sampled_from([0, 0.05, 0.5, 1]),
+    share=st.sampled_from([0, 0.02, 0.1, 0.5, 1]),
+)
+@settings(deadline=None, max_examples=200)
+def test_pairs_that_join_form_the_same_groups(seed, n, density, share):
+    rng = np.random.default_rng(seed)
+    asked, kept, true, before, joined = join(n, int(density * n * (n - 1) / 2), share, rng)
+    assert len({*kept}) == len(kept)
+    assert {*kept} <= {*true}
+    groups = components([*true, *partition(before)], n)
+    assert components([*kept, *partition(before)], n) == groups
+    assert components(partition(joined), n) == groups
+    questions = [question for call in asked for question in call]
+    assert len({*questions}) == len(questions)
+    assert all(before[i] != before[j] for i, j in questions)
+    if share == 1:
+        # each component picks one: a picked pair joins two, or closes a circle of at least two picked pairs
+        assert len(kept) <= 2 * (len(np.unique(before)) - len(np.unique(joined)))
+
+
+@pytest.mark.parametrize(("n", "shares"), [(300, (0,)), (300, (1,)), (40, (0, 1))], ids=["none", "all", "small"])
+def test_few_questions_are_asked(n, shares):
+    """Call t, from 0, looks at 4^t candidates a component, of the firsts or of the seconds in turn, while none is a
+    pair: the first that can hold the most that any component has, or the one after it, ends it. While all are
+    pairs, two calls leave at most half of the components that have candidates."""
+    for share, seed in itertools.product(shares, range(5)):
+        rng = np.random.default_rng(seed)
+        n_candidates = n * (n - 1) // 2
+        asked, *_ = join(n, n_candidates, share, rng)
+        most = np.ceil(np.log(n) / np.log(4)) + 2 if share == 0 else 2 * np.ceil(np.log2(n))
+        assert 1 <= len(asked) <= most
+
+
+@pytest.fixture(scope="module")
+def crowds(tmp_path_factory):
+    """Two crowds, 300 rows that are the same and 300 that are nearly so, among 300 others of which some are alike."""
+    rng = np.random.default_rng(0)
+    near = rng.normal(size=16) + rng.normal(size=(300, 16)) * 0.02
+    others = rng.normal(size=(300, 16))
+    others[:40] = others[40:80] + rng.normal(size=(40, 16)) * 0.1
+    rows = np.concatenate([np.repeat(rng.normal(size=(1, 16)), 300, axis=0), near, others])
+    folder = tmp_path_factory.mktemp("crowds")
+    data = lay_out(folder / "data", rng.permutation(rows).astype(np.float32), cuts=[100, 500])
+    run_stages(data, folder / "work", threshold=0.95)
+    return data, folder / "work", {"threshold": 0.95}
+
+
+@pytest.fixture(scope="module")
+def example_at_09(example, tmp_path_factory):
+    work = shutil.copytree(example, tmp_path_factory.mktemp("example at 0.9") / "work")
+    run_stages(EXAMPLE, work, SCRIPTS[3:], threshold=0.9)
+    return EXAMPLE, work, {"threshold": 0.9}
+
+
+@pytest.mark.parametrize("case", ["example_at_09", "crowds"])
+def test_joining_pairs_give_the_same_groups(request, tmp_path, case):
+    data, every, settings = request.getfixturevalue(case)
+    work = shutil.copytree(every, tmp_path / "work")
+    run_stages(data, work, SCRIPTS[3:], pairs="joining", **settings)
+    for name in ("groups.parquet", "keep.txt", "drop.txt"):
+        assert (work / "045_merge" / name).read_bytes() == (every / "045_merge" / name).read_bytes()
+    assert pair_set(work) <= pair_set(every)
+    members = sum(map(len, found_groups(every)))
+    assert len(pair_set(work)) <= 2 * members
+    if case == "crowds":
+        assert len(pair_set(every)) > 50 * len(pair_set(work))
+
+
+class Rows:
+    """Clusters as the search reads them: members, ascending, and sketches of each."""
+
+    def __init__(self, sketches, labels, n_clusters):
+        self.members = [np.nonzero(labels == c)[0] for c in range(n_clusters)]
+        self.sketches = sketches
+
+    def __len__(self):
+        return len(self.members)
+
+    def load(self, cluster):
+        return self.members[cluster], self.sketches[self.members[cluster]]
+
+
+def to_the_border(points, one, other):
+    """The point nearest to each, in the plane half way between two others."""
+    across = other - one
+    return points - (((points - (one + other) / 2) @ across) / (across @ across))[:, None] * across
+
+
+def make_sketches(rng, n, m, n_clusters, radius):
+    """Exact sketches (n, m + 1) float64, and centroids (K, m + 1) float32.
+
+    Of six rows two lie in the plane between two centroids, two just within the radius of two others right across it.
+    """
+    points = rng.normal(size=(n, m + 1)) * rng.uniform(0.5, 1.5, m + 1)
+    points *= (rng.uniform(0.2, 0.4, n) / np.linalg.norm(points, axis=1))[:, None]
+    points[:, -1] = rng.uniform(0.4, 0.6, n)
+    centroids = points[rng.choice(n, n_clusters, replace=False)].astype(np.float32)
+    if n_clusters > 3:
+        centroids[-1] = centroids[0]  # twice the same: no border
+        centroids[-2] = centroids[1] + np.float32(1e-4)  # and hardly one
+    exact = np.unique(centroids.astype(np.float64), axis=0)
+    for start in range(0, n - n % 6 if n_clusters > 1 else 0, 6):
+        one = exact[rng.integers(len(exact))]
+        order = np.argsort(np.linalg.norm(exact - one, axis=1))
+        other = exact[order[1] if rng.random() < 0.5 else rng.choice(order[1:])]
+        across = (other - one) / np.linalg.norm(other - one)
+        here, share = slice(start, start + 4), radius * (1 - 1e-9) * rng.random((2, 1))
+        points[here] = to_the_border((one + other) / 2 + (points[here] - one) / 5, one, other)
+        points[start + 4 : start + 6] = points[start + 2 : start + 4] + across * (radius * (1 - 1e-9) - share)
+        points[start + 2 : start + 4] -= across * share
+    points[:, -1] = np.maximum(points[:, -1], 0.25)
+    return points, centroids
+
+
+def nearly_nearest(rng, stored, centroids):
+    """A cluster for each row: of the centroids that are nearest as far as float32 can tell, any."""
+    squares = ((stored[:, None].astype(np.float64) - centroids[None].astype(np.float64)) ** 2).sum(axis=2)
+    allowed = 2 * geometry.squared_distance_error(stored.shape[1], geometry.LONGEST, geometry.LONGEST)
+    choice = np.where(squares <= squares.min(axis=1)[:, None] + allowed, rng.random(squares.shape), -1)
+    labels = choice.argmax(axis=1)
+    return labels, np.count_nonzero(labels != squares.argmin(axis=1))
+
+
+@pytest.mark.filterwarnings("ignore:invalid value encountered in subtract")  # the next test is about it
+@pytest.mark.parametrize("rounding", [False, True], ids=["exact", "off"])
+@pytest.mark.parametrize("radius", [0.02, 0.2, 0.5], ids=["sparse", "middling", "dense"])
+@pytest.mark.parametrize("m", [3, 40])
+def test_every_two_rows_within_the_radius_are_found(tmp_path, monkeypatch, m, radius, rounding):
+    """Inside clusters or across borders, once, though some labels are off by rounding, and sketches may be."""
+    near_total = across_total = misplaced_total = 0
+    for seed, n_clusters in enumerate([1, 2, 3, 9, 20]):
+        monkeypatch.setattr(candidates, "_TILE", [(256, 1024), (8, 16)][(seed + rounding) % 2])
+        rng, error = np.random.default_rng(seed), geometry.sketch_error(64, m, 0.5) if rounding else 0.0
+        exact, centroids = make_sketches(rng, 300, m, n_clusters, radius)
+        away = rng.normal(size=exact.shape)
+        stored = (exact + away / np.linalg.norm(away, axis=1)[:, None] * error * 0.9).astype(np.float32)
+        exact = exact if rounding else stored.astype(np.float64)
+        assert np.linalg.norm(stored - exact, axis=1).max() <= error
+        assert np.linalg.norm(stored, axis=1).max() <= geometry.LONGEST
+        labels, misplaced = nearly_nearest(rng, stored, centroids)
+        stage, clusters = Stage("", tmp_path / str(seed), {}), Rows(stored, labels, n_clusters)
+        found = all_candidates(stage, clusters, centroids, radius, error)
+        squares = ((exact[:, None] - exact[None]) ** 2).sum(axis=2)
+        near = {*zip(*(e.tolist() for e in np.nonzero(np.triu(squares <= radius**2, 1))), strict=True)}
+        assert len({*found}) == len(found)
+        assert not near - {*found}
+        assert all(a < b for a, b in found)
+        # not many more: those whose stored sketches are within what the search allows itself
+        reach = radius + 4 * error
+        slack = 2 * geometry.squared_distance_error(m + 20, geometry.LONGEST, geometry.LONGEST)
+        assert all(squares[a, b] <= reach**2 * (1 + 1e-4) + slack for a, b in found)
+        near_total, misplaced_total = near_total + len(near), misplaced_total + misplaced
+        across_total += sum(labels[a] != labels[b] for a, b in near)
+    assert near_total > 100
+    assert across_total > 60
+    assert misplaced_total > 50
+
+
+def all_candidates(stage, clusters, centroids, radius, error):
+    """What stage 4 finds inside each cluster and across each border, [(row_a, row_b)]."""
+    for cluster in range(len(clusters)):
+        stage_4.prepare_cluster(stage, clusters, centroids, (radius, error), 70, cluster)
+    found = []
+    for couple in itertools.combinations_with_replacement(range(len(clusters)), 2):
+        for packed, _ in stage_4.search_two(
+            lambda c: stage_4.open_cluster(stage, clusters, c), couple, (radius, error), None, None
+        ):
+            found += zip(*(rows.tolist() for rows in pairs.unpack(packed)), strict=True)
+    return found
+
+
+def test_centroids_that_are_the_same_have_no_border():
+    """Nor is there anything to warn of, though BLAS may multiply the two columns in different ways."""
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        centroids = rng.normal(size=(9, 65)).astype(np.float32) / 10
+        centroids[8] = centroids[0]
+        sketches = (centroids[0] + rng.normal(size=(37, 65)) / 10).astype(np.float32)
+        margins, _ = geometry.border_margins(sketches, 0, centroids, 1e-5)
+        assert (margins[:, 8] == -np.inf).all()
+        assert np.isfinite(margins[:, 1:8]).all()
+
+
+@pytest.fixture
+def hasty():
+    """Threads take turns every few instructions."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(before)
+
+
+@pytest.fixture(scope="module")
+def forty_clusters(tmp_path_factory):
+    """1,200 rows with many near them, in 40 clusters."""
+    rng, folder = np.random.default_rng(0), tmp_path_factory.mktemp("forty")
+    rows = rng.normal(size=(60, 8))[rng.integers(0, 60, 1200)] + rng.normal(size=(1200, 8)) * 0.2
+    run_stages(lay_out(folder / "data", rows), folder / "work", SCRIPTS[:3], n_clusters=40)
+    return folder, brute_force(rows, 0.95)
+
+
+@pytest.mark.parametrize("again", range(5))
+def test_two_threads_open_the_same_clusters_again_and_again(forty_clusters, tmp_path, monkeypatch, hasty, again):
+    """The memory is enough for two clusters at a time."""
+    folder, (near, unclear) = forty_clusters
+    monkeypatch.setattr(Clusters, "fitting", lambda self, memory_bytes: 2)
+    work = shutil.copytree(folder / "work", tmp_path / "work")
+    options = {"n_clusters": 40, "threshold": 0.95, "memory_limit": "64MiB", "n_workers": 2, "audit_rows": 0}
+    run_stages(folder / "data", work, SCRIPTS[3:4], **options)
+    assert not unclear
+    assert len(near) > 5000
+    assert pair_set(work) == near
+
+
+@pytest.fixture
+def interrupted():
+    """Garbage is collected all the time, and each time another thread's turn comes: also within C functions."""
+    before, give_way = gc.get_threshold(), lambda *_: time.sleep(0)
+    gc.callbacks.append(give_way)
+    gc.set_threshold(10, 10_000, 10_000)
+    yield
+    gc.set_threshold(*before)
+    gc.callbacks.remove(give_way)
+
+
+def test_headers_are_read_by_many_threads_at_once(tmp_path, interrupted):
+    """Parsers of Python before 3.11.8 fail if they are interrupted by each other (gh-106905)."""
+    paths = [tmp_path / f"{number}.npy" for number in range(8)]
+    for number, path in enumerate(paths):
+        np.save(path, np.full((number + 1, 3), number, dtype=np.float32))
+
+    def read(thread):
+        for path in paths * 10:
+            number = int(path.stem)
+            assert npy.read_header(path).shape == (number + 1, 3), thread
+            for array in (npy.read_npy(path), npy.map_npy(path)):
+                assert array.tolist() == [[number] * 3] * (number + 1), thread
+
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(read, range(8)))

@@ -1,0 +1,334 @@
+"""A run that was killed, wherever that was, and started again leaves what an undisturbed one does."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from collections import Counter
+from contextlib import nullcontext
+from functools import partial
+from pathlib import Path
+
+import faiss
+import h5py
+import numpy as np
+import pytest
+from conftest import SCRIPTS, brute_force, lay_out, pair_set, run_stages, tree_bytes
+
+import faiss_04_neighbor_search
+from config import ROOT
+from neardup import NeardupError
+from neardup.artifacts import STAGES
+
+NAMES = list(STAGES)
+SEARCH = "04_neighbor_search"
+SETTINGS = {"threshold": 0.9, "n_clusters": 9, "audit_rows": 40}
+FIRST = {"n_workers": 1, "memory_limit": "64MiB"}  # one task at a time: nothing goes on after what is killed
+
+
+class Killed(BaseException):
+    """Stands for the end of the process."""
+
+
+def bundles(n=400, dim=64):
+    """Rows around twelve directions: about 6,000 pairs at 0.9, all within these."""
+    rng = np.random.default_rng(0)
+    rows = rng.normal(size=(12, dim))[rng.integers(0, 12, n)] + rng.normal(size=(n, dim)) * 0.15
+    return rows.astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """An undisturbed run: `data` and `work`."""
+    folder = tmp_path_factory.mktemp("whole")
+    run_stages(lay_out(folder / "data", bundles(), cuts=[150, 170]), folder / "work", **SETTINGS)
+    return folder
+
+
+def work_before(name, whole, to):
+    """A copy of that run's results as they are before a stage."""
+    to.mkdir()
+    for earlier in NAMES[: NAMES.index(name)]:
+        shutil.copytree(whole / "work" / earlier, to / earlier)
+    return to
+
+
+def run_stage(whole, name, work, **settings):
+    run_stages(whole / "data", work, [STAGES[name][0]], **SETTINGS | settings)
+
+
+def appearing(monkeypatch, run, stop=None):
+    """Call run() and count the files that appear, {kind: how many}; a kind is a name without its numbers.
+
+    stop: (kind, number) of the file that is written, but not yet in its place, when the run is killed.
+    """
+    replace, counts = os.replace, Counter()
+
+    def count(source, target):
+        kind = re.sub(r"\d+", "#", Path(target).name)
+        if (kind, counts[kind]) == stop:
+            raise Killed
+        counts[kind] += 1
+        replace(source, target)
+
+    with monkeypatch.context() as patch, pytest.raises(Killed) if stop else nullcontext():
+        patch.setattr(os, "replace", count)
+        run()
+    return counts
+
+
+def results(folder):
+    """All files of a stage's folder; of the manifest without `compared`, which says how hard it was."""
+    found = tree_bytes(folder)
+    manifest = json.loads(found.pop("manifest.json"))
+    manifest["results"].pop("compared", None)
+    return found, manifest
+
+
+def killed_at_each_kind_of_file(monkeypatch, tmp_path, whole, name, first, then):
+    """A stage killed in the middle of each kind of file that it writes, then started again, leaves the same bytes.
+
+    Returns how many files of each kind there were.
+    """
+    undisturbed = work_before(name, whole, tmp_path / "undisturbed")
+    counts = appearing(monkeypatch, partial(run_stage, whole, name, undisturbed, **first))
+    for number, (kind, count) in enumerate(counts.items()):
+        work = work_before(name, whole, tmp_path / str(number))
+        appearing(monkeypatch, partial(run_stage, whole, name, work, **first), stop=(kind, count // 2))
+        assert not (work / name).exists(), kind
+        run_stage(whole, name, work, **then)
+        assert results(work / name) == results(undisturbed / name), f"killed before a {kind}"
+        assert {p.name for p in work.iterdir()} == {*NAMES[: NAMES.index(name) + 1]}, kind
+    return counts
+
+
+@pytest.mark.parametrize("name", [n for n in NAMES if n not in ("03_kmeans", SEARCH)])
+def test_a_stage_killed_anywhere(monkeypatch, tmp_path, whole, name):
+    counts = killed_at_each_kind_of_file(monkeypatch, tmp_path, whole, name, FIRST, FIRST)
+    assert len(counts) >= 5
+    assert results(tmp_path / "undisturbed" / name) == results(whole / "work" / name)
+
+
+MORE_TASKS, MORE_MEMORY = FIRST | {"n_workers": 16}, {"n_workers": 3, "memory_limit": "2GiB"}
+
+
+@pytest.mark.parametrize("then", [MORE_TASKS, MORE_MEMORY], ids=["more tasks", "more memory"])
+def test_clusters_killed_anywhere_then_other_blocks(monkeypatch, tmp_path, whole, then):
+    counts = killed_at_each_kind_of_file(monkeypatch, tmp_path, whole, "03_kmeans", FIRST, then)
+    assert counts["cluster_#.h#"] == SETTINGS["n_clusters"]
+
+
+@pytest.mark.parametrize(
+    ("first", "then"),
+    [
+        (FIRST | {"audit_rows": 0}, MORE_TASKS | {"audit_rows": 0}),
+        (FIRST, MORE_MEMORY),
+        (FIRST | {"pairs": "joining"}, FIRST | {"pairs": "joining"}),
+    ],
+    ids=["more tasks", "more memory", "joining"],
+)
+def test_search_killed_anywhere_then_other_blocks(monkeypatch, tmp_path, whole, first, then):
+    """While it prepares clusters, searches inside and across, verifies, joins, audits, and before its last word."""
+    monkeypatch.setattr(faiss_04_neighbor_search, "_BLOCK_PAIRS", 256, raising=False)
+    counts = killed_at_each_kind_of_file(monkeypatch, tmp_path, whole, SEARCH, first, then)
+    assert len(counts) >= 10
+    assert sum(counts.values()) > 60
+    if "pairs" not in first:
+        assert pair_set(tmp_path / "undisturbed") == brute_force(bundles(), 0.9)[0]
+
+
+@pytest.mark.parametrize("blocks", [1, 5])
+def test_search_killed_while_it_computes_similarities(monkeypatch, tmp_path, whole, blocks):
+    """After so many blocks; the next run has other tasks, other memory, and no audit that would notice."""
+    monkeypatch.setattr(faiss_04_neighbor_search, "_BLOCK_PAIRS", 256, raising=False)
+    work, similarity_of, calls = (
+        work_before(SEARCH, whole, tmp_path / "work"),
+        faiss_04_neighbor_search.similarity_of,
+        [],
+    )
+
+    def die_later(*arguments):
+        calls.append(arguments)
+        if len(calls) > blocks:
+            raise Killed
+        return similarity_of(*arguments)
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(faiss_04_neighbor_search, "similarity_of", die_later)
+        run_stage(whole, SEARCH, work, audit_rows=0, **FIRST)
+    run_stage(whole, SEARCH, work, audit_rows=0, **MORE_TASKS)
+    neighbors = Path("work", SEARCH, "neighbors.h5")
+    assert (tmp_path / neighbors).read_bytes() == (whole / neighbors).read_bytes()
+
+
+KILL = """
+import os, runpy, signal, sys
+left, replace = int(sys.argv[1]), os.replace
+def count(*paths):
+    global left
+    left -= 1
+    if left < 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+    replace(*paths)
+os.replace, sys.argv = count, sys.argv[2:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+@pytest.mark.parametrize("files", [7, 10, 17])
+def test_a_process_with_many_threads_is_killed(tmp_path, whole, files):
+    """By the system, among two clusters whose candidates take several files each; then all of them fit into one."""
+    work = work_before("03_kmeans", whole, tmp_path / "work")
+    settings = SETTINGS | {"n_clusters": 2}
+    run_stages(whole / "data", work, SCRIPTS[2:3], **settings)
+    arguments = ["--data-dir", whole / "data", "--work-dir", work, "--memory-limit", "64MiB", "--n-workers", 1024]
+    arguments += [word for name, value in settings.items() for word in (f"--{name.replace('_', '-')}", value)]
+    script = [sys.executable, "-c", KILL, files, ROOT / SCRIPTS[3], *arguments]
+    done = subprocess.run(list(map(str, script)), cwd=ROOT, capture_output=True, timeout=120, check=False)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    run_stages(whole / "data", work, SCRIPTS[3:4], **settings, n_workers=1)
+    for name in ("neighbors.h5", "audit.json"):
+        assert (work / SEARCH / name).read_bytes() == (whole / "work" / SEARCH / name).read_bytes()
+
+
+def rows_of_clusters(work):
+    """The rows of each cluster file, in the order of their numbers."""
+    found = []
+    for path in sorted((work / "03_kmeans" / "clusters").iterdir()):
+        with h5py.File(path) as file:
+            found.append(file["row"][:].tolist())
+    return found
+
+
+def test_labels_stay_as_first_found(monkeypatch, tmp_path, whole):
+    """A first try rounds otherwise: a row in seven goes to the second nearest centroid. Then it is killed.
+
+    The files of both tries must be of one assignment, or rows are lost, and others in two clusters.
+    """
+
+    class Otherwise(faiss.IndexFlatL2):
+        def search(self, rows, k):
+            distances, labels = super().search(rows, k + 1)
+            labels[::7, 0] = labels[::7, 1]
+            return distances[:, :k], labels[:, :k]
+
+    undisturbed, work = (work_before("03_kmeans", whole, tmp_path / name) for name in ("undisturbed", "work"))
+    with monkeypatch.context() as patch:
+        patch.setattr(faiss, "IndexFlatL2", Otherwise)
+        run_stage(whole, "03_kmeans", undisturbed, **FIRST)
+        appearing(patch, partial(run_stage, whole, "03_kmeans", work, **FIRST), stop=("cluster_#.h#", 4))
+    run_stage(whole, "03_kmeans", work, **MORE_MEMORY)
+    labels = np.load(work / "03_kmeans" / "labels.npy")
+    assert (labels != np.load(whole / "work" / "03_kmeans" / "labels.npy")).any()
+    assert rows_of_clusters(work) == [np.nonzero(labels == c)[0].tolist() for c in range(SETTINGS["n_clusters"])]
+    assert tree_bytes(work) == tree_bytes(undisturbed)
+
+
+def no_search(*arguments):
+    raise AssertionError("searched again")
+
+
+@pytest.mark.parametrize(("earlier", "renames"), [(False, 0), (True, 0), (True, 1)])
+def test_killed_between_the_last_word_and_publication(monkeypatch, tmp_path, whole, earlier, renames):
+    """The next start publishes what is whole, without searching again. earlier: a result at another threshold."""
+    work, rename, calls = work_before(SEARCH, whole, tmp_path / "work"), os.rename, []
+    if earlier:
+        run_stage(whole, SEARCH, work, threshold=0.95)
+
+    def die_later(*paths):
+        calls.append(paths)
+        if len(calls) > renames:
+            raise Killed
+        rename(*paths)
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(os, "rename", die_later)
+        run_stage(whole, SEARCH, work)
+    assert (work / f".{SEARCH}.partial" / "manifest.json").exists()
+    with monkeypatch.context() as patch:
+        patch.setattr(faiss_04_neighbor_search, "find_candidates", no_search)
+        run_stage(whole, SEARCH, work)
+    expected = tree_bytes(whole / "work" / SEARCH)
+    assert {name: (work / SEARCH / name).read_bytes() for name in expected} == expected
+    run_stage(whole, "045_merge", work)
+    assert tree_bytes(work / "045_merge") == tree_bytes(whole / "work" / "045_merge")
+
+
+def die_while_removing(patch, folder):
+    """Whoever removes a folder of this name is killed half way: every other file stays."""
+    remove = shutil.rmtree
+
+    def remove_some(path, *arguments, **options):
+        if Path(path).name != folder or not Path(path).exists():
+            return remove(path, *arguments, **options)
+        files = sorted(p for p in Path(path).rglob("*") if p.is_file() and p.name != "begun.json")
+        for file in files[::2]:
+            file.unlink()
+        raise Killed
+
+    patch.setattr(shutil, "rmtree", remove_some)
+
+
+@pytest.mark.parametrize("folder", ["parts", f".{SEARCH}.old"])
+def test_killed_while_what_is_done_with_is_removed(monkeypatch, tmp_path, whole, folder):
+    """Of a search that is published: its work in progress, or the earlier result that it replaced."""
+    work = work_before(SEARCH, whole, tmp_path / "work")
+    run_stage(whole, SEARCH, work, threshold=0.95)
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        die_while_removing(patch, folder)
+        run_stage(whole, SEARCH, work)
+    with monkeypatch.context() as patch:
+        patch.setattr(faiss_04_neighbor_search, "find_candidates", no_search)
+        run_stage(whole, SEARCH, work)
+    expected = tree_bytes(whole / "work" / SEARCH)
+    assert {name: (work / SEARCH / name).read_bytes() for name in expected} == expected
+    run_stage(whole, "045_merge", work)
+    assert tree_bytes(work / "045_merge") == tree_bytes(whole / "work" / "045_merge")
+    run_stage(whole, SEARCH, work, threshold=0.95)  # and it can be replaced
+    run_stage(whole, SEARCH, work)
+    assert tree_bytes(work / SEARCH) == expected
+
+
+def test_killed_while_what_other_settings_began_is_removed(monkeypatch, tmp_path, whole):
+    """A search is killed, another with other settings removes what is there and is killed, the first starts again."""
+    work = work_before(SEARCH, whole, tmp_path / "work")
+    appearing(monkeypatch, partial(run_stage, whole, SEARCH, work, **FIRST), stop=("audit.json", 0))
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        die_while_removing(patch, f".{SEARCH}.removed")
+        run_stage(whole, SEARCH, work, threshold=0.95)
+    run_stage(whole, SEARCH, work)
+    assert tree_bytes(work / SEARCH) == tree_bytes(whole / "work" / SEARCH)
+
+
+def forget_a_pair(patch):
+    """From now on the first pair that is verified is taken for none."""
+    similarity_of, calls = faiss_04_neighbor_search.similarity_of, []
+
+    def forget(*arguments):
+        similarity = similarity_of(*arguments)
+        if not calls:
+            similarity[np.argmax(similarity)] = 0
+        calls.append(arguments)
+        return similarity
+
+    patch.setattr(faiss_04_neighbor_search, "similarity_of", forget)
+
+
+@pytest.mark.parametrize("killed", [False, True], ids=["", "then killed"])
+def test_a_failed_audit_leaves_nothing_to_go_on_with(monkeypatch, tmp_path, whole, killed):
+    """killed: while what led to it is removed."""
+    work = work_before(SEARCH, whole, tmp_path / "work")
+    with monkeypatch.context() as patch:
+        forget_a_pair(patch)
+        if killed:
+            die_while_removing(patch, f".{SEARCH}.removed")
+        with pytest.raises(Killed if killed else NeardupError, match=None if killed else "1 missed and 0 false"):
+            run_stage(whole, SEARCH, work, audit_rows=400)
+    assert not (work / SEARCH).exists()
+    assert killed or not (work / f".{SEARCH}.partial" / "parts").exists()
+    run_stage(whole, SEARCH, work, audit_rows=400)
+    neighbors = Path("work", SEARCH, "neighbors.h5")
+    assert (tmp_path / neighbors).read_bytes() == (whole / neighbors).read_bytes()
