@@ -34,7 +34,9 @@ class Config(BaseSettings):
     work_dir: Path = Field(ROOT / "work", description="folder for all results, a subfolder a stage")
 
     # faiss_01: check the input, count the components
-    target_variance: float = Field(0.95, gt=0, le=1, description="share of the variance that the reduced vectors keep")
+    target_variance: float = Field(
+        0.95, gt=0, le=1, description="share of the variance that the reduced vectors keep, above 0 to 1"
+    )
     bad_rows: Literal["error", "skip"] = Field(
         "error", description="rows with NaN, infinity or only zeros: stop, or list in rejected.csv and go on"
     )
@@ -43,21 +45,28 @@ class Config(BaseSettings):
     )
 
     # faiss_02: reduce
-    sketch_dims: int = Field(64, ge=1, le=512, description="PCA coordinates in the sketch that is searched; speed only")
+    sketch_dims: int = Field(
+        64, ge=1, le=512, description="PCA coordinates in the sketch that is searched, 1 to 512; speed only"
+    )
 
     # faiss_03: split into clusters
     n_clusters: int | None = Field(
-        50, ge=1, le=65_535, description="k-means clusters; None: a third of the rows' square root; speed only"
+        50,
+        ge=1,
+        le=65_535,
+        description="k-means clusters, 1 to 65,535; None: a third of the rows' square root; speed only",
     )
-    random_state: int = Field(42, ge=0, lt=2**31, description="seed of the k-means and audit samples")
+    random_state: int = Field(42, ge=0, lt=2**31, description="seed of the k-means and audit samples, 0 to 2^31 - 1")
 
     # faiss_04: find the pairs
-    threshold: float = Field(0.98, gt=0, le=1, description="lowest cosine of a near-duplicate pair, inclusive")
+    threshold: float = Field(
+        0.98, gt=0, le=1, description="lowest cosine of a near-duplicate pair, inclusive, above 0 to 1"
+    )
     pairs: Literal["all", "joining"] = Field(
         "all", description="pairs to keep: all, or just enough to join each group, for rows that repeat by the 10,000"
     )
     audit_rows: int = Field(
-        1000, ge=0, description="random rows compared with every row by brute force, to prove the answer"
+        1000, ge=0, description="random rows compared with every row by brute force, to prove the answer, 0 or more"
     )
 
     # faiss_045: groups
@@ -70,5 +79,5 @@ class Config(BaseSettings):
         "2GiB", ge=64 * 2**20, description="memory that block sizes are made to fit (bytes, or '2GiB'), from 64MiB"
     )
     n_workers: int | None = Field(
-        None, ge=1, le=1024, description="tasks at a time; None: one a core (BLAS threads x tasks = cores)"
+        None, ge=1, le=1024, description="tasks at a time, 1 to 1,024; None: one a core (BLAS threads x tasks = cores)"
     )

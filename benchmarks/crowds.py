@@ -17,6 +17,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rows", type=int, default=100_000)
     parser.add_argument("--folder", type=Path, default=Path("work-benchmark"))
+    parser.add_argument("--name", default="crowds", help="of the results' files")
     given = parser.parse_args()
     crowd = given.rows // 5
     table = {}
@@ -41,8 +42,8 @@ def main():
         print(name, table[name], flush=True)
         shutil.rmtree(data)
         shutil.rmtree(work)
-    measure.save("crowds", {"rows": given.rows, "crowd": crowd, "sets": table})
-    measure.save_plot("crowds", lambda axes: draw(axes, table))
+    measure.save(given.name, {"rows": given.rows, "crowd": crowd, "sets": table})
+    measure.save_plot(given.name, lambda axes: draw(axes, table))
 
 
 def draw(axes, table):

@@ -12,6 +12,7 @@ import numpy as np
 from neardup import NeardupError
 from neardup.npy import map_array, read_header
 
+MOST_ROWS = 2**32  # two row numbers make one integer of 64 bits
 _HASH_SAMPLES = 64  # places of a file that its fingerprint reads
 _HASH_BYTES = 4096  # bytes read at each
 _WINDOW_BYTES = 1 << 26  # of a file that is mapped at a time while rows are gathered
@@ -134,6 +135,8 @@ def find_shards(data_dir, pattern, ours=()):
             )
         shards.append(Shard(path, start, rows, dim, dtype))
         start += rows
+    if start > MOST_ROWS:
+        raise NeardupError(f"the shards in {data_dir} hold {start:,} rows, over {MOST_ROWS:,}: search them in parts")
     if start == 0:
         raise NeardupError(f"the {len(shards)} shards in {data_dir} hold no rows: nothing to compare")
     return shards

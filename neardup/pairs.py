@@ -5,10 +5,10 @@ import shutil
 import h5py
 import numpy as np
 
+from neardup.embeddings import MOST_ROWS
 from neardup.engine import size_ranges
 
 PAIR = np.dtype([("row_a", "<i8"), ("row_b", "<i8"), ("similarity", "<f8")])
-MOST_ROWS = 2**32  # that two row numbers pack into 64 bits
 _SAMPLED = 64  # packed pairs between two that are looked at to cut them
 _BLOCK = 1 << 20  # pairs read together: 24 MB
 
