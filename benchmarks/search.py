@@ -98,6 +98,7 @@ def sklearn_contender(_, rows, queries, threshold):
 
 
 def usearch_contender(_, rows, queries, threshold):
+    """HNSW in float32, asked for neighbours."""
     from usearch.index import Index
 
     index = Index(ndim=rows.shape[1], metric="cos", dtype="f32")
@@ -106,6 +107,7 @@ def usearch_contender(_, rows, queries, threshold):
 
 
 def pynndescent_contender(_, rows, queries, threshold):
+    """Nearest neighbour descent: the graph of neighbours of all rows is its answer."""
     from pynndescent import NNDescent
 
     NNDescent(rows[:2000], metric="cosine", n_neighbors=K_NEIGHBORS)  # compiles
