@@ -64,7 +64,7 @@ def check_rows_and_ids(stage, shards, config):
     dim, rows = shards[0].dim, open_shards(shards)
     origin = common_origin(rows)
     engine.preload("matplotlib.figure")
-    block_rows = min(_BLOCK_ROWS, engine.block_rows(config.memory_limit, config.n_workers, 12 * dim))
+    block_rows = engine.block_rows(config.memory_limit, config.n_workers, 12 * dim, _BLOCK_ROWS)
     task = partial(engine.limited, sum_moments, config.n_workers, rows, origin, block_rows)
     parts, rejects = [], []
     for start, stop in block_ranges(rows.starts, _TASK_ROWS):

@@ -10,10 +10,11 @@ import shutil
 from pathlib import Path
 
 import measure
-from generate import _CROWD_SPREAD, generate
+from generate import CROWD_SPREAD, generate
 
 
 def main():
+    """Measure the three sets, one after the other, and keep the figures."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rows", type=int, default=100_000)
     parser.add_argument("--folder", type=Path, default=Path("work-benchmark"))
@@ -24,7 +25,7 @@ def main():
     for name, options in {
         "no crowd": {},
         "a fifth identical": {"crowd": crowd},
-        "a fifth nearly identical": {"crowd": crowd, "crowd_spread": _CROWD_SPREAD},
+        "a fifth nearly identical": {"crowd": crowd, "crowd_spread": CROWD_SPREAD},
     }.items():
         data, work = given.folder / "crowd", given.folder / "work-crowd"
         generate(data, given.rows, **options)

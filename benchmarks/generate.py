@@ -26,7 +26,7 @@ _OFFSET = 0.45  # length of the mean of the unit rows
 _BETWEEN = 0.5  # share of the variance that lies between topics
 _EXPONENT, _SHIFT = 1.55, 10  # variance of component i is (i + 10)^-1.55: flat at first, as that of real sets
 _DUPLICATES = 0.1  # share of the rows that belong to planted groups
-_CROWD_SPREAD = 0.004  # distance of nearly identical rows to their centre
+CROWD_SPREAD = 0.004  # distance of nearly identical rows to their centre
 
 
 def generate(folder, n_rows, dim=1024, seed=0, crowd=0, crowd_spread=0.0):
@@ -133,6 +133,6 @@ if __name__ == "__main__":
     parser.add_argument("--dim", type=int, default=1024)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--crowd", type=int, default=0, help="rows that are alike")
-    parser.add_argument("--crowd-spread", type=float, default=0.0, help=f"0: identical; {_CROWD_SPREAD}: nearly")
+    parser.add_argument("--crowd-spread", type=float, default=0.0, help=f"0: identical; {CROWD_SPREAD}: nearly")
     arguments = vars(parser.parse_args())
     generate(**arguments)

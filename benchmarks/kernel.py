@@ -3,17 +3,15 @@
 python benchmarks/kernel.py
 """
 
-import sys
 import time
 from types import SimpleNamespace
 
 import measure
 import numpy as np
 
-sys.path.insert(0, str(measure.ROOT))
-
 
 def main():
+    """Measure both at several sizes and keep the figures."""
     import faiss
     from threadpoolctl import threadpool_limits
 

@@ -11,13 +11,11 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
-SCRIPTS = [
-    "faiss_01_pca_variance.py",
-    "faiss_02_pca_reduce.py",
-    "faiss_03_kmeans.py",
-    "faiss_04_neighbor_search.py",
-    "faiss_045_merge.py",
-]
+sys.path.insert(0, str(ROOT))
+
+from neardup.artifacts import STAGES  # noqa: E402
+
+SCRIPTS = [script for script, _ in STAGES.values()]
 
 
 def machine():

@@ -91,6 +91,7 @@ def at_size(folder, n_rows, dim, repeats, **settings):
 
 
 def main():
+    """Measure all sizes and keep the figures."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rows", type=int, nargs="+", default=[100_000, 300_000, 1_000_000])
     parser.add_argument("--dim", type=int, default=1024)

@@ -19,7 +19,6 @@ import h5py
 import measure
 import numpy as np
 
-sys.path.insert(0, str(measure.ROOT))
 K_NEIGHBORS = 10
 SAMPLE = {  # queries that are searched where not all are
     "faiss flat": 1000,
@@ -229,6 +228,7 @@ def compare(data, work, threshold, only, **settings):
 
 
 def main():
+    """Compare at each threshold and keep the figures; or be one of the compared."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("data", type=Path)
     parser.add_argument("--work", type=Path, default=Path("work-benchmark"))

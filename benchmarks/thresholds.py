@@ -15,6 +15,7 @@ THRESHOLDS = (0.99, 0.98, 0.95, 0.90, 0.85, 0.80)
 
 
 def main():
+    """Measure all thresholds and keep the figures."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, help="folder of shards; made where not given")
     parser.add_argument("--rows", type=int, default=100_000)

@@ -53,9 +53,9 @@ class Stage:
         _publish(self.folder, final)
         return Stage(self.name, final, self.key, results)
 
-    def part(self, *name):
+    def part(self, *name, suffix=".npy"):
         """A file of work in progress, which an interrupted run leaves to the next, and a finished stage drops."""
-        return self.path(_PARTS, "_".join(f"{n:05d}" if isinstance(n, int) else n for n in name) + ".npy")
+        return self.path(_PARTS, "_".join(f"{n:05d}" if isinstance(n, int) else n for n in name) + suffix)
 
     def volatile(self, *name):
         """As `part`, of what is soon made anew: not flushed to disk, nor looked for after a restart of the machine."""

@@ -29,8 +29,9 @@ def audit_pairs(found, rows, eligible, config, others=()):
     counted = np.zeros(len(rows), dtype=bool)
     counted[eligible] = True
     sample = audited, stored, geometry.unit_rows32(stored)[0]
-    block_rows = engine.block_rows(config.memory_limit, config.n_workers, 8 * rows.dim + 5 * max(len(audited), 1))
-    blocks = block_ranges(rows.starts, min(block_rows, _BLOCK_ROWS)) if len(audited) else []
+    bytes_per_row = 8 * rows.dim + 5 * len(audited)
+    block_rows = engine.block_rows(config.memory_limit, config.n_workers, bytes_per_row, _BLOCK_ROWS)
+    blocks = block_ranges(rows.starts, block_rows) if len(audited) else []
     task = partial(audit_block, rows, counted, sample, config.threshold)
     results = engine.compute([*engine.tasks(task, blocks, config.n_workers), *others], config.n_workers, "04 audit")
     true = _union(results[: len(blocks)])

@@ -69,7 +69,7 @@ def _swapped(layout):
 def _limit(width, reach):
     """Least value of `left` times `right` at this distance: both are of sketches no longer than `LONGEST`.
 
-    Rounding: the product's, and that of `shorten` (under 1e-5 a row), for which the width is taken 16 wider.
+    Rounding: the product's, and that of `shorten` (u of the tail a row), for which the width is taken 16 wider.
     """
     return np.float32(-(reach**2 + geometry.squared_distance_error(width + 16, geometry.LONGEST, geometry.LONGEST)) / 2)
 

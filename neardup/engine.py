@@ -22,13 +22,13 @@ def worker_count(n_workers):
     return n_workers or len(os.sched_getaffinity(0))
 
 
-def block_rows(memory_limit, n_workers, bytes_per_row):
+def block_rows(memory_limit, n_workers, bytes_per_row, most=16_384):
     """Rows a task may hold so that all tasks together take at most half of the memory limit.
 
-    The other half is for the interpreter, its libraries and what a stage keeps for all rows. At most 16,384 rows:
-    a matrix product gains nothing from more, and progress would be coarse.
+    The other half is for the interpreter, its libraries and what a stage keeps for all rows. At most `most` rows:
+    a matrix product gains nothing from over 16,384, and progress would be coarse.
     """
-    return int(max(1, min(16_384, memory_limit / 2 / worker_count(n_workers) / bytes_per_row)))
+    return int(max(1, min(most, memory_limit / 2 / worker_count(n_workers) / bytes_per_row)))
 
 
 def size_ranges(bounds, most):
@@ -81,13 +81,16 @@ def scratch(shape):
 
 
 def preload(module):
-    """Begin to import what is needed only at the end, while the cores are busy without the interpreter."""
+    """Begin to import what is needed only at the end, while the cores are busy without the interpreter.
+
+    The process doesn't end before: a thread that is cut off in the middle of an import can abort it.
+    """
 
     def load():
         with PARSING:
             import_module(module)
 
-    Thread(target=load, daemon=True).start()
+    Thread(target=load).start()
 
 
 def share_cores(n_workers):

@@ -160,12 +160,13 @@ def sketch_error(dim, n_coordinates, mean_length):
 def shorten(sketches, n_coordinates):
     """Sketches of fewer coordinates: those left out go into the tail. A contraction of a contraction.
 
-    sketches: (n, m + 1) float32. Returns (n, n_coordinates + 1) float32, off by `squared_distance_error` at most.
+    sketches: (n, m + 1) float32. Returns (n, n_coordinates + 1) float32, whose tail is off by u of it.
     """
     if n_coordinates >= sketches.shape[1] - 1:
         return sketches
     rest = sketches[:, n_coordinates:]
-    return np.column_stack([sketches[:, :n_coordinates], np.sqrt(np.vecdot(rest, rest))])
+    tail = np.sqrt(np.vecdot(rest, rest, dtype=np.float64)).astype(np.float32)
+    return np.column_stack([sketches[:, :n_coordinates], tail])
 
 
 def squared_distance_error(n_coordinates, length_a, length_b):

@@ -45,8 +45,8 @@ def _neighbor_items(stage, names, budget):
             found = [(n, int(r)) if int(r) in repeated else n for n, r in zip(found, rows, strict=True)]
         return found
 
-    path = stage.path("neighbors.h5")
-    for low, high, pairs in both_ways(path, len(labels), budget / _BYTES_OF_NEIGHBOR, stage.path("parts", "mirrored")):
+    path, mirrored = stage.path("neighbors.h5"), stage.part("mirrored", suffix="")
+    for low, high, pairs in both_ways(path, len(labels), budget / _BYTES_OF_NEIGHBOR, mirrored):
         rows, neighbors, similarity = named(range(low, high)), named(pairs["row_b"]), pairs["similarity"].tolist()
         firsts = np.searchsorted(pairs["row_a"], np.arange(low, high + 1)).tolist()
         for i, (row, cluster) in enumerate(zip(rows, labels[low:high].tolist(), strict=True)):

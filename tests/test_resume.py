@@ -248,6 +248,11 @@ def test_killed_between_the_last_word_and_publication(monkeypatch, tmp_path, who
         patch.setattr(os, "rename", die_later)
         run_stage(whole, SEARCH, work)
     assert (work / f".{SEARCH}.partial" / "manifest.json").exists()
+    published_without_a_search(monkeypatch, whole, work)
+
+
+def published_without_a_search(monkeypatch, whole, work):
+    """Start stages 4, which must not search, and 045 again: all is as in the undisturbed run. Returns its bytes."""
     with monkeypatch.context() as patch:
         patch.setattr(faiss_04_neighbor_search, "find_candidates", no_search)
         run_stage(whole, SEARCH, work)
@@ -255,6 +260,7 @@ def test_killed_between_the_last_word_and_publication(monkeypatch, tmp_path, who
     assert {name: (work / SEARCH / name).read_bytes() for name in expected} == expected
     run_stage(whole, "045_merge", work)
     assert tree_bytes(work / "045_merge") == tree_bytes(whole / "work" / "045_merge")
+    return expected
 
 
 def die_while_removing(patch, folder):
@@ -280,13 +286,7 @@ def test_killed_while_what_is_done_with_is_removed(monkeypatch, tmp_path, whole,
     with monkeypatch.context() as patch, pytest.raises(Killed):
         die_while_removing(patch, folder)
         run_stage(whole, SEARCH, work)
-    with monkeypatch.context() as patch:
-        patch.setattr(faiss_04_neighbor_search, "find_candidates", no_search)
-        run_stage(whole, SEARCH, work)
-    expected = tree_bytes(whole / "work" / SEARCH)
-    assert {name: (work / SEARCH / name).read_bytes() for name in expected} == expected
-    run_stage(whole, "045_merge", work)
-    assert tree_bytes(work / "045_merge") == tree_bytes(whole / "work" / "045_merge")
+    expected = published_without_a_search(monkeypatch, whole, work)
     run_stage(whole, SEARCH, work, threshold=0.95)  # and it can be replaced
     run_stage(whole, SEARCH, work)
     assert tree_bytes(work / SEARCH) == expected
