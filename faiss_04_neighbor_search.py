@@ -5,17 +5,18 @@ original vectors in float64. Then random rows are compared with all rows by brut
 """
 
 from functools import lru_cache, partial
+from threading import Lock
 
 import dask
 import h5py
 import numpy as np
 
 from neardup import NeardupError, engine, geometry, pairs
-from neardup.artifacts import atomic, begin, write_json, write_npy
+from neardup.artifacts import atomic, begin, npy_rows, write_json, write_npy
 from neardup.audit import audit_pairs
 from neardup.candidates import lay_out, search
 from neardup.clusters import Clusters, OpenCluster, flatten_visits, list_visits
-from neardup.embeddings import block_ranges, open_shards
+from neardup.embeddings import RowFiles, block_ranges, open_shards
 from neardup.groups import joining
 from neardup.ids import IdTable, store_ids
 from neardup.npy import map_npy, read_header, read_npy
@@ -26,7 +27,8 @@ from neardup.script import main
 _TASKS = 32  # of either part of the search, at most: each opens most clusters once
 _BLOCK_PAIRS = 65_536  # candidates of a task that verifies, at most
 _NONE = np.empty(0, dtype=np.uint64)
-_PAIRS_AT_ONCE = 256  # verified together: 2 x 2 MB in float64 at 1,024 values, which caches hold
+_GATHERED_ROWS = 8192  # reduced vectors that are copied together
+_GATHERING = Lock()  # one thread at a time writes those of a cluster
 
 
 def run(config):
@@ -68,11 +70,15 @@ def find_candidates(stage, rows, earlier, config):
     engine.run(prepare, [(c,) for c in range(len(clusters))], config.n_workers, "04 visits")
 
     def joins(rows_a, rows_b):
-        return similarity_of(rows, rows_a, rows_b) >= config.threshold
+        return similarity_of(rows, verified_at_once(rows, config), rows_a, rows_b) >= config.threshold
 
     budget = config.memory_limit / 8 / engine.worker_count(config.n_workers)
-    opened = lru_cache(clusters.fitting(config.memory_limit / 4))(partial(open_cluster, stage, clusters))
-    task = partial(search_task, stage, opened, (radius, error), budget, joins if config.pairs == "joining" else None)
+    reduced = open_reduced(reduction, rows.starts)
+    opened = partial(open_cluster, stage, clusters, reduced)
+    opened = lru_cache(clusters.fitting(config.memory_limit / 4, 4 * reduced.dim))(opened)
+    reaches = [radius + 2 * error, radius + 2 * geometry.projection_error(rows.dim, reduced.dim)]
+    reaches = reaches[: 2 if reduced.dim > reduction.results["sketch_dims"] else 1]  # else the sketch holds them all
+    task = partial(search_task, stage, opened, reaches, budget, joins if config.pairs == "joining" else None)
     homes = [h.tolist() for h in np.array_split(range(len(clusters)), min(_TASKS, len(clusters)))]
     inside = [("inside", number, h, None) for number, h in enumerate(homes)]
     across = [("across", number, h, len(clusters)) for number, h in enumerate(homes)]
@@ -96,13 +102,29 @@ def prepare_cluster(stage, clusters, centroids, radius_and_error, block_rows, cl
     write_npy(path, flatten_visits(np.sort(np.concatenate(visits)), len(clusters), radius), flush=False)
 
 
-def open_cluster(stage, clusters, cluster):
+def open_reduced(reduction, starts):
+    """The reduced vectors of all rows."""
+    return RowFiles([reduction.path(f"reduced_{s:05d}.npy") for s in range(len(starts) - 1)], starts)
+
+
+def open_cluster(stage, clusters, reduced, cluster):
     """An `OpenCluster`, memory-mapped."""
     layout, visits = (map_npy(stage.volatile(kind, cluster)) for kind in ("layout", "visits"))
-    return OpenCluster(clusters, cluster, layout, visits)
+    path = stage.volatile("coordinates", cluster)
+    return OpenCluster(clusters, cluster, layout, visits, partial(coordinates_of, path, reduced))
 
 
-def search_task(stage, opened, radius_and_error, most_bytes, joins, kind, number, homes, n_clusters):
+def coordinates_of(path, reduced, rows):
+    """The reduced vectors of a cluster's rows, (n, k) float32, memory-mapped; gathered the first time."""
+    with _GATHERING:
+        if not path.exists():
+            with npy_rows(path, (len(rows), reduced.dim), flush=False) as write:
+                for start in range(0, len(rows), _GATHERED_ROWS):
+                    write(reduced.gather(rows[start : start + _GATHERED_ROWS]))
+    return map_npy(path)
+
+
+def search_task(stage, opened, reaches, most_bytes, joins, kind, number, homes, n_clusters):
     """Write the candidates inside some clusters, or across their borders to those of higher number.
 
     homes: numbers of clusters; n_clusters: of all, for what is across. Files hold at most so many bytes.
@@ -120,7 +142,7 @@ def search_task(stage, opened, radius_and_error, most_bytes, joins, kind, number
     others = range(homes[0] + 1, n_clusters) if kind == "across" else ()
     for couple in [(c, c) for c in homes] if kind == "inside" else ((c, o) for o in others for c in homes if c < o):
         joined = known_components(stage, opened, couple) if joins else None
-        for packed, compared in search_two(opened, couple, radius_and_error, joins, joined):
+        for packed, compared in search_two(opened, couple, reaches, joins, joined):
             found.append(packed)
             n_compared, held = n_compared + compared, held + packed.nbytes
             if held > most_bytes:
@@ -144,22 +166,21 @@ def known_components(stage, opened, couple):
     return np.concatenate([first, len(first) + second])
 
 
-def search_two(opened, couple, radius_and_error, joins, joined):
+def search_two(opened, couple, reaches, joins, joined):
     """Yield the candidates of two clusters, or of one with itself, packed, and the number of distances computed.
 
     Across a border the rows near it on one side meet those on the other, as long as their distances to it add up to
     no more than the radius. joins: None, or which of some candidates are pairs; then just those that join components.
     """
-    radius, error = radius_and_error
     x, y = map(opened, couple)
-    reach, alone, offset = radius + 2 * error, couple[0] == couple[1], len(x)
+    alone, offset = couple[0] == couple[1], len(x)
     if alone:
-        tiles, offset = search(x, None, reach, joined=joins and (joined, joined)), 0
+        tiles, offset = search(x, None, reaches, joined=joins and (joined, joined)), 0
     else:
         places, margins = zip(x.visits_to(couple[1]), y.visits_to(couple[0]), strict=True)
         if not all(map(len, places)):
             return
-        tiles = search(x, y, reach, places, margins, joins and (joined[:offset], joined[offset:]))
+        tiles = search(x, y, reaches, places, margins, joins and (joined[:offset], joined[offset:]))
     for i, j, compared in tiles:
         if joins and len(i):
             rows = x.rows if alone else np.concatenate([x.rows, y.rows])
@@ -178,14 +199,13 @@ def verify_candidates(stage, candidates, rows, config):
         share = sum(map(len, candidates)) // (4 * engine.worker_count(config.n_workers))
         write_npy(path, cuts(candidates, min(_BLOCK_PAIRS, share)))
     slices = list(enumerate(slices_between(candidates, read_npy(path))))
-    budget = config.memory_limit / 8 / engine.worker_count(config.n_workers)
-    step = max(1, int(budget / (2 * rows.dim * 16)))  # candidates: two rows each, at most 8 bytes a value, twice
-    task = partial(verify_block, stage, candidates, rows, config.threshold, step)
+    similarity = partial(similarity_of, rows, verified_at_once(rows, config))
+    task = partial(verify_block, stage, candidates, similarity, config.threshold)
     engine.run(task, slices, config.n_workers, "04 verify")
     return [stage.part("pairs", block) for block, _ in slices]
 
 
-def verify_block(stage, candidates, rows, threshold, step, block, slices):
+def verify_block(stage, candidates, similarity, threshold, block, slices):
     """Write those candidates of a block that are pairs, by their similarity, as PAIR in order."""
     path = stage.part("pairs", block)
     if path.exists():
@@ -193,22 +213,24 @@ def verify_block(stage, candidates, rows, threshold, step, block, slices):
     packed = np.sort(np.concatenate([c[s] for c, s in zip(candidates, slices, strict=True)]))
     found = np.empty(len(packed), dtype=PAIR)
     found["row_a"], found["row_b"] = pairs.unpack(packed)
-    for start in range(0, len(found), step):
-        some = found[start : start + step]
-        some["similarity"] = similarity_of(rows, some["row_a"], some["row_b"])
+    found["similarity"] = similarity(found["row_a"], found["row_b"])
     write_npy(path, found[found["similarity"] >= threshold])
 
 
-def similarity_of(rows, rows_a, rows_b):
-    """Similarity of the rows rows_a[i] and rows_b[i], (p,) float64. Each is read once. Memory: theirs, twice."""
-    distinct, places = np.unique(np.concatenate([rows_a, rows_b]), return_inverse=True)
-    stored = rows.gather(distinct)
-    places_a, places_b = places.reshape(2, -1)
+def similarity_of(rows, step, rows_a, rows_b):
+    """Similarity of the rows rows_a[i] and rows_b[i], (p,) float64. Memory: that of `step` of them, two rows each."""
     similarity = np.empty(len(rows_a))
-    for start in range(0, len(rows_a), _PAIRS_AT_ONCE):
-        here = slice(start, start + _PAIRS_AT_ONCE)
-        similarity[here] = geometry.similarities(stored[places_a[here]], stored[places_b[here]])
+    for start in range(0, len(rows_a), step):
+        here = slice(start, start + step)
+        distinct, places = np.unique(np.concatenate([rows_a[here], rows_b[here]]), return_inverse=True)
+        similarity[here] = geometry.similarities_among(rows.gather(distinct), *places.reshape(2, -1))
     return similarity
+
+
+def verified_at_once(rows, config):
+    """Candidates whose rows fit an eighth of `memory_limit`, all workers together: as stored and in float64."""
+    budget = config.memory_limit / 8 / engine.worker_count(config.n_workers)
+    return max(1, int(budget / (2 * 16 * rows.dim)))
 
 
 def join_parts(stage, parts, n_rows, ids, threshold):

@@ -271,13 +271,13 @@ def write_stream(path, items):
 
 
 @contextmanager
-def npy_rows(path, shape):
+def npy_rows(path, shape, flush=True):
     """Yield a function that appends blocks of float32 rows to a .npy file of this shape, which appears when full.
 
-    Written, not mapped: a full disk then is an error that can be reported, not a signal.
+    flush: as of `atomic`. Written, not mapped: a full disk then is an error that can be reported, not a signal.
     """
     header = {"descr": "<f4", "fortran_order": False, "shape": shape}
-    with atomic(path) as temporary, temporary.open("wb") as file:
+    with atomic(path, flush) as temporary, temporary.open("wb") as file:
         np.lib.format.write_array_header_1_0(file, header)
         yield lambda block: file.write(np.ascontiguousarray(block, dtype="<f4").data)
 

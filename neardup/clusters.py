@@ -24,9 +24,12 @@ class Clusters:
     def __len__(self):
         return len(self.paths)
 
-    def fitting(self, memory_bytes):
-        """How many clusters of middling size may be held open in so much memory, at least 2."""
-        total = sum(v.shape[0] * v.shape[1] * 8 for v in self.vectors)  # sketches, and as much for layout and visits
+    def fitting(self, memory_bytes, more):
+        """How many clusters of middling size may be held open in so much memory, at least 2.
+
+        Each row takes its sketch, as much for layout and visits, and `more` bytes.
+        """
+        total = sum(v.shape[0] * (v.shape[1] * 8 + more) for v in self.vectors)
         return max(2, int(memory_bytes * len(self) / max(total, 1)))
 
     def load(self, cluster):
@@ -50,13 +53,14 @@ def _data_sets(path):
 
 
 class OpenCluster:
-    """What the search needs of a cluster; row numbers and sketches are opened where rows are near.
+    """What the search needs of a cluster; the other arrays are opened where rows are near.
 
-    layout: (n, w) float32, of `candidates.lay_out`; visits: of `flatten_visits`.
+    layout: (n, w) float32, of `candidates.lay_out`; visits: of `flatten_visits`; coordinates: a function of the row
+    numbers that opens all PCA coordinates of those.
     """
 
-    def __init__(self, clusters, number, layout, visits):
-        self._load, self.layout = (lambda: clusters.load(number)), layout
+    def __init__(self, clusters, number, layout, visits, coordinates):
+        self._load, self.layout, self._coordinates = (lambda: clusters.load(number)), layout, coordinates
         self.offsets = visits[: len(clusters) + 1].tolist()
         self.places, self.margins = visits[len(clusters) + 1 :].reshape(2, -1)
         self.margins = self.margins.view(np.float32)
@@ -73,6 +77,11 @@ class OpenCluster:
     def sketches(self):
         """Sketches, (n, m + 1) float32."""
         return self._load()[1]
+
+    @cached_property
+    def coordinates(self):
+        """All PCA coordinates, (n, k) float32."""
+        return self._coordinates(self.rows)
 
     def visits_to(self, cluster):
         """Rows near the border to another cluster: places (v,) uint32, and margins (v,) float32, ascending."""

@@ -7,6 +7,7 @@ import sys
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from unittest import mock
 
@@ -240,26 +241,43 @@ def nearly_nearest(rng, stored, centroids):
     return labels, np.count_nonzero(labels != squares.argmin(axis=1))
 
 
+def unfolded(rng, sketches):
+    """Coordinates (n, m + 2) float64 with these sketches: the tail turned by one of two angles."""
+    angle = rng.choice([0, 0.3], len(sketches), p=[0.9, 0.1])[:, None]
+    tails = sketches[:, -1:]
+    return np.hstack([sketches[:, :-1], tails * np.cos(angle), tails * np.sin(angle)])
+
+
+def moved(rng, rows, error):
+    """Rows (n, d) as float32, each nearly `error` away."""
+    away = rng.normal(size=rows.shape)
+    return (rows + away / np.linalg.norm(away, axis=1)[:, None] * error * 0.9).astype(np.float32)
+
+
 @pytest.mark.filterwarnings("ignore:invalid value encountered in subtract")  # the next test is about it
+@pytest.mark.parametrize("deep", [False, True], ids=["sketches", "coordinates"])
 @pytest.mark.parametrize("rounding", [False, True], ids=["exact", "off"])
 @pytest.mark.parametrize("radius", [0.02, 0.2, 0.5], ids=["sparse", "middling", "dense"])
 @pytest.mark.parametrize("m", [3, 40])
-def test_every_two_rows_within_the_radius_are_found(tmp_path, monkeypatch, m, radius, rounding):
+def test_every_two_rows_within_the_radius_are_found(tmp_path, monkeypatch, m, radius, rounding, deep):
     """Inside clusters or across borders, once, though some labels are off by rounding, and sketches may be."""
     near_total = across_total = misplaced_total = 0
+    monkeypatch.setattr(candidates, "_LEVELS", (("sketches", 0), ("coordinates", 0)))
     for seed, n_clusters in enumerate([1, 2, 3, 9, 20]):
         monkeypatch.setattr(candidates, "_TILE", [(256, 1024), (8, 16)][(seed + rounding) % 2])
         rng, error = np.random.default_rng(seed), geometry.sketch_error(64, m, 0.5) if rounding else 0.0
         exact, centroids = make_sketches(rng, 300, m, n_clusters, radius)
-        away = rng.normal(size=exact.shape)
-        stored = (exact + away / np.linalg.norm(away, axis=1)[:, None] * error * 0.9).astype(np.float32)
+        stored = moved(rng, exact, error)
         exact = exact if rounding else stored.astype(np.float64)
+        full = unfolded(rng, exact) if deep else exact
+        coordinates = moved(rng, full, error)
+        full = full if rounding else coordinates.astype(np.float64)
         assert np.linalg.norm(stored - exact, axis=1).max() <= error
         assert np.linalg.norm(stored, axis=1).max() <= geometry.LONGEST
         labels, misplaced = nearly_nearest(rng, stored, centroids)
         stage, clusters = Stage("", tmp_path / str(seed), {}), Rows(stored, labels, n_clusters)
-        found = all_candidates(stage, clusters, centroids, radius, error)
-        squares = ((exact[:, None] - exact[None]) ** 2).sum(axis=2)
+        found = all_candidates(stage, clusters, coordinates if deep else None, centroids, (radius, error))
+        squares = ((full[:, None] - full[None]) ** 2).sum(axis=2)
         near = {*zip(*(e.tolist() for e in np.nonzero(np.triu(squares <= radius**2, 1))), strict=True)}
         assert len({*found}) == len(found)
         assert not near - {*found}
@@ -275,15 +293,23 @@ def test_every_two_rows_within_the_radius_are_found(tmp_path, monkeypatch, m, ra
     assert misplaced_total > 50
 
 
-def all_candidates(stage, clusters, centroids, radius, error):
+class Coordinates:
+    """Reduced vectors of all rows, as the search reads them."""
+
+    def __init__(self, values):
+        self.gather, self.dim = values.__getitem__, values.shape[1]
+
+
+def all_candidates(stage, clusters, coordinates, centroids, radius_and_error):
     """What stage 4 finds inside each cluster and across each border, [(row_a, row_b)]."""
     for cluster in range(len(clusters)):
-        stage_4.prepare_cluster(stage, clusters, centroids, (radius, error), 70, cluster)
-    found = []
+        stage_4.prepare_cluster(stage, clusters, centroids, radius_and_error, 70, cluster)
+    radius, error = radius_and_error
+    reduced = None if coordinates is None else Coordinates(coordinates)
+    opened = partial(stage_4.open_cluster, stage, clusters, reduced)
+    reaches, found = [radius + 2 * error] * (1 if reduced is None else 2), []
     for couple in itertools.combinations_with_replacement(range(len(clusters)), 2):
-        for packed, _ in stage_4.search_two(
-            lambda c: stage_4.open_cluster(stage, clusters, c), couple, (radius, error), None, None
-        ):
+        for packed, _ in stage_4.search_two(opened, couple, reaches, None, None):
             found += zip(*(rows.tolist() for rows in pairs.unpack(packed)), strict=True)
     return found
 
@@ -322,7 +348,7 @@ def forty_clusters(tmp_path_factory):
 def test_two_threads_open_the_same_clusters_again_and_again(forty_clusters, tmp_path, monkeypatch, hasty, again):
     """The memory is enough for two clusters at a time."""
     folder, (near, unclear) = forty_clusters
-    monkeypatch.setattr(Clusters, "fitting", lambda self, memory_bytes: 2)
+    monkeypatch.setattr(Clusters, "fitting", lambda self, *budget: 2)
     work = shutil.copytree(folder / "work", tmp_path / "work")
     options = {"n_clusters": 40, "threshold": 0.95, "memory_limit": "64MiB", "n_workers": 2, "audit_rows": 0}
     run_stages(folder / "data", work, SCRIPTS[3:4], **options)
