@@ -91,7 +91,7 @@ def gather_ids(path, shards):
     """Write all ids to `path`. Returns the rows whose id another row has too, (r,) int64."""
     with atomic(path) as temporary:
         hashes = write_table(temporary, shards)
-    return repeated_rows(hashes, IdTable(path)).astype(np.int64)
+    return repeated_rows(hashes, IdTable.open(path)).astype(np.int64)
 
 
 def sum_moments(rows, origin, block_rows, start, stop):
@@ -121,7 +121,7 @@ def block_moments(stored, origin):
 def keep_repeated(stage, shards, repeated, duplicate_ids):
     """Stop on ids that rows share, or list those rows in repeated_rows.npy."""
     if len(repeated) and duplicate_ids == "error":
-        starts, table = shard_starts(shards), IdTable(stage.path("ids.arrow"))
+        starts, table = shard_starts(shards), IdTable.open(stage.path("ids.arrow"))
         places = [
             f"{name!r} (row {row - starts[s]} of {shards[s].ids_path.name})"
             for row, name in zip(repeated[:_SHOWN], table.take(repeated[:_SHOWN]), strict=True)
@@ -136,7 +136,7 @@ def keep_repeated(stage, shards, repeated, duplicate_ids):
 
 def keep_rejected(stage, shards, rejected, bad_rows):
     """Stop on rows without a direction, or list them in rejected.csv and rejected_rows.npy."""
-    starts, table = shard_starts(shards), IdTable(stage.path("ids.arrow"))
+    starts, table = shard_starts(shards), IdTable.open(stage.path("ids.arrow"))
     of_shard = [int(np.searchsorted(starts, row, side="right")) - 1 for row, _ in rejected]
     ids = table.take([row for row, _ in rejected])
     lines = [

@@ -17,6 +17,7 @@ from neardup.npy import read_npy
 from neardup.script import main
 
 _SAMPLE_PER_CLUSTER = 256  # training rows a centroid: what faiss.Kmeans keeps by default, too
+_TASK_ROWS = 65_536  # rows of a task that writes cluster files
 _ITERATIONS = 10  # 20 take twice as long for a sum of squares 0.5 % smaller (docs/architecture.md)
 
 
@@ -30,7 +31,9 @@ def run(config):
         rejected = read_npy(variance.path("rejected_rows.npy"))
         centroids = train(stage, sketches, rejected, config)
         labels = assign(stage, sketches, rejected, centroids, config)
-        sizes = write_clusters(stage, (sketches, IdTable(variance.path("ids.arrow"))), labels, len(centroids), config)
+        sizes = write_clusters(
+            stage, (sketches, IdTable.open(variance.path("ids.arrow"))), labels, len(centroids), config
+        )
         results = {"rows": int(sizes.sum()), "n_clusters": len(centroids)}
         stage = stage.finish(results | {"smallest": int(sizes.min()), "largest": int(sizes.max())})
     report(stage)
@@ -44,7 +47,7 @@ def train(stage, sketches, rejected, config):
     path = stage.path("centroids.npy")
     if not path.exists():
         n_rows = len(sketches) - len(rejected)
-        n_clusters = min(config.n_clusters or max(1, round(n_rows**0.5 / 3)), n_rows)
+        n_clusters = min(config.n_clusters or max(1, round(n_rows ** (2 / 3) / 67)), n_rows)
         rng = np.random.default_rng(config.random_state)
         size = min(n_rows, _SAMPLE_PER_CLUSTER * n_clusters)
         sample = np.sort(rng.choice(n_rows, size, replace=False))
@@ -93,26 +96,34 @@ def assign(stage, sketches, rejected, centroids, config):
 
 
 def write_clusters(stage, sources, labels, n_clusters, config):
-    """A file a cluster; those that an interrupted run finished stay. Returns their sizes. Memory: 16 bytes a row."""
+    """A file a cluster; those that an interrupted run finished stay. Returns their sizes.
+
+    sources: the sketches of all rows, and their ids. Memory: 16 bytes a row, and the rows of one task a worker.
+    """
     order = np.argsort(labels, kind="stable")
     bounds = np.searchsorted(labels, np.arange(n_clusters + 1), sorter=order)
-    task = partial(write_cluster, stage.folder, sources)
-    clusters = [(order[bounds[c] : bounds[c + 1]], c) for c in range(n_clusters)]
-    engine.run(task, clusters, config.n_workers, "03 clusters")
+    most = engine.block_rows(config.memory_limit, config.n_workers, 16 * sources[0].dim, _TASK_ROWS)
+    task = partial(write_some, stage.folder, sources, order, bounds)
+    engine.run(task, engine.size_ranges(bounds, most), config.n_workers, "03 clusters")
     assert bounds[-1] - bounds[0] == np.count_nonzero(labels >= 0)
     return np.diff(bounds)
 
 
-def write_cluster(folder, sources, rows, cluster):
-    """cluster_00000.h5: row, vector (its sketch) and id of each member, rows ascending. Memory: that of one cluster."""
-    path = folder / "clusters" / f"cluster_{cluster:05d}.h5"
-    if path.exists():
+def write_some(folder, sources, order, bounds, low, high):
+    """cluster_00000.h5, … of the clusters low to high: row, vector (its sketch) and id of each member, rows ascending.
+
+    Several together, for the rows of each come from everywhere. Memory: their sketches, twice, and their ids.
+    """
+    paths = [folder / "clusters" / f"cluster_{cluster:05d}.h5" for cluster in range(low, high)]
+    if all(path.exists() for path in paths):
         return
-    sketches, ids = sources
-    with atomic(path) as temporary, h5py.File(temporary, "w") as file:
-        file["row"] = rows
-        file["vector"] = sketches.gather(rows)
-        store_ids(file, ids, rows)
+    rows, first = order[bounds[low] : bounds[high]], bounds[low]
+    sketches, ids = sources[0].gather(rows), IdTable([sources[1].array(rows)])
+    for cluster, path in enumerate(paths, start=low):
+        here = slice(bounds[cluster] - first, bounds[cluster + 1] - first)
+        with atomic(path) as temporary, h5py.File(temporary, "w") as file:
+            file["row"], file["vector"] = rows[here], sketches[here]
+            store_ids(file, ids, range(here.start, here.stop))
 
 
 def report(stage):

@@ -28,7 +28,7 @@ def run(config):
     texts = read_texts(config.preview, config.data_dir)
     if not stage.finished:
         variance, search = earlier["01_pca_variance"], earlier["04_neighbor_search"]
-        rows, ids = open_shards(shards), IdTable(variance.path("ids.arrow"))
+        rows, ids = open_shards(shards), IdTable.open(variance.path("ids.arrow"))
         rejected, repeated = (read_npy(variance.path(f"{n}_rows.npy")) for n in ("rejected", "repeated"))
         neighbors, labels = search.path("neighbors.h5"), earlier["03_kmeans"].path("labels.npy")
         engine.preload("matplotlib.figure")

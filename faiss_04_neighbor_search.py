@@ -4,7 +4,7 @@ In each cluster and across each border, a range search over sketches gives candi
 original vectors in float64. Then random rows are compared with all rows by brute force.
 """
 
-from functools import lru_cache, partial
+from functools import partial
 from threading import Lock
 
 import dask
@@ -24,9 +24,11 @@ from neardup.outputs import write_neighbors_pickle
 from neardup.pairs import PAIR, cuts, read_pairs, slices_between
 from neardup.script import main
 
-_TASKS = 32  # of either part of the search, at most: each opens most clusters once
+_TASKS = 16  # of either part of the search, about
+_GROUPS = 4  # of clusters that a task holds open, at least: small enough to be many, large enough to be opened seldom
 _BLOCK_PAIRS = 65_536  # candidates of a task that verifies, at most
 _NONE = np.empty(0, dtype=np.uint64)
+_LISTED, _LISTED_ROWS = 1 << 18, 256  # margins computed at a time, which caches hold; and rows, at least
 _GATHERED_ROWS = 8192  # reduced vectors that are copied together
 _GATHERING = Lock()  # one thread at a time writes those of a cluster
 
@@ -35,7 +37,7 @@ def run(config):
     """Write work/04_neighbor_search, or find it finished."""
     stage, shards, earlier = begin(config, "04_neighbor_search")
     if not stage.finished:
-        rows, ids = open_shards(shards), IdTable(earlier["01_pca_variance"].path("ids.arrow"))
+        rows, ids = open_shards(shards), IdTable.open(earlier["01_pca_variance"].path("ids.arrow"))
         labels = read_npy(earlier["03_kmeans"].path("labels.npy"))
         repeated = read_npy(earlier["01_pca_variance"].path("repeated_rows.npy"))
         candidates, compared = find_candidates(stage, rows, earlier, config)
@@ -65,39 +67,58 @@ def find_candidates(stage, rows, earlier, config):
     clusters = Clusters(kmeans.folder, kmeans.results["n_clusters"])
     radius, error = geometry.radius(config.threshold, rows.dim), reduction.results["sketch_error"]
     centroids = read_npy(kmeans.path("centroids.npy"))
-    block_rows = engine.block_rows(config.memory_limit, config.n_workers, 20 * len(clusters))
+    most = max(_LISTED_ROWS, _LISTED // len(clusters))
+    block_rows = engine.block_rows(config.memory_limit, config.n_workers, 5 * len(clusters), most)
     prepare = partial(prepare_cluster, stage, clusters, centroids, (radius, error), block_rows)
     engine.run(prepare, [(c,) for c in range(len(clusters))], config.n_workers, "04 visits")
 
     def joins(rows_a, rows_b):
         return similarity_of(rows, verified_at_once(rows, config), rows_a, rows_b) >= config.threshold
 
-    budget = config.memory_limit / 8 / engine.worker_count(config.n_workers)
     reduced = open_reduced(reduction, rows.starts)
-    opened = partial(open_cluster, stage, clusters, reduced)
-    opened = lru_cache(clusters.fitting(config.memory_limit / 4, 4 * reduced.dim))(opened)
     reaches = [radius + 2 * error, radius + 2 * geometry.projection_error(rows.dim, reduced.dim)]
     reaches = reaches[: 2 if reduced.dim > reduction.results["sketch_dims"] else 1]  # else the sketch holds them all
+    budget = config.memory_limit / 8 / engine.worker_count(config.n_workers)
+    opened = partial(open_cluster, stage, clusters, reduced)
     task = partial(search_task, stage, opened, reaches, budget, joins if config.pairs == "joining" else None)
-    homes = [h.tolist() for h in np.array_split(range(len(clusters)), min(_TASKS, len(clusters)))]
-    inside = [("inside", number, h, None) for number, h in enumerate(homes)]
-    across = [("across", number, h, len(clusters)) for number, h in enumerate(homes)]
+    inside, across = search_tasks(stage, clusters, 4 * reduced.dim, config)
     done = [*engine.run(task, inside, config.n_workers, "04 search inside clusters")]
     done += engine.run(task, across, config.n_workers, "04 search across borders")
     names = [(*t[:2], part) for t, (n_parts, _) in zip(inside + across, done, strict=True) for part in range(n_parts)]
     return [map_npy(stage.part(*n)) for n in names], sum(compared for _, compared in done)
 
 
+def search_tasks(stage, clusters, more, config):
+    """What to search, a task each: clusters alone, and groups of clusters with some of those of higher number.
+
+    more: bytes a row of an open cluster, beyond its sketch, layout and visits. A group fits a quarter of
+    `memory_limit`, all workers together. Groups stay as they were when an interrupted run goes on.
+    Returns two lists of (kind, number, homes, others).
+    """
+    path, n_clusters = stage.part("groups"), len(clusters)
+    if not path.exists():
+        budget = config.memory_limit / 4 / engine.worker_count(config.n_workers)
+        most = min(budget / (8 * clusters.width + more), clusters.bounds[-1] / _GROUPS)
+        write_npy(path, np.array(engine.size_ranges(clusters.bounds, int(most))))
+    groups = read_npy(path).tolist()
+    alone = np.array_split(range(n_clusters), min(_TASKS, n_clusters))
+    step = -(-n_clusters * len(groups) // (2 * _TASKS))
+    couples = [(g, o) for g in groups for o in range(g[0] + 1, n_clusters, step)]
+    inside = [("inside", number, homes.tolist(), ()) for number, homes in enumerate(alone)]
+    across = [("across", i, range(*g), range(o, min(o + step, n_clusters))) for i, (g, o) in enumerate(couples)]
+    return inside, across
+
+
 def prepare_cluster(stage, clusters, centroids, radius_and_error, block_rows, cluster):
-    """Write the sketches of a cluster as the search wants them, and its visits. Memory: 20 K bytes a row of a block."""
+    """Write the sketches of a cluster as the search wants them, and its visits. Memory: 5 K bytes a row of a block."""
     path = stage.volatile("visits", cluster)
     if path.exists():
         return
     radius, error = radius_and_error
     _, sketches = clusters.load(cluster)
-    visits = [_NONE]
+    borders, visits = geometry.borders(cluster, centroids, error), [_NONE]
     for start, stop in block_ranges((0, len(sketches)), block_rows):
-        visits.append(list_visits(sketches[start:stop], cluster, centroids, error, radius) + np.uint64(start))
+        visits.append(list_visits(sketches[start:stop], cluster, borders, radius) + np.uint64(start))
     write_npy(stage.volatile("layout", cluster), lay_out(sketches), flush=False)
     write_npy(path, flatten_visits(np.sort(np.concatenate(visits)), len(clusters), radius), flush=False)
 
@@ -124,11 +145,11 @@ def coordinates_of(path, reduced, rows):
     return map_npy(path)
 
 
-def search_task(stage, opened, reaches, most_bytes, joins, kind, number, homes, n_clusters):
-    """Write the candidates inside some clusters, or across their borders to those of higher number.
+def search_task(stage, opened, reaches, most_bytes, joins, kind, number, homes, others):
+    """Write the candidates inside some clusters, or across their borders to others of higher number.
 
-    homes: numbers of clusters; n_clusters: of all, for what is across. Files hold at most so many bytes.
-    Returns the number of files and of distances computed.
+    homes, others: numbers of clusters. Files hold at most so many bytes. Returns the number of files and of distances
+    computed.
     """
     done = stage.part(kind, number, "done")
     if done.exists():
@@ -139,47 +160,60 @@ def search_task(stage, opened, reaches, most_bytes, joins, kind, number, homes, 
         packed = np.sort(np.concatenate([_NONE, *found]))
         write_npy(stage.part(kind, number, n_parts), packed)
 
-    others = range(homes[0] + 1, n_clusters) if kind == "across" else ()
-    for couple in [(c, c) for c in homes] if kind == "inside" else ((c, o) for o in others for c in homes if c < o):
-        joined = known_components(stage, opened, couple) if joins else None
-        for packed, compared in search_two(opened, couple, reaches, joins, joined):
+    for couple in couples_inside(opened, homes) if kind == "inside" else couples_across(opened, homes, others):
+        joined = known_components(stage, *couple) if joins else None
+        for packed, compared in search_two(*couple, reaches, joins, joined):
             found.append(packed)
             n_compared, held = n_compared + compared, held + packed.nbytes
             if held > most_bytes:
                 write_part()
                 found, held, n_parts = [], 0, n_parts + 1
         if joins and kind == "inside":
-            write_npy(stage.part("joined", couple[0]), joined)
+            write_npy(stage.part("joined", couple[0].number), joined)
     write_part()
     write_npy(done, np.array([n_parts + 1, n_compared]))
     return n_parts + 1, n_compared
 
 
-def known_components(stage, opened, couple):
+def couples_inside(opened, homes):
+    """Yield each cluster, opened, and None."""
+    for home in homes:
+        yield opened(home), None
+
+
+def couples_across(opened, homes, others):
+    """Yield two clusters, opened, that have a border which rows come near to: one of the homes, a higher other."""
+    held = {home: opened(home) for home in homes}
+    for other in others:
+        near = [home for home in homes if home < other and held[home].has_visits_to(other)]
+        y = opened(other) if near else None
+        for home in near:
+            if y.has_visits_to(home):
+                yield held[home], y
+
+
+def known_components(stage, x, y):
     """The component of each row of a cluster, of those of two clusters after another, as far as is known. (n,) int64.
 
     Across borders that is what was joined inside clusters; so the answer doesn't depend on the order of the tasks.
     """
-    if couple[0] == couple[1]:
-        return np.arange(len(opened(couple[0])))
-    first, second = (read_npy(stage.part("joined", c)) for c in couple)
+    if y is None:
+        return np.arange(len(x))
+    first, second = (read_npy(stage.part("joined", c.number)) for c in (x, y))
     return np.concatenate([first, len(first) + second])
 
 
-def search_two(opened, couple, reaches, joins, joined):
-    """Yield the candidates of two clusters, or of one with itself, packed, and the number of distances computed.
+def search_two(x, y, reaches, joins, joined):
+    """Yield the candidates of two clusters, or of x with itself where y is None, packed, and how many distances took.
 
     Across a border the rows near it on one side meet those on the other, as long as their distances to it add up to
     no more than the radius. joins: None, or which of some candidates are pairs; then just those that join components.
     """
-    x, y = map(opened, couple)
-    alone, offset = couple[0] == couple[1], len(x)
+    alone, offset = y is None, len(x)
     if alone:
-        tiles, offset = search(x, None, reaches, joined=joins and (joined, joined)), 0
+        y, tiles, offset = x, search(x, None, reaches, joined=joins and (joined, joined)), 0
     else:
-        places, margins = zip(x.visits_to(couple[1]), y.visits_to(couple[0]), strict=True)
-        if not all(map(len, places)):
-            return
+        places, margins = zip(x.visits_to(y.number), y.visits_to(x.number), strict=True)
         tiles = search(x, y, reaches, places, margins, joins and (joined[:offset], joined[offset:]))
     for i, j, compared in tiles:
         if joins and len(i):

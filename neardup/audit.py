@@ -10,7 +10,9 @@ from neardup.groups import components
 
 _BLOCK_ROWS = 4096  # compared with the audited rows at a time, at most
 _PAIRS_AT_ONCE = 256  # decided together
-_DENSE = 32  # comparisons for each that a quarter leaves open, where all coordinates at once are quicker
+_DENSE = 32  # comparisons for each that a part leaves open, where all coordinates at once are quicker
+_STRIDES = 32, 16, 8, 4  # of the coordinates that are compared first
+_GATHERED = 50  # how much longer a coordinate takes where rows are compared one by one, not as matrices
 _SHOWN = 10  # missed or false pairs that are named
 
 
@@ -28,7 +30,8 @@ def audit_pairs(found, rows, eligible, config, others=()):
     stored = rows.gather(audited)
     counted = np.zeros(len(rows), dtype=bool)
     counted[eligible] = True
-    sample = audited, stored, geometry.unit_rows32(stored)[0]
+    unit = geometry.unit_rows32(stored)[0]
+    sample = audited, stored, unit, best_stride(unit, config.threshold)
     bytes_per_row = 8 * rows.dim + 5 * len(audited)
     block_rows = engine.block_rows(config.memory_limit, config.n_workers, bytes_per_row, _BLOCK_ROWS)
     blocks = block_ranges(rows.starts, block_rows) if len(audited) else []
@@ -60,16 +63,33 @@ def _touching(blocks, audited, n_rows):
         yield block[chosen[block["row_a"]] | chosen[block["row_b"]]]
 
 
+def best_stride(unit, threshold):
+    """Every how many coordinates to compare first, by how many comparisons of the audited rows that leaves open.
+
+    unit: (s, d) float32 rows of unit length. Memory: 4 s^2 bytes.
+    """
+    error, ones = geometry.cosine_error(unit.shape[1]), np.ones(len(unit), np.float32)
+
+    def cost(stride):
+        some = part(unit, ones, stride, error)
+        left_open = np.count_nonzero(some @ some.T >= np.float32(threshold - error)) - len(unit)
+        return some.shape[1] + _GATHERED * unit.shape[1] * left_open / max(1, len(unit) ** 2)
+
+    return min(_STRIDES, key=cost)
+
+
 def audit_block(rows, counted, sample, threshold, start, stop):
     """True pairs of the audited rows with those of a block that are counted, packed.
 
-    sample: their numbers (s,), the rows as stored (s, d), and of unit length (s, d) float32. No cosine is above what a
-    quarter of the coordinates give and the lengths of the rest allow (Cauchy-Schwarz), which decides nearly all.
+    sample: their numbers (s,), the rows as stored (s, d), of unit length (s, d) float32, and a stride. No cosine is
+    above what some of the coordinates give and the lengths of the rest allow (Cauchy-Schwarz), which decides nearly
+    all.
     """
-    audited, stored, unit = sample
+    audited, stored, unit, stride = sample
     block = rows.read(start, stop)
     (values, scales, _), error = geometry.scaled_rows32(block), geometry.cosine_error(rows.dim)
-    most = quarter(values, scales, error) @ quarter(unit, np.ones(len(unit), np.float32), error).T
+    ones = np.ones(len(unit), np.float32)
+    most = part(values, scales, stride, error) @ part(unit, ones, stride, error).T
     near = np.flatnonzero(most.ravel() >= np.float32(threshold - error))
     if len(near) * _DENSE > most.size:
         near = np.flatnonzero((values @ unit.T * scales[:, None]).ravel() >= np.float32(threshold - error))
@@ -86,11 +106,11 @@ def audit_block(rows, counted, sample, threshold, start, stop):
     return pairs.pack(start + at[similar], audited[of[similar]])
 
 
-def quarter(values, scales, error):
-    """Every fourth coordinate of rows of unit length, and the length of the others, rounded up.
+def part(values, scales, stride, error):
+    """Some coordinates of rows of unit length, one in `stride`, and the length of the others, rounded up.
 
-    values, scales: of `geometry.scaled_rows32`. Returns (n, d / 4 + 1) float32.
+    values, scales: of `geometry.scaled_rows32`. Returns (n, d / stride + 1) float32.
     """
-    some = values[:, ::4] * scales[:, None]
+    some = values[:, ::stride] * scales[:, None]
     rest = np.maximum(1 - np.vecdot(some, some), 0) + np.float32(4 * error)
     return np.column_stack([some, np.sqrt(rest)])

@@ -43,6 +43,9 @@ def search(x, y, reaches, places=None, margins=None, joined=None):
 
     for rows_x, rows_y, i, j in _tiles(x.layout, y.layout, reaches[0], (places, margins, alone)):
         size = len(rows_x) * len(rows_y)
+        if not len(i):
+            yield i, j, size
+            continue
         i, j = of_interest(rows_x[i].astype(np.int64), rows_y[j].astype(np.int64))
         for (level, few), reach in zip(_LEVELS, reaches, strict=False):
             if len(i) * _DENSE > size:
@@ -61,12 +64,12 @@ def _tiles(layout_x, layout_y, reach, which):
     """
     places, margins, alone = which
     left, right = _swapped(layout_x.take(places[0], axis=0)), layout_y.take(places[1], axis=0)
-    limit = _limit(left.shape[1], reach)
-    for start in range(0, len(left), _TILE[0]):
-        rows_x = places[0][start : start + _TILE[0]]
-        first, last = (start if alone else 0), len(right)
-        if margins is not None:
-            last = int(np.searchsorted(margins[1], reach - margins[0][start], side="right"))
+    limit, starts = _limit(left.shape[1], reach), range(0, len(left), _TILE[0])
+    lasts = [len(right)] * len(starts)
+    if margins is not None:
+        lasts = np.searchsorted(margins[1], reach - margins[0][:: _TILE[0]], side="right").tolist()
+    for start, last in zip(starts, lasts, strict=True):
+        rows_x, first = places[0][start : start + _TILE[0]], start if alone else 0
         for low in range(first, last, _TILE[1]):
             rows_y = places[1][low : min(low + _TILE[1], last)]
             yield rows_x, rows_y, *_near(left[start : start + _TILE[0]], right[low : low + len(rows_y)], limit)

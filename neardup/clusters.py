@@ -6,7 +6,7 @@ from typing import NamedTuple
 import h5py
 import numpy as np
 
-from neardup import NeardupError, geometry
+from neardup import NeardupError
 from neardup.npy import map_array
 
 _STEPS = 30_000  # of a visit's margin, from 0 to the reach
@@ -15,22 +15,19 @@ _ROW_MASK, _STEP_MASK = np.uint64(2**_ROW_BITS - 1), np.uint64(2**_STEP_BITS - 1
 
 
 class Clusters:
-    """The cluster files of stage 3: `rows` and `vectors` of one at a time, memory-mapped."""
+    """The cluster files of stage 3: `rows` and `vectors` of one at a time, memory-mapped.
+
+    bounds: (K + 1,) int64, rows of the clusters added up; width: values of a sketch.
+    """
 
     def __init__(self, folder, n_clusters):
         self.paths = [folder / "clusters" / f"cluster_{c:05d}.h5" for c in range(n_clusters)]
         self.rows, self.vectors = zip(*map(_data_sets, self.paths), strict=True)
+        self.bounds = np.cumsum([0] + [v.shape[0] for v in self.vectors])
+        self.width = self.vectors[0].shape[1]
 
     def __len__(self):
         return len(self.paths)
-
-    def fitting(self, memory_bytes, more):
-        """How many clusters of middling size may be held open in so much memory, at least 2.
-
-        Each row takes its sketch, as much for layout and visits, and `more` bytes.
-        """
-        total = sum(v.shape[0] * (v.shape[1] * 8 + more) for v in self.vectors)
-        return max(2, int(memory_bytes * len(self) / max(total, 1)))
 
     def load(self, cluster):
         """Row numbers (n,) int64 and sketches (n, m + 1) float32 of a cluster, read-only. Memory: mapped while held."""
@@ -61,6 +58,7 @@ class OpenCluster:
 
     def __init__(self, clusters, number, layout, visits, coordinates):
         self._load, self.layout, self._coordinates = (lambda: clusters.load(number)), layout, coordinates
+        self.number = number
         self.offsets = visits[: len(clusters) + 1].tolist()
         self.places, self.margins = visits[len(clusters) + 1 :].reshape(2, -1)
         self.margins = self.margins.view(np.float32)
@@ -83,23 +81,30 @@ class OpenCluster:
         """All PCA coordinates, (n, k) float32."""
         return self._coordinates(self.rows)
 
+    def has_visits_to(self, cluster):
+        """Whether any row comes near the border to another cluster."""
+        return self.offsets[cluster] < self.offsets[cluster + 1]
+
     def visits_to(self, cluster):
         """Rows near the border to another cluster: places (v,) uint32, and margins (v,) float32, ascending."""
         here = slice(self.offsets[cluster], self.offsets[cluster + 1])
         return self.places[here], self.margins[here]
 
 
-def list_visits(sketches, own, centroids, error, radius):
-    """The visits of a cluster's rows: which are within the radius of the border to which other cluster.
+def list_visits(sketches, own, borders, radius):
+    """The visits of some of a cluster's rows: which are within the radius of the border to which other cluster.
 
-    Arguments: as of `geometry.border_margins`; radius: the greatest distance of a pair. Returns (v,) uint64, each a
-    cluster, a margin and a row's place among the sketches, packed to sort in this order. Memory: 20 n K bytes.
+    sketches: (n, m + 1) float32; own: their cluster; borders: of `geometry.borders`; radius: the greatest distance of
+    a pair. Returns (v,) uint64, each a cluster, a margin and a row's place among the sketches, packed to sort in this
+    order. Memory: 5 n K bytes.
     """
-    margins, below = geometry.border_margins(sketches, own, centroids, error)
-    listed = margins <= np.float32(radius) + below + np.float32(1e-6)
+    normals, offsets, below = borders
+    products = sketches @ normals
+    listed = products <= (radius + below - offsets + 1e-6).astype(np.float32)
     listed[:, own] = False
-    row, cluster = np.divmod(np.flatnonzero(listed.ravel()), len(centroids))
-    steps = np.floor(margins[row, cluster].astype(np.float64) * (_STEPS / radius) - 1e-3) + _STEPS  # rounded down
+    row, cluster = np.divmod(np.flatnonzero(listed.ravel()), len(offsets))
+    margins = products[row, cluster] + offsets[cluster]
+    steps = np.floor(margins * (_STEPS / radius) - 1e-3) + _STEPS  # rounded down
     packed = np.clip(steps, 0, int(_STEP_MASK)).astype(np.uint64) << np.uint64(_ROW_BITS)
     return packed | row.astype(np.uint64) | (cluster.astype(np.uint64) << np.uint64(_ROW_BITS + _STEP_BITS))
 

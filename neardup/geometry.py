@@ -192,27 +192,25 @@ def squared_distance_error(n_coordinates, length_a, length_b):
     return 2 * (n_coordinates + 8) * UNIT32 * (length_a + length_b) ** 2
 
 
-def border_margins(sketches, own, centroids, error):
-    """Lower bounds of each row's distance to the border between its own centroid and every other.
+def borders(own, centroids, error):
+    """The planes half way between a centroid and every other, to bound each row's distance to them from below.
 
-    sketches: (n, m + 1) float32, each within `error` of its exact place; own: a cluster; centroids: (K, m + 1) float32.
-    The signed distance to the plane half way between c_A and c_B is (|x-c_B|^2 - |x-c_A|^2) / (2 |c_A-c_B|), and
-    changes by at most |x-y| from x to y. So two rows, one of A and one of B, are at least the sum of their
-    margins apart, whatever their signs.
-    Returns margins (n, K) float32, -inf where there is no border; and (K,) float32: how far below zero a margin to
-    this cluster can be, of a row of another cluster that faiss or BLAS found nearest to its own. Memory: 8 n K bytes.
+    own: a cluster; centroids: (K, m + 1) float32; error: greatest distance of a row's sketch from its exact place.
+    The signed distance of x to the plane between c_A and c_B is (x - (c_A + c_B) / 2) (c_A - c_B) / |c_A - c_B|, and
+    changes by at most |x-y| from x to y. So two rows, one of A and one of B, are at least the sum of their margins
+    apart, whatever their signs.
+    Returns normals (m + 1, K) float32 and offsets (K,) float64: in float32, sketches times normals, and in float64
+    plus offsets, is no more than the signed distance; -inf where there is no border. And (K,) float64: how far below
+    zero that can be for a row of another cluster, which faiss or BLAS found nearest to its own. Memory: 40 K m bytes.
     """
-    own_centroid = centroids[own]
-    border = np.sqrt(np.square(centroids.astype(np.float64) - own_centroid).sum(axis=1))
-    squares = np.vecdot(centroids, centroids)
-    margins = sketches @ (-2 * centroids.T)
-    margins += squares
-    margins -= margins[:, own].copy()[:, None]
-    rounding = 4 * squared_distance_error(sketches.shape[1], LONGEST, LONGEST)
-    scale = np.divide(0.5, border, out=np.zeros_like(border), where=border > 0)
-    margins *= scale.astype(np.float32)
-    slack = rounding * scale + error
-    margins -= (slack * (1 + 1e-6)).astype(np.float32)
-    margins -= np.abs(margins) * np.float32(8 * UNIT32)  # rounding of these last steps
-    margins[:, border == 0] = -np.inf
-    return margins, (3 * slack).astype(np.float32)
+    exact = centroids.astype(np.float64)
+    across = exact[own] - exact
+    length = np.sqrt(np.vecdot(across, across))
+    there = length > 0
+    normals = np.divide(across, length[:, None], out=np.zeros_like(across), where=there[:, None])
+    # the product's rounding, that of the normal to float32, and what float64 leaves
+    rounding = (centroids.shape[1] + 8) * UNIT32 * LONGEST
+    offsets = np.where(there, -np.vecdot(normals, (exact[own] + exact) / 2) - error - rounding, -np.inf)
+    misplaced = 4 * squared_distance_error(centroids.shape[1], LONGEST, LONGEST)
+    below = np.divide(misplaced / 2, length, out=np.zeros_like(length), where=there) + 3 * (error + rounding)
+    return np.asfortranarray(normals.T.astype(np.float32)), offsets, below

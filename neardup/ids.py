@@ -73,12 +73,16 @@ def repeated_rows(hashes, table):
 
 
 class IdTable:
-    """The ids of all rows, memory-mapped."""
+    """The ids of all rows, or of some, in Arrow arrays that follow each other."""
 
-    def __init__(self, path):
-        table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
-        self.chunks = table.column("id").chunks
-        self.starts = np.cumsum([0] + [len(c) for c in self.chunks])
+    def __init__(self, chunks):
+        self.chunks = chunks
+        self.starts = np.cumsum([0] + [len(c) for c in chunks])
+
+    @classmethod
+    def open(cls, path):
+        """Those of ids.arrow, memory-mapped."""
+        return cls(pa.ipc.open_file(pa.memory_map(str(path))).read_all().column("id").chunks)
 
     def __len__(self):
         return int(self.starts[-1])

@@ -75,13 +75,13 @@ def test_rows_that_lie_apart_are_told_apart(tmp_path):
 
 def test_without_a_number_of_clusters_it_grows_with_the_rows(tmp_path):
     found = []
-    for n_rows in (1, 2, 90, 1000, 3000):
+    for n_rows in (1, 2, 1000, 3000, 9000):
         work = stages_1_to_3(tmp_path / str(n_rows), normal(n_rows, 6), n_clusters=None)
         found.append(len(np.load(work / "03_kmeans" / "centroids.npy")))
         check_clusters(work, n_clusters=found[-1])
     assert found == sorted(found)
     assert found[:2] == [1, 1]
-    assert 1 < found[2] < found[3] < found[4] < 3000
+    assert found[2] < found[3] < found[4] < 100
 
 
 @pytest.mark.parametrize("n_rows", [1, 7])

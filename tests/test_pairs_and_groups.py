@@ -21,7 +21,6 @@ from hypothesis import strategies as st
 import faiss_04_neighbor_search as stage_4
 from neardup import candidates, geometry, npy, pairs
 from neardup.artifacts import Stage
-from neardup.clusters import Clusters
 from neardup.groups import joining
 
 SEEDS = st.integers(0, 2**32 - 1)
@@ -254,7 +253,6 @@ def moved(rng, rows, error):
     return (rows + away / np.linalg.norm(away, axis=1)[:, None] * error * 0.9).astype(np.float32)
 
 
-@pytest.mark.filterwarnings("ignore:invalid value encountered in subtract")  # the next test is about it
 @pytest.mark.parametrize("deep", [False, True], ids=["sketches", "coordinates"])
 @pytest.mark.parametrize("rounding", [False, True], ids=["exact", "off"])
 @pytest.mark.parametrize("radius", [0.02, 0.2, 0.5], ids=["sparse", "middling", "dense"])
@@ -308,22 +306,23 @@ def all_candidates(stage, clusters, coordinates, centroids, radius_and_error):
     reduced = None if coordinates is None else Coordinates(coordinates)
     opened = partial(stage_4.open_cluster, stage, clusters, reduced)
     reaches, found = [radius + 2 * error] * (1 if reduced is None else 2), []
-    for couple in itertools.combinations_with_replacement(range(len(clusters)), 2):
-        for packed, _ in stage_4.search_two(opened, couple, reaches, None, None):
+    numbers = range(len(clusters))
+    for couple in [*stage_4.couples_inside(opened, numbers), *stage_4.couples_across(opened, numbers, numbers)]:
+        for packed, _ in stage_4.search_two(*couple, reaches, None, None):
             found += zip(*(rows.tolist() for rows in pairs.unpack(packed)), strict=True)
     return found
 
 
 def test_centroids_that_are_the_same_have_no_border():
-    """Nor is there anything to warn of, though BLAS may multiply the two columns in different ways."""
     for seed in range(20):
         rng = np.random.default_rng(seed)
         centroids = rng.normal(size=(9, 65)).astype(np.float32) / 10
         centroids[8] = centroids[0]
-        sketches = (centroids[0] + rng.normal(size=(37, 65)) / 10).astype(np.float32)
-        margins, _ = geometry.border_margins(sketches, 0, centroids, 1e-5)
-        assert (margins[:, 8] == -np.inf).all()
-        assert np.isfinite(margins[:, 1:8]).all()
+        normals, offsets, below = geometry.borders(0, centroids, 1e-5)
+        assert offsets[0] == offsets[8] == -np.inf
+        assert not normals[:, [0, 8]].any()
+        assert np.isfinite(offsets[1:8]).all()
+        assert np.isfinite(below).all()
 
 
 @pytest.fixture
@@ -346,9 +345,9 @@ def forty_clusters(tmp_path_factory):
 
 @pytest.mark.parametrize("again", range(5))
 def test_two_threads_open_the_same_clusters_again_and_again(forty_clusters, tmp_path, monkeypatch, hasty, again):
-    """The memory is enough for two clusters at a time."""
+    """Groups are of one or two clusters."""
     folder, (near, unclear) = forty_clusters
-    monkeypatch.setattr(Clusters, "fitting", lambda self, *budget: 2)
+    monkeypatch.setattr(stage_4, "_GROUPS", 20)
     work = shutil.copytree(folder / "work", tmp_path / "work")
     options = {"n_clusters": 40, "threshold": 0.95, "memory_limit": "64MiB", "n_workers": 2, "audit_rows": 0}
     run_stages(folder / "data", work, SCRIPTS[3:4], **options)
