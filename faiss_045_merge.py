@@ -17,6 +17,7 @@ from neardup.pairs import PAIR, read_pairs
 from neardup.script import main
 
 _TIE = 1e-12  # mean similarities closer than this are equal: float64 sums over d <= 4096 are off by less
+_BLOCK_ROWS = 2048  # members of groups that a task reads, at most, of several groups: 16 MB in float64 at 1,024 values
 _CHAIN_PAIRS = 250_000  # pairs of a chain that networkx looks into, about 200 MB; larger chains are flagged only
 _BINS = 40  # of the histogram of similarities
 _SHOWN_GROUPS, _SHOWN_IDS, _SHOWN_TEXT = 5, 6, 100
@@ -59,7 +60,7 @@ def choose_representatives(members, bounds, rows, config):
 
     members, bounds: as in `Groups`. Memory: a quarter of `memory_limit`.
     """
-    most = engine.block_rows(config.memory_limit, config.n_workers, 64 * rows.dim)
+    most = engine.block_rows(config.memory_limit, config.n_workers, 64 * rows.dim, _BLOCK_ROWS)
     task = partial(represent, members, bounds, rows, most)
     results = engine.run(task, engine.size_ranges(bounds, most), config.n_workers, "045 representatives")
     parts = list(zip(*results, strict=True)) or [[np.empty(0, np.int64)], [np.empty(0)]]

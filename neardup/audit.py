@@ -10,9 +10,8 @@ from neardup.groups import components
 
 _BLOCK_ROWS = 4096  # compared with the audited rows at a time, at most
 _PAIRS_AT_ONCE = 256  # decided together
-_DENSE = 32  # comparisons for each that a part leaves open, where all coordinates at once are quicker
-_STRIDES = 32, 16, 8, 4  # of the coordinates that are compared first
-_GATHERED = 50  # how much longer a coordinate takes where rows are compared one by one, not as matrices
+_STRIDES = 8, 4, 2, 1  # of the coordinates that are compared first
+_GATHERED = 70  # how much longer a coordinate takes where rows are compared one by one, not as matrices
 _SHOWN = 10  # missed or false pairs that are named
 
 
@@ -91,8 +90,6 @@ def audit_block(rows, counted, sample, threshold, start, stop):
     ones = np.ones(len(unit), np.float32)
     most = part(values, scales, stride, error) @ part(unit, ones, stride, error).T
     near = np.flatnonzero(most.ravel() >= np.float32(threshold - error))
-    if len(near) * _DENSE > most.size:
-        near = np.flatnonzero((values @ unit.T * scales[:, None]).ravel() >= np.float32(threshold - error))
     at, of = np.divmod(near, len(audited))
     keep = (start + at != audited[of]) & counted[start + at]
     at, of = at[keep], of[keep]
