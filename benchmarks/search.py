@@ -11,6 +11,7 @@ each seen from both its rows, that were found.
 
 import argparse
 import json
+import shutil
 import sys
 import time
 from pathlib import Path
@@ -182,12 +183,11 @@ def recall(work, queries, by, found, n_rows):
 def ours(data, work, **settings):
     """Stages 3 and 4, after 1 and 2. Returns figures: seconds in the scripts' run(), and of both whole processes."""
     measure.pipeline(data, work, measure.SCRIPTS[:2], **settings)
+    options = json.dumps(settings, default=str)
+    _, printed = measure.run([sys.executable, __file__, data, "--work", work, "--ours", options])
+    for stage in list(measure.STAGES)[2:4]:
+        shutil.rmtree(Path(work) / stage)
     whole = measure.pipeline(data, work, measure.SCRIPTS[2:4], **settings)
-    again = Path(f"{work}-again")
-    measure.pipeline(data, again, measure.SCRIPTS[:2], **settings)
-    _, printed = measure.run(
-        [sys.executable, __file__, data, "--work", again, "--ours", json.dumps(settings, default=str)]
-    )
     found = measure.results_of(work, "04_neighbor_search")
     return {
         **json.loads(printed.splitlines()[-1]),
