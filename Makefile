@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 STAGES := faiss_01_pca_variance.py faiss_02_pca_reduce.py faiss_03_kmeans.py faiss_04_neighbor_search.py faiss_045_merge.py
 
-.PHONY: run test bench clean
+.PHONY: run test soak bench clean
 
 run: $(VENV)/run  ## set up, then run the five scripts, on the example unless config.py says otherwise
 	@for script in $(STAGES); do echo "== $$script"; $(VENV)/bin/python $$script || exit $$?; done
@@ -10,7 +10,10 @@ run: $(VENV)/run  ## set up, then run the five scripts, on the example unless co
 test: $(VENV)/dev  ## the quick tests
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
-	$(VENV)/bin/python -m pytest -n 2
+	$(VENV)/bin/python -m pytest -n 2 --ignore tests/soak
+
+soak: $(VENV)/dev  ## the long tests, up to 20 minutes: killed, starved, fed garbage
+	$(VENV)/bin/python -m pytest -n 2 --dist loadgroup -rP tests/soak
 
 bench: $(VENV)/bench  ## the short benchmarks, under 10 minutes on 2 cores: JSON and plots in benchmarks/results/
 	$(VENV)/bin/python benchmarks/kernel.py

@@ -22,6 +22,7 @@ class Config(BaseSettings):
         cli_kebab_case=True,
         cli_hide_none_type=True,
         cli_avoid_json=True,
+        cli_implicit_flags="toggle",
         frozen=True,
         validate_default=True,
     )
@@ -42,6 +43,10 @@ class Config(BaseSettings):
     )
     duplicate_ids: Literal["error", "allow"] = Field(
         "error", description="an id that two rows share: stop, or treat them as two rows of one name"
+    )
+
+    verify_input: bool = Field(
+        False, description="hash all of the input, not samples, to see whether it changed since stage 1 read it"
     )
 
     # faiss_02: reduce

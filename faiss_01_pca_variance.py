@@ -4,21 +4,25 @@ One pass over the shards: Dask sums the rows and their products (Gram matrix) a 
 """
 
 import csv
-from functools import partial
+import json
+from functools import partial, reduce
 
 import dask
-import dask.array as da
 import numpy as np
 
 from neardup import NeardupError, engine, geometry
-from neardup.artifacts import atomic, begin, write_json, write_npy, write_npz
-from neardup.embeddings import block_ranges, open_shards, shard_starts
-from neardup.ids import IdTable, repeated_rows, write_table
+from neardup.artifacts import begin
+from neardup.checksums import Digest
+from neardup.embeddings import block_ranges, open_shards, shard_starts, total_rows
+from neardup.files import atomic, read_json, write_json, write_npy, write_npz
+from neardup.freshness import content, pieces
+from neardup.ids import IdTable, check_sidecars, repeated_rows, write_table
+from neardup.npy import read_npy
 from neardup.script import main
 
 _BLOCK_ROWS = 8192  # rows of a block at most: a d x d float64 sum a block costs little beside its product
-_TASK_ROWS = 65_536  # rows of a task: Dask adds up what its tasks return, and takes long for many d x d matrices
 _SHOWN = 10  # bad rows or repeated ids that an error names
+_FORMULA = ("=", "+", "-", "@", '"', "")  # beginnings of ids that aren't written to a CSV file as they are
 _NOISE = 2.0**-22, 2.0**-44  # variance that rounding makes, of the largest in the products, of 1 in the unit rows
 _ORIGIN_ROWS = 256  # whose mean is taken off all rows before they are multiplied, so that little is lost
 
@@ -26,11 +30,16 @@ _ORIGIN_ROWS = 256  # whose mean is taken off all rows before they are multiplie
 def run(config):
     """Write work/01_pca_variance, or find it finished."""
     stage, shards, _ = begin(config, "01_pca_variance")
+    check_sidecars(shards)
     if not stage.finished:
-        moments, rejected = check_rows_and_ids(stage, shards, config)
+        stage.needs(disk_needed(shards))
+        repeated, found = read_all(stage, shards, config)
+        keep_repeated(stage, shards, repeated, config.duplicate_ids)
+        rejected = [tuple(r) for part in found for r in part["rejected"]]
         keep_rejected(stage, shards, rejected, config.bad_rows)
         count = total_rows(shards) - len(rejected)
-        mean, covariance = mean_and_covariance(*moments, count)
+        moments = sum_up(stage.part("moments", number) for number in range(len(found)))
+        mean, covariance = mean_and_covariance(read_npy(stage.part("origin")), moments, count)
         variances = spectrum(covariance)
         n_components, kept = component_count(variances, config.target_variance)
         write_npz(stage.path("moments.npz"), count=count, mean=mean, covariance=covariance, variances=variances)
@@ -44,40 +53,39 @@ def run(config):
                 "shards": len(shards),
                 "n_components": n_components,
                 "variance_kept": kept,
+                "content": content(shards, [part["digest"] for part in found]),
             }
         )
     report(stage)
 
 
-def total_rows(shards):
-    """Rows of all shards."""
-    return int(shard_starts(shards)[-1])
+def disk_needed(shards):
+    """Bytes that this stage writes, about: the ids, and a d x d matrix a piece."""
+    dim, ids = shards[0].dim, sum(s.ids_path.stat().st_size for s in shards if s.ids_path.exists())
+    return ids + 8 * dim**2 * (len(pieces(open_shards(shards))) + 4)
 
 
-def check_rows_and_ids(stage, shards, config):
-    """Gather all ids into ids.arrow, the rows of repeated ones into repeated_rows.npy, and sum up all rows.
+def read_all(stage, shards, config):
+    """Gather all ids into ids.arrow, and sum up the rows, a file a piece; what an interrupted run finished stays.
 
-    Returns an origin (d,) and, less that, the sum and Gram matrix of the unit rows, (d + 1, d) float64 with the sum in
-    the first line; and a list of (row, reason) for the rows that have no direction. Memory: a block, and 3 d^2 float64,
-    a worker; 24 bytes a row.
+    Returns the rows whose id another row has too, (r,) int64, and what was found in each piece: its digest, and
+    [row, reason] of those that have no direction. Memory: a block, and 3 d^2 float64, a worker; 24 bytes a row.
     """
-    dim, rows = shards[0].dim, open_shards(shards)
-    origin = common_origin(rows)
+    rows, path = open_shards(shards), stage.part("origin")
+    if not path.exists():
+        write_npy(path, common_origin(rows))
     engine.preload("matplotlib.figure")
-    block_rows = engine.block_rows(config.memory_limit, config.n_workers, 12 * dim, _BLOCK_ROWS)
-    task = partial(engine.limited, sum_moments, config.n_workers, rows, origin, block_rows)
-    parts, rejects = [], []
-    for start, stop in block_ranges(rows.starts, _TASK_ROWS):
-        moments, rejected = dask.delayed(task, nout=2, pure=False)(start, stop)
-        parts.append(da.from_delayed(moments, (dim + 1, dim), np.float64))
-        rejects.append(rejected)
-    # not optimized as an array, which would do each task once for its sums and again for its list
-    total = da.stack(parts).sum(axis=0, split_every=4).to_delayed(optimize_graph=False).item(0)
-    repeated = dask.delayed(gather_ids, pure=False)(stage.path("ids.arrow"), shards)
-    # all of one kind: dask 2026.8 mixes up the order of results of arrays and delayed ones
-    repeated, total, *rejects = engine.compute([repeated, total, *rejects], config.n_workers, "01 moments")
-    keep_repeated(stage, shards, repeated, config.duplicate_ids)
-    return (origin, total), [r for block in rejects for r in block]
+    block_rows = engine.block_rows(config.memory_limit, config.n_workers, 12 * rows.dim, _BLOCK_ROWS)
+    task = partial(read_piece, stage, rows, read_npy(path), block_rows)
+    tasks = engine.tasks(task, [(n, *piece) for n, piece in enumerate(pieces(rows))], config.n_workers)
+    repeated = dask.delayed(gather_ids, pure=False)(stage, shards)
+    repeated, *found = engine.compute([repeated, *tasks], config.n_workers, "01 moments")
+    return repeated, found
+
+
+def sum_up(paths):
+    """Arrays from files, added up in their order."""
+    return reduce(np.add, map(read_npy, paths))
 
 
 def common_origin(rows):
@@ -87,22 +95,32 @@ def common_origin(rows):
     return (unit.sum(axis=0) / max(1, np.count_nonzero(~bad))).astype(np.float32)
 
 
-def gather_ids(path, shards):
-    """Write all ids to `path`. Returns the rows whose id another row has too, (r,) int64."""
-    with atomic(path) as temporary:
-        hashes = write_table(temporary, shards)
-    return repeated_rows(hashes, IdTable.open(path)).astype(np.int64)
+def gather_ids(stage, shards):
+    """Write ids.arrow. Returns the rows whose id another row has too, (r,) int64."""
+    path = stage.part("repeated")
+    if not path.exists():
+        with atomic(stage.path("ids.arrow")) as temporary:
+            hashes = write_table(temporary, shards)
+        write_npy(path, repeated_rows(hashes, IdTable.open(stage.path("ids.arrow"))).astype(np.int64))
+    return read_npy(path)
 
 
-def sum_moments(rows, origin, block_rows, start, stop):
-    """`block_moments` of all blocks from start to stop, added up in float64, and all their lists in one."""
-    total, rejected = np.zeros((rows.dim + 1, rows.dim)), []
+def read_piece(stage, rows, origin, block_rows, number, start, stop):
+    """Write the `block_moments` of all blocks of a piece, added up in float64. Returns what was found otherwise."""
+    path = stage.part("found", number, suffix=".json")
+    if path.exists():
+        return read_json(path)
+    total, rejected, digest = np.zeros((rows.dim + 1, rows.dim)), [], Digest()
     for low, high in block_ranges((start, stop), block_rows):
-        sums, products, bad = block_moments(rows.read(low, high), origin)
+        stored = rows.read(low, high)
+        digest.update(stored)
+        sums, products, bad = block_moments(stored, origin)
         total[0] += sums
         total[1:] += products
         rejected += [(low + i, reason) for i, reason in bad]
-    return total, rejected
+    write_npy(stage.part("moments", number), total)
+    write_json(path, {"rejected": rejected, "digest": digest.hexdigest()})
+    return read_json(path)
 
 
 def block_moments(stored, origin):
@@ -140,7 +158,7 @@ def keep_rejected(stage, shards, rejected, bad_rows):
     of_shard = [int(np.searchsorted(starts, row, side="right")) - 1 for row, _ in rejected]
     ids = table.take([row for row, _ in rejected])
     lines = [
-        (row, shards[s].path.name, int(row - starts[s]), name, reason)
+        (row, shards[s].path.name, int(row - starts[s]), cell(name), reason)
         for (row, reason), s, name in zip(rejected, of_shard, ids, strict=True)
     ]
     if lines and bad_rows == "error":
@@ -157,6 +175,11 @@ def keep_rejected(stage, shards, rejected, bad_rows):
     write_npy(stage.path("rejected_rows.npy"), np.array([row for row, _ in rejected], dtype=np.int64))
 
 
+def cell(name):
+    """An id in a CSV file: as it is, or as a JSON string where a spreadsheet would take it for a formula."""
+    return json.dumps(name, ensure_ascii=False) if name.lstrip()[:1] in _FORMULA else name
+
+
 def mean_and_covariance(origin, sums, count):
     """Mean (d,) and covariance (d, d), both float64, from sum and Gram matrix less the origin; of one row 0."""
     mean = sums[0] / count
@@ -166,7 +189,7 @@ def mean_and_covariance(origin, sums, count):
 
 def spectrum(covariance):
     """Variance along each principal axis, (d,) float64, descending; 0 where it is no more than rounding makes."""
-    variances = np.linalg.eigvalsh(covariance)[::-1]
+    variances = engine.run(np.linalg.eigvalsh, [(covariance,)], 1, "01 spectrum")[0][::-1]
     return np.where(variances > max(_NOISE[0] * variances[0], _NOISE[1]), variances, 0)
 
 

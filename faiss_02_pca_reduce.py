@@ -9,8 +9,9 @@ from functools import partial
 import numpy as np
 
 from neardup import engine, geometry
-from neardup.artifacts import atomic, begin, npy_rows, read_json, write_npz
-from neardup.embeddings import block_ranges, open_shards
+from neardup.artifacts import begin
+from neardup.embeddings import block_ranges, open_shards, total_rows
+from neardup.files import atomic, damaged, npy_rows, read_json, write_npz
 from neardup.script import main
 
 _BLOCK_ROWS = 4096  # rows projected together, at most: 16 MB at 1,024 values, which caches hold
@@ -20,16 +21,14 @@ def run(config):
     """Write work/02_pca_reduce, or find it finished."""
     stage, shards, earlier = begin(config, "02_pca_reduce")
     if not stage.finished:
-        variance = earlier["01_pca_variance"]
-        n_components = read_json(variance.path("n_components.json"))["n_components"]
-        with np.load(variance.path("moments.npz")) as file:
-            moments = dict(file)
+        moments, n_components = read_moments(earlier["01_pca_variance"], shards[0].dim)
         components = principal_axes(moments["covariance"], n_components)
+        stage.needs(4 * total_rows(shards) * (n_components + min(config.sketch_dims, n_components) + 1))
         sketch_dims = project_shards(stage, shards, (moments["mean"], components), config)
         save_model(stage, components, moments)
         stage = stage.finish(
             {
-                "rows": int(shards[-1].start + shards[-1].rows),
+                "rows": total_rows(shards),
                 "n_components": n_components,
                 "sketch_dims": sketch_dims,
                 "sketch_error": geometry.sketch_error(shards[0].dim, sketch_dims, np.linalg.norm(moments["mean"])),
@@ -38,12 +37,26 @@ def run(config):
     report(stage)
 
 
+def read_moments(variance, dim):
+    """Mean (d,), covariance (d, d), variances (d,) and count of stage 1, in a dict, and the number of components."""
+    path = variance.path("n_components.json")
+    n_components = read_json(path).get("n_components")
+    if type(n_components) is not int or not 1 <= n_components <= dim:
+        raise damaged(path, f"{n_components!r} components of {dim}")
+    with np.load(variance.path("moments.npz"), allow_pickle=False) as file:
+        moments = dict(file)
+    shapes = {name: moments[name].shape for name in ("mean", "covariance", "variances")}
+    if shapes != {"mean": (dim,), "covariance": (dim, dim), "variances": (dim,)}:
+        raise damaged(variance.path("moments.npz"), f"shapes {shapes}")
+    return moments, n_components
+
+
 def principal_axes(covariance, n_components):
     """The first components, (k, d) float64, orthonormal rows.
 
     Each component's largest entry is positive, as scikit-learn's `svd_flip` has it, so the signs are always the same.
     """
-    _, vectors = np.linalg.eigh(covariance)
+    _, vectors = engine.run(np.linalg.eigh, [(covariance,)], 1, "02 axes")[0]
     components = vectors[:, ::-1].T[:n_components].copy()
     largest = np.argmax(np.abs(components), axis=1)
     components *= np.sign(components[np.arange(n_components), largest])[:, None]

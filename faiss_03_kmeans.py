@@ -6,12 +6,12 @@ Clusters never decide which rows are compared: stage 4 searches across their bor
 from functools import partial
 
 import faiss
-import h5py
 import numpy as np
 
 from neardup import engine
-from neardup.artifacts import atomic, begin, write_npy
+from neardup.artifacts import begin
 from neardup.embeddings import RowFiles, block_ranges, shard_starts
+from neardup.files import hdf5, write_npy
 from neardup.ids import IdTable, store_ids
 from neardup.npy import read_npy
 from neardup.script import main
@@ -29,6 +29,7 @@ def run(config):
         starts = shard_starts(shards)
         sketches = RowFiles([reduction.path(f"sketch_{s:05d}.npy") for s in range(len(shards))], starts)
         rejected = read_npy(variance.path("rejected_rows.npy"))
+        stage.needs(len(sketches) * (4 * sketches.dim + 20) + variance.path("ids.arrow").stat().st_size)
         centroids = train(stage, sketches, rejected, config)
         labels = assign(stage, sketches, rejected, centroids, config)
         sizes = write_clusters(
@@ -121,7 +122,7 @@ def write_some(folder, sources, order, bounds, low, high):
     sketches, ids = sources[0].gather(rows), IdTable([sources[1].array(rows)])
     for cluster, path in enumerate(paths, start=low):
         here = slice(bounds[cluster] - first, bounds[cluster + 1] - first)
-        with atomic(path) as temporary, h5py.File(temporary, "w") as file:
+        with hdf5(path) as file:
             file["row"], file["vector"] = rows[here], sketches[here]
             store_ids(file, ids, range(here.start, here.stop))
 

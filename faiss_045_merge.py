@@ -7,8 +7,9 @@ from itertools import pairwise
 import numpy as np
 
 from neardup import NeardupError, engine, geometry
-from neardup.artifacts import begin, write_json
+from neardup.artifacts import begin
 from neardup.embeddings import open_shards
+from neardup.files import write_json, write_npy
 from neardup.groups import Groups, components, members_and_bounds
 from neardup.ids import IdTable
 from neardup.npy import map_npy, read_npy
@@ -31,9 +32,10 @@ def run(config):
         variance, search = earlier["01_pca_variance"], earlier["04_neighbor_search"]
         rows, ids = open_shards(shards), IdTable.open(variance.path("ids.arrow"))
         rejected, repeated = (read_npy(variance.path(f"{n}_rows.npy")) for n in ("rejected", "repeated"))
-        neighbors, labels = search.path("neighbors.h5"), earlier["03_kmeans"].path("labels.npy")
+        neighbors = partial(read_pairs, search.path("neighbors.h5"), len(rows))
+        stage.needs(4 * variance.path("ids.arrow").stat().st_size)
         engine.preload("matplotlib.figure")
-        groups = group_pairs(neighbors, rows, labels, config)
+        groups = group_pairs(stage, neighbors, rows, earlier["03_kmeans"].path("labels.npy"), config)
         chains = np.nonzero(groups.weakest < config.threshold)[0]
         write_json(stage.path("chains.json"), explain_chains(groups, chains, neighbors, ids, config))
         write_hdf5(stage.path("merged_clusters.h5"), groups, ids, config.threshold)
@@ -47,33 +49,40 @@ def run(config):
     report(stage, texts)
 
 
-def group_pairs(neighbors, rows, labels, config):
-    """The groups that the pairs of neighbors.h5 form, with their representatives."""
-    members, bounds = members_and_bounds(components(read_pairs(neighbors), len(rows)))
-    representative, similarity = choose_representatives(members, bounds, rows, config)
+def group_pairs(stage, neighbors, rows, labels, config):
+    """The groups that the pairs form, with their representatives. neighbors(): yields the pairs, in order."""
+    members, bounds = members_and_bounds(components(neighbors(), len(rows)))
+    representative, similarity = choose_representatives(stage, (members, bounds), rows, config)
     cluster = map_npy(labels)[representative]
     return Groups(members, bounds, similarity, representative, np.asarray(cluster))
 
 
-def choose_representatives(members, bounds, rows, config):
+def choose_representatives(stage, members_and_bounds, rows, config):
     """The representative of each group, (G,) int64, and each member's similarity to it, (m,) float64.
 
-    members, bounds: as in `Groups`. Memory: a quarter of `memory_limit`.
+    members_and_bounds: as in `Groups`. Those that an interrupted run chose stay. Memory: a quarter of `memory_limit`.
     """
+    members, bounds = members_and_bounds
     most = engine.block_rows(config.memory_limit, config.n_workers, 64 * rows.dim, _BLOCK_ROWS)
-    task = partial(represent, members, bounds, rows, most)
-    results = engine.run(task, engine.size_ranges(bounds, most), config.n_workers, "045 representatives")
-    parts = list(zip(*results, strict=True)) or [[np.empty(0, np.int64)], [np.empty(0)]]
-    return np.concatenate(parts[0]), np.concatenate(parts[1])
+    task, path = partial(represent, stage, members, bounds, (rows, most)), stage.part("ranges")
+    if not path.exists():
+        write_npy(path, np.array(engine.size_ranges(bounds, most), dtype=np.int64).reshape(-1, 2))
+    ranges = [(number, *r) for number, r in enumerate(read_npy(path).tolist())]
+    engine.run(task, ranges, config.n_workers, "045 representatives")
+    parts = [[read_npy(stage.part(kind, r[0])) for r in ranges] for kind in ("representative", "similarity")]
+    return np.concatenate([np.empty(0, np.int64), *parts[0]]), np.concatenate([np.empty(0), *parts[1]])
 
 
-def represent(members, bounds, rows, most, low, high):
-    """Representatives of the groups low to high, and their members' similarities to them.
+def represent(stage, members, bounds, rows_and_most, number, low, high):
+    """Write the representatives of the groups low to high, and their members' similarities to them.
 
     The sum of a row's similarities to all others of its group is its dot product with the sum of their unit rows,
     so a group of g rows costs g d, not g^2 d; of two rows it is the first. A group larger than `most` rows is read in
     pieces, three times.
     """
+    if stage.part("similarity", number).exists():
+        return
+    rows, most = rows_and_most
     members, bounds = members[bounds[low] : bounds[high]], bounds[low : high + 1] - bounds[low]
     of_group = np.repeat(np.arange(high - low), np.diff(bounds))
     several = np.repeat(np.diff(bounds) > 2, np.diff(bounds))
@@ -91,7 +100,8 @@ def represent(members, bounds, rows, most, low, high):
     representative, similarity = members[first_best(score, of_group, bounds)], np.empty(len(members))
     for i, piece in enumerate(pieces):
         similarity[piece] = geometry.similarities(read(i), rows.gather(representative[of_group[piece]]))
-    return representative, similarity
+    write_npy(stage.part("representative", number), representative)
+    write_npy(stage.part("similarity", number), similarity)
 
 
 def first_best(score, of_group, bounds):
@@ -152,14 +162,14 @@ def pairs_of_groups(groups, chosen, neighbors, most_and_budget):
     for i, number in enumerate(chosen):
         number_of[groups.rows[groups.members(number)]] = i
     counts = np.zeros(len(chosen), dtype=np.int64)
-    for pairs in read_pairs(neighbors):
+    for pairs in neighbors():
         of = number_of[pairs["row_a"]]
         counts += np.bincount(of[of >= 0], minlength=len(chosen))
     counts[counts > most] = 0
     bounds = np.concatenate([[0], np.cumsum(counts)])
     for low, high in engine.size_ranges(bounds, budget / (4 * PAIR.itemsize)):
         found = [np.empty(0, dtype=PAIR)]
-        for pairs in read_pairs(neighbors):
+        for pairs in neighbors():
             of = number_of[pairs["row_a"]]
             found.append(pairs[(of >= low) & (of < high) & (counts[of] > 0)])
         pairs = np.concatenate(found)
@@ -172,7 +182,7 @@ def histogram(neighbors, threshold):
     """How many pairs have which similarity: counts (b,) and edges (b + 1,) from the threshold to 1."""
     edges = np.linspace(min(threshold, 1 - 1e-6), 1, _BINS + 1)
     counts = np.zeros(_BINS, dtype=np.int64)
-    for pairs in read_pairs(neighbors):
+    for pairs in neighbors():
         counts += np.histogram(np.clip(pairs["similarity"], edges[0], 1), edges)[0]
     return counts, edges
 
@@ -212,8 +222,10 @@ def report(stage, texts):
         f"{found['groups']:,} groups of {found['rows_in_groups']:,} rows, {found['chains']:,} of them chains "
         "(a member lies below the threshold from the representative)"
     )
+    single = total - found["rows_in_groups"] - found["rejected"]
     print(
-        f"of {total:,} rows keep {found['kept']:,} and drop {found['dropped']:,}; {found['rejected']:,} were rejected"
+        f"{total:,} rows = {found['rows_in_groups']:,} in groups + {single:,} single + {found['rejected']:,} rejected; "
+        f"keep {found['kept']:,} and drop {found['dropped']:,}"
     )
     print(f"-> {stage.folder} (groups.parquet, keep.txt, drop.txt, chains.json, groups.png; README.md lists all)")
     if found["largest"]:

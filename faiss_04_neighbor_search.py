@@ -4,19 +4,18 @@ In each cluster and across each border, a range search over sketches gives candi
 original vectors in float64. Then random rows are compared with all rows by brute force.
 """
 
-from functools import partial
-from threading import Lock
+from functools import lru_cache, partial
 
 import dask
-import h5py
 import numpy as np
 
 from neardup import NeardupError, engine, geometry, pairs
-from neardup.artifacts import atomic, begin, npy_rows, write_json, write_npy
+from neardup.artifacts import begin
 from neardup.audit import audit_pairs
-from neardup.candidates import lay_out, search
-from neardup.clusters import Clusters, OpenCluster, flatten_visits, list_visits
-from neardup.embeddings import RowFiles, block_ranges, open_shards
+from neardup.candidates import search
+from neardup.clusters import Clusters, open_cluster, open_reduced, prepare_cluster
+from neardup.embeddings import open_shards
+from neardup.files import damaged, hdf5, write_json, write_npy
 from neardup.groups import joining
 from neardup.ids import IdTable, store_ids
 from neardup.npy import map_npy, read_header, read_npy
@@ -29,8 +28,7 @@ _GROUPS = 4  # of clusters that a task holds open, at least: small enough to be 
 _BLOCK_PAIRS = 65_536  # candidates of a task that verifies, at most
 _NONE = np.empty(0, dtype=np.uint64)
 _LISTED, _LISTED_ROWS = 1 << 18, 256  # margins computed at a time, which caches hold; and rows, at least
-_GATHERED_ROWS = 8192  # reduced vectors that are copied together
-_GATHERING = Lock()  # one thread at a time writes those of a cluster
+_BYTES_A_ROW = 700  # on disk while the search runs: layout, visits of about 20 other clusters, and the row's neighbours
 
 
 def run(config):
@@ -38,8 +36,9 @@ def run(config):
     stage, shards, earlier = begin(config, "04_neighbor_search")
     if not stage.finished:
         rows, ids = open_shards(shards), IdTable.open(earlier["01_pca_variance"].path("ids.arrow"))
-        labels = read_npy(earlier["03_kmeans"].path("labels.npy"))
+        labels = read_labels(earlier["03_kmeans"], len(rows))
         repeated = read_npy(earlier["01_pca_variance"].path("repeated_rows.npy"))
+        stage.needs(len(rows) * _BYTES_A_ROW + 2 * earlier["01_pca_variance"].path("ids.arrow").stat().st_size)
         candidates, compared = find_candidates(stage, rows, earlier, config)
         parts = verify_candidates(stage, candidates, rows, config)
         n_pairs, rows_in_pairs = join_parts(stage, parts, len(rows), ids, config.threshold)
@@ -58,13 +57,23 @@ def run(config):
     report(stage)
 
 
+def read_labels(kmeans, n_rows):
+    """The cluster of each row, (n,) int32, -1 for rejected rows."""
+    path = kmeans.path("labels.npy")
+    labels = read_npy(path)
+    if labels.shape != (n_rows,) or labels.dtype != np.int32 or not -1 <= labels.min() <= labels.max() < n_rows:
+        raise damaged(path, "no clusters of these rows")
+    return labels
+
+
 def find_candidates(stage, rows, earlier, config):
     """All two rows that may be pairs, in files of sorted packed pairs; those an interrupted run finished stay.
 
     Returns them, memory-mapped, and the number of distances computed.
     """
     reduction, kmeans = earlier["02_pca_reduce"], earlier["03_kmeans"]
-    clusters = Clusters(kmeans.folder, kmeans.results["n_clusters"])
+    numbers = range(kmeans.results["n_clusters"])
+    clusters = Clusters([kmeans.path("clusters", f"cluster_{c:05d}.h5") for c in numbers])
     radius, error = geometry.radius(config.threshold, rows.dim), reduction.results["sketch_error"]
     centroids = read_npy(kmeans.path("centroids.npy"))
     most = max(_LISTED_ROWS, _LISTED // len(clusters))
@@ -75,13 +84,14 @@ def find_candidates(stage, rows, earlier, config):
     def joins(rows_a, rows_b):
         return similarity_of(rows, verified_at_once(rows, config), rows_a, rows_b) >= config.threshold
 
-    reduced = open_reduced(reduction, rows.starts)
-    reaches = [radius + 2 * error, radius + 2 * geometry.projection_error(rows.dim, reduced.dim)]
-    reaches = reaches[: 2 if reduced.dim > reduction.results["sketch_dims"] else 1]  # else the sketch holds them all
+    n_components = reduction.results["n_components"]
+    reduced = lru_cache(partial(open_reduced, reduction, rows.starts))
+    reaches = [radius + 2 * error, radius + 2 * geometry.projection_error(rows.dim, n_components)]
+    reaches = reaches[: 2 if n_components > reduction.results["sketch_dims"] else 1]  # else the sketch holds them all
     budget = config.memory_limit / 8 / engine.worker_count(config.n_workers)
     opened = partial(open_cluster, stage, clusters, reduced)
     task = partial(search_task, stage, opened, reaches, budget, joins if config.pairs == "joining" else None)
-    inside, across = search_tasks(stage, clusters, 4 * reduced.dim, config)
+    inside, across = search_tasks(stage, clusters, 4 * n_components, config)
     done = [*engine.run(task, inside, config.n_workers, "04 search inside clusters")]
     done += engine.run(task, across, config.n_workers, "04 search across borders")
     names = [(*t[:2], part) for t, (n_parts, _) in zip(inside + across, done, strict=True) for part in range(n_parts)]
@@ -107,42 +117,6 @@ def search_tasks(stage, clusters, more, config):
     inside = [("inside", number, homes.tolist(), ()) for number, homes in enumerate(alone)]
     across = [("across", i, range(*g), range(o, min(o + step, n_clusters))) for i, (g, o) in enumerate(couples)]
     return inside, across
-
-
-def prepare_cluster(stage, clusters, centroids, radius_and_error, block_rows, cluster):
-    """Write the sketches of a cluster as the search wants them, and its visits. Memory: 5 K bytes a row of a block."""
-    path = stage.volatile("visits", cluster)
-    if path.exists():
-        return
-    radius, error = radius_and_error
-    _, sketches = clusters.load(cluster)
-    borders, visits = geometry.borders(cluster, centroids, error), [_NONE]
-    for start, stop in block_ranges((0, len(sketches)), block_rows):
-        visits.append(list_visits(sketches[start:stop], cluster, borders, radius) + np.uint64(start))
-    write_npy(stage.volatile("layout", cluster), lay_out(sketches), flush=False)
-    write_npy(path, flatten_visits(np.sort(np.concatenate(visits)), len(clusters), radius), flush=False)
-
-
-def open_reduced(reduction, starts):
-    """The reduced vectors of all rows."""
-    return RowFiles([reduction.path(f"reduced_{s:05d}.npy") for s in range(len(starts) - 1)], starts)
-
-
-def open_cluster(stage, clusters, reduced, cluster):
-    """An `OpenCluster`, memory-mapped."""
-    layout, visits = (map_npy(stage.volatile(kind, cluster)) for kind in ("layout", "visits"))
-    path = stage.volatile("coordinates", cluster)
-    return OpenCluster(clusters, cluster, layout, visits, partial(coordinates_of, path, reduced))
-
-
-def coordinates_of(path, reduced, rows):
-    """The reduced vectors of a cluster's rows, (n, k) float32, memory-mapped; gathered the first time."""
-    with _GATHERING:
-        if not path.exists():
-            with npy_rows(path, (len(rows), reduced.dim), flush=False) as write:
-                for start in range(0, len(rows), _GATHERED_ROWS):
-                    write(reduced.gather(rows[start : start + _GATHERED_ROWS]))
-    return map_npy(path)
 
 
 def search_task(stage, opened, reaches, most_bytes, joins, kind, number, homes, others):
@@ -273,7 +247,7 @@ def join_parts(stage, parts, n_rows, ids, threshold):
     Memory: 9 bytes a row.
     """
     total, seen, at = sum(read_header(p).shape[0] for p in parts), np.zeros(n_rows, dtype=bool), 0
-    with atomic(stage.path("neighbors.h5")) as temporary, h5py.File(temporary, "w") as file:
+    with hdf5(stage.path("neighbors.h5")) as file:
         for name in PAIR.names:
             file.create_dataset(name, (total,), PAIR[name])
         for part in map(read_npy, parts):
@@ -293,9 +267,9 @@ def audit_and_pickle(stage, rows, names, config):
 
     Returns what the audit counted. Raises NeardupError where it isn't 0.
     """
-    found = partial(read_pairs, stage.path("neighbors.h5"))
+    found = partial(read_pairs, stage.path("neighbors.h5"), len(rows))
     pickled = dask.delayed(write_neighbors_pickle, pure=False)(stage, names, config.memory_limit / 4)
-    audit = audit_pairs(found, rows, np.nonzero(names[0] >= 0)[0], config, [pickled])
+    audit = audit_pairs(stage, found, rows, np.nonzero(names[0] >= 0)[0], config, [pickled])
     write_json(stage.path("audit.json"), audit)
     if audit["missed"] or audit["false"]:
         stage.drop_parts()

@@ -1,19 +1,16 @@
 """What stages leave on disk: a folder each, whole or absent, that says what it was made from."""
 
-import hashlib
 import json
 import os
-import pickle
 import shutil
-import zipfile
-from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 
-import numpy as np
-
-from neardup import NeardupError
-from neardup.embeddings import find_shards, fingerprint
+from neardup import NeardupError, engine
+from neardup.checksums import digest_of_bytes, digest_of_file
+from neardup.embeddings import find_shards
+from neardup.files import read_json, sync_folder, write_json
+from neardup.freshness import changed_shards, fingerprint, remember, times
 
 STAGES = {  # folder of a stage, in their order: the script that writes it, and the settings that shape it
     "01_pca_variance": ("faiss_01_pca_variance.py", ("target_variance", "bad_rows", "duplicate_ids")),
@@ -22,7 +19,7 @@ STAGES = {  # folder of a stage, in their order: the script that writes it, and 
     "04_neighbor_search": ("faiss_04_neighbor_search.py", ("threshold", "pairs", "audit_rows", "random_state")),
     "045_merge": ("faiss_045_merge.py", ()),
 }
-_FORMAT = 2  # of the artifacts; a new one makes all older work stale
+_FORMAT = 3  # of the artifacts; a new one makes all older work stale
 _MANIFEST = "manifest.json"
 _ENDINGS = "partial", "old", "removed"  # of hidden folders: being built, being replaced, being removed
 _PARTS = "parts"  # folder of work in progress
@@ -30,28 +27,81 @@ _BEGUN = "begun.json"  # in a folder under construction: the key of what it will
 
 
 class Stage:
-    """The folder of one stage: being built at `folder`, or already `finished` there, with its `results`."""
+    """The folder of one stage: being built at `folder`, or already `finished` there, with its `results`.
 
-    def __init__(self, name, folder, key, results=None):
-        self.name, self.folder, self.key, self.results = name, folder, key, results
+    manifest: of a finished one; run: the `Run` that builds it.
+    """
+
+    def __init__(self, name, folder, key, manifest=None, run=None):
+        self.name, self.folder, self.key, self.run = name, folder, key, run
+        self.results = manifest and manifest["results"]
+        self._digests = manifest and dict(manifest["files"])
 
     @property
     def finished(self):
         return self.results is not None
 
     def path(self, *parts):
-        """A file of this stage."""
-        return self.folder.joinpath(*parts)
+        """A file of this stage; of a finished one, after a look that it is what the stage wrote."""
+        path = self.folder.joinpath(*parts)
+        if self.finished:
+            self._verify("/".join(parts), path)
+        return path
+
+    def _verify(self, name, path):
+        """Raises NeardupError where a file isn't what its stage wrote. Each is read once."""
+        expected = self._digests.get(name, "")
+        if expected is None:
+            return
+        if not path.is_file() or digest_of_file(path) != expected:
+            raise NeardupError(
+                f"{path} is missing or not what {STAGES[self.name][0]} wrote: remove {self.folder} and run it again"
+            )
+        self._digests[name] = None  # seen
+
+    def needs(self, size):
+        """Raises NeardupError where the disk has no room for so many bytes, less those that are there."""
+        there = sum(p.stat().st_size for p in self.folder.rglob("*") if p.is_file())
+        free = shutil.disk_usage(self.folder).free
+        if size - there > free:
+            raise NeardupError(
+                f"{self.folder} needs about {(size - there) / 1e9:.3g} GB more, and its disk has {free / 1e9:.3g} GB "
+                "free: make room there, or set another work_dir"
+            )
 
     def finish(self, results):
         """Publish what was built in one rename, its manifest written last. results: small JSON values.
 
         Returns the finished stage. An earlier version of it is there until the moment the new one is.
+        Raises NeardupError where the input isn't any more what it was when the stage began.
         """
-        write_json(self.path(_MANIFEST), {**self.key, "results": results})
+        self._check_input(results)
+        for leftover in self.folder.rglob(".*.tmp"):  # of a file that an interrupted run was writing
+            leftover.unlink()
+        files = sorted(p for p in self.folder.rglob("*") if p.is_file() and self._is_result(p))
+        digests = engine.run(digest_of_file, [(p,) for p in files], self.run.config.n_workers, "checksums")
+        names = [p.relative_to(self.folder).as_posix() for p in files]
+        content = {**self.key, "results": results, "files": dict(zip(names, digests, strict=True))}
+        write_json(self.path(_MANIFEST), content | {"checksum": _digest(content)})
         final = self.folder.with_name(self.name)
         _publish(self.folder, final)
-        return Stage(self.name, final, self.key, results)
+        return Stage(self.name, final, self.key, content)
+
+    def _is_result(self, path):
+        return self.path(_PARTS) not in path.parents and path.name not in (_BEGUN, _MANIFEST)
+
+    def _check_input(self, results):
+        run, work_dir = self.run, self.folder.parent
+        content = results.get("content", run.content)
+        if "content" in results:
+            remember(work_dir, run.shards, run.times, content)
+        before, now = run.fingerprint, fingerprint(run.shards)
+        changed = [n["name"] for b, n in zip(before, now, strict=True) if b != n]
+        changed = changed or changed_shards(work_dir, run.shards, content, run.config.n_workers)
+        if changed:
+            _remove(self.folder, self.folder.with_name(f".{self.name}.removed"))
+            script = next(iter(STAGES.values()))[0]
+            raise NeardupError(f"the input ({_some(changed)}) changed while it was read: run {script} again")
 
     def part(self, *name, suffix=".npy"):
         """A file of work in progress, which an interrupted run leaves to the next, and a finished stage drops."""
@@ -66,6 +116,14 @@ class Stage:
         _remove(self.path(_PARTS), self.folder.with_name(f".{self.name}.removed"))
 
 
+class Run:
+    """What a script found when it began: settings, shards, and what identifies the input."""
+
+    def __init__(self, config, shards):
+        self.config, self.shards = config, shards
+        self.fingerprint, self.times, self.content = fingerprint(shards), times(shards), None
+
+
 def begin(config, name):
     """Check the stages before this one and open its folder.
 
@@ -74,13 +132,17 @@ def begin(config, name):
     Raises NeardupError if an earlier stage is missing or was made from something else.
     """
     _check_folders(config.data_dir, config.work_dir)
-    shards = find_shards(config.data_dir, config.shard_pattern, _stage_folders(config.work_dir))
-    keys = _expected_keys(config, shards)
-    earlier = {}
-    for previous in list(STAGES)[: list(STAGES).index(name)]:
-        results = _results_of(config.work_dir, previous, keys[previous])
-        earlier[previous] = Stage(previous, config.work_dir / previous, keys[previous], results)
-    return _open(config.work_dir, name, keys[name]), shards, earlier
+    run = Run(config, find_shards(config.data_dir, config.shard_pattern, _stage_folders(config.work_dir)))
+    source, earlier = run.fingerprint, {}
+    for stage, (_, settings) in STAGES.items():
+        key = {"stage": stage, "format": _FORMAT, "settings": {s: getattr(config, s) for s in settings}}
+        key["source"] = source
+        if stage == name:
+            return _open(run, name, key), run.shards, earlier
+        earlier[stage] = _finished_stage(run, stage, key)
+        run.content = run.content or earlier[stage].results["content"]
+        source = _digest([key, run.content])
+    raise AssertionError(name)
 
 
 def _stage_folders(work_dir):
@@ -98,37 +160,55 @@ def _check_folders(data_dir, work_dir):
             raise NeardupError(f"{folder} exists but no stage made it: move it away, or set another work_dir")
 
 
-def _expected_keys(config, shards):
-    """What each stage's manifest says if it is of this configuration and input; each names the one before by hash."""
-    keys, source = {}, fingerprint(shards)
-    for name, (_, settings) in STAGES.items():
-        values = {s: getattr(config, s) for s in settings}
-        keys[name] = {"stage": name, "format": _FORMAT, "settings": values, "source": source}
-        source = hashlib.sha256(json.dumps(keys[name], sort_keys=True).encode()).hexdigest()
-    return keys
+def _digest(content):
+    """Digest of small JSON values."""
+    return digest_of_bytes(json.dumps(content, sort_keys=True, default=str).encode())
 
 
-def _results_of(work_dir, name, key):
-    """The results of a finished stage that has this key. Raises NeardupError that says which script to run."""
-    script = STAGES[name][0]
-    _recover(work_dir / name)
-    if not (work_dir / name / _MANIFEST).exists():
-        raise NeardupError(f"{work_dir / name} is missing: run {script} first")
-    manifest = read_json(work_dir / name / _MANIFEST)
-    differences = _differences(manifest, key)
+def _read_manifest(path):
+    """A manifest. Raises NeardupError where it is damaged; of another version of the scripts it is what it is."""
+    manifest = read_json(path)
+    if manifest.get("format") == _FORMAT:
+        content = {name: value for name, value in manifest.items() if name != "checksum"}
+        if manifest.get("checksum") != _digest(content):
+            raise NeardupError(f"{path} is damaged: remove {path.parent} and run the scripts again")
+    return manifest
+
+
+def _finished_stage(run, name, key):
+    """A stage that is finished and has this key. Raises NeardupError that says which script to run."""
+    folder, script = run.config.work_dir / name, STAGES[name][0]
+    _recover(folder)
+    if not (folder / _MANIFEST).exists():
+        raise NeardupError(f"{folder} is missing: run {script} first")
+    manifest = _read_manifest(folder / _MANIFEST)
+    differences = _differences(manifest, key) or _changes(run, manifest)
     if differences:
-        raise NeardupError(f"{work_dir / name} was made {differences}: run {script} again, or set it back")
-    return manifest["results"]
+        raise NeardupError(f"{folder} was made {differences}: run {script} again, or set it back")
+    return Stage(name, folder, key, manifest)
+
+
+def _changes(run, manifest):
+    """How the input differs from what stage 1 read, in words; empty if it doesn't. Of other stages always empty."""
+    if "content" not in manifest["results"]:
+        return ""
+    recorded, config = manifest["results"]["content"], run.config
+    changed = changed_shards(config.work_dir, run.shards, recorded, config.n_workers, config.verify_input)
+    return f"from other input ({_some(changed)} changed)" if changed else ""
+
+
+def _some(names):
+    return ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
 
 
 def _differences(manifest, key):
     """How what a stage was made from differs from `key`, in words; empty if it doesn't."""
-    then, now = manifest.get("settings", {}), key["settings"]
+    if manifest.get("format") != key["format"]:
+        return "by another version of the scripts"
+    then, now = manifest["settings"], key["settings"]
     changed = [f"with {s} {then.get(s)}, not {now[s]}" for s in now if then.get(s) != now[s]]
     if changed:
         return " and ".join(changed)
-    if manifest.get("format") != key["format"]:
-        return "by another version of the scripts"
     source = manifest.get("source")
     if source == key["source"]:
         return ""
@@ -136,28 +216,26 @@ def _differences(manifest, key):
         return "from an earlier stage that has changed since"
     old = {s["name"]: s for s in source}
     names = [s["name"] for s in key["source"] if old.pop(s["name"], None) != s] + list(old)
-    return f"from other input ({', '.join(names[:3]) or 'its shards'} changed)"
+    return f"from other input ({_some(names) or 'its shards'} changed)"
 
 
-def _open(work_dir, name, key):
+def _open(run, name, key):
     """The finished stage if it has this key, else its folder under construction."""
-    _recover(work_dir / name)
-    manifest = work_dir / name / _MANIFEST
-    if manifest.exists():
-        content = read_json(manifest)
-        if not _differences(content, key):
-            _tidy(work_dir / name)
-            return Stage(name, work_dir / name, key, content["results"])
-    folder = work_dir / f".{name}.partial"
-    begun = folder / _BEGUN
-    if (folder / _MANIFEST).exists() and not _differences(read_json(folder / _MANIFEST), key):
-        _publish(folder, work_dir / name)  # killed between its last word and its publication
-        return Stage(name, work_dir / name, key, read_json(manifest)["results"])
-    if not (begun.exists() and read_json(begun) == key):
-        _remove(folder, work_dir / f".{name}.removed")
+    final, folder = run.config.work_dir / name, run.config.work_dir / f".{name}.partial"
+    _recover(final)
+    if (folder / _MANIFEST).exists() and not _differences(_read_manifest(folder / _MANIFEST), key):
+        _publish(folder, final)  # killed between its last word and its publication
+    if (final / _MANIFEST).exists():
+        manifest = _read_manifest(final / _MANIFEST)
+        if not (_differences(manifest, key) or _changes(run, manifest)):
+            _tidy(final)
+            return Stage(name, final, key, manifest)
+    begun, what = folder / _BEGUN, key if run.content else key | {"times": run.times}
+    if not (begun.exists() and read_json(begun) == what):
+        _remove(folder, folder.with_name(f".{name}.removed"))
         folder.mkdir(parents=True)
-        write_json(begun, key)
-    return Stage(name, folder, key)
+        write_json(begun, what)
+    return Stage(name, folder, key, run=run)
 
 
 def _publish(folder, final):
@@ -167,7 +245,7 @@ def _publish(folder, final):
     if final.exists():
         os.rename(final, old)
     os.rename(folder, final)
-    _sync_folder(final.parent)
+    sync_folder(final.parent)
     _tidy(final)
 
 
@@ -197,94 +275,8 @@ def _old(final):
     return final.with_name(f".{final.name}.old")
 
 
-def read_json(path):
-    """A JSON object of ours. Raises NeardupError where it is damaged."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise NeardupError(f"{path} is damaged ({error}): remove {path.parent} and run the scripts again") from error
-    if not isinstance(content, dict):
-        raise NeardupError(f"{path} holds no JSON object: remove {path.parent} and run the scripts again")
-    return content
-
-
-@contextmanager
-def atomic(path, flush=True):
-    """Yield a temporary path beside `path`; what is written there appears as `path` whole, or not at all.
-
-    flush: also if the power fails.
-    """
-    temporary = path.with_name(f".{path.name}.tmp")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    yield temporary
-    if flush:
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-    os.replace(temporary, path)
-    if flush:
-        _sync_folder(path.parent)
-
-
 @lru_cache
 def _boot_id():
     """What is different after each start of the machine; the same always where the system doesn't tell."""
     path = Path("/proc/sys/kernel/random/boot_id")
     return path.read_text().strip() if path.exists() else "boot"
-
-
-def write_json(path, content):
-    """Write small values as JSON, whole or not at all."""
-    with atomic(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=1, default=str) + "\n", encoding="utf-8")
-
-
-def write_npy(path, array, flush=True):
-    """Write an array as .npy, whole or not at all. flush: as of `atomic`."""
-    with atomic(path, flush) as temporary, temporary.open("wb") as file:
-        np.save(file, array, allow_pickle=False)
-
-
-def write_npz(path, **arrays):
-    """Write arrays as .npz, whole or not at all, with the same bytes each time: numpy.savez puts the clock in."""
-    with atomic(path) as temporary, zipfile.ZipFile(temporary, "w") as archive:
-        for name, array in arrays.items():
-            with archive.open(zipfile.ZipInfo(f"{name}.npy"), "w", force_zip64=True) as file:
-                np.lib.format.write_array(file, np.asanyarray(array), allow_pickle=False)
-
-
-class _Items:
-    """A dict to be pickled from an iterator of its items: never in memory, though it loads as a plain dict."""
-
-    def __init__(self, items):
-        self.items = items
-
-    def __reduce__(self):
-        return dict, (), None, None, self.items
-
-
-def write_stream(path, items):
-    """Write a pickle of the dict with these items, for users, holding one item at a time."""
-    with atomic(path) as temporary, temporary.open("wb") as file:
-        pickler = pickle.Pickler(file, protocol=4)
-        pickler.fast = True  # no memo of everything written
-        pickler.dump(_Items(items))
-
-
-@contextmanager
-def npy_rows(path, shape, flush=True):
-    """Yield a function that appends blocks of float32 rows to a .npy file of this shape, which appears when full.
-
-    flush: as of `atomic`. Written, not mapped: a full disk then is an error that can be reported, not a signal.
-    """
-    header = {"descr": "<f4", "fortran_order": False, "shape": shape}
-    with atomic(path, flush) as temporary, temporary.open("wb") as file:
-        np.lib.format.write_array_header_1_0(file, header)
-        yield lambda block: file.write(np.ascontiguousarray(block, dtype="<f4").data)
-
-
-def _sync_folder(folder: Path):
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -6,7 +6,10 @@ import numpy as np
 
 from neardup import engine, geometry, pairs
 from neardup.embeddings import block_ranges
+from neardup.files import write_npy
+from neardup.freshness import pieces
 from neardup.groups import components
+from neardup.npy import read_npy
 
 _BLOCK_ROWS = 4096  # compared with the audited rows at a time, at most
 _PAIRS_AT_ONCE = 256  # decided together
@@ -15,12 +18,12 @@ _GATHERED = 70  # how much longer a coordinate takes where rows are compared one
 _SHOWN = 10  # missed or false pairs that are named
 
 
-def audit_pairs(found, rows, eligible, config, others=()):
+def audit_pairs(stage, found, rows, eligible, config, others=()):
     """Compare `audit_rows` random rows with every row, and with what was found for them.
 
-    found: yields the pairs that were found, as (p,) PAIR, each time it is called; rows: `RowFiles`; eligible: (e,)
-    int64, the rows that aren't rejected; others: Dask tasks to be done beside this. Where just the pairs that join
-    were looked for, a pair counts as found if its rows are joined.
+    stage: keeps what is compared, a file a piece; found: yields the pairs that were found, as (p,) PAIR, each time it
+    is called; rows: `RowFiles`; eligible: (e,) int64, the rows that aren't rejected; others: Dask tasks to be done
+    beside this. Where just the pairs that join were looked for, a pair counts as found if its rows are joined.
     Returns a dict: rows audited, true pairs of theirs, how many of those are missed, how many found are false, and
     some of both. Memory: a block of rows a worker, the audited rows twice, 9 bytes a row.
     """
@@ -33,10 +36,10 @@ def audit_pairs(found, rows, eligible, config, others=()):
     sample = audited, stored, unit, best_stride(unit, config.threshold)
     bytes_per_row = 8 * rows.dim + 5 * len(audited)
     block_rows = engine.block_rows(config.memory_limit, config.n_workers, bytes_per_row, _BLOCK_ROWS)
-    blocks = block_ranges(rows.starts, block_rows) if len(audited) else []
-    task = partial(audit_block, rows, counted, sample, config.threshold)
-    results = engine.compute([*engine.tasks(task, blocks, config.n_workers), *others], config.n_workers, "04 audit")
-    true = _union(results[: len(blocks)])
+    task = partial(audit_piece, stage, rows, counted, sample, (config.threshold, block_rows))
+    tasks = engine.tasks(task, enumerate(pieces(rows) if len(audited) else []), config.n_workers)
+    results = engine.compute([*tasks, *others], config.n_workers, "04 audit")
+    true = _union(results[: len(tasks)])
     listed = _union(pairs.pack(p["row_a"], p["row_b"]) for p in _touching(found(), audited, len(rows)))
     missed, false = (np.setdiff1d(a, b, assume_unique=True) for a, b in ((true, listed), (listed, true)))
     if config.pairs == "joining":
@@ -75,6 +78,16 @@ def best_stride(unit, threshold):
         return some.shape[1] + _GATHERED * unit.shape[1] * left_open / max(1, len(unit) ** 2)
 
     return min(_STRIDES, key=cost)
+
+
+def audit_piece(stage, rows, counted, sample, threshold_and_block_rows, number, piece):
+    """`audit_block` of the blocks of a piece, all together; kept in a file, from which an interrupted run goes on."""
+    path, (threshold, block_rows) = stage.part("audit", number), threshold_and_block_rows
+    if not path.exists():
+        blocks = block_ranges(piece, block_rows)
+        found = [audit_block(rows, counted, sample, threshold, *block) for block in blocks]
+        write_npy(path, np.concatenate([np.empty(0, np.uint64), *found]))
+    return read_npy(path)
 
 
 def audit_block(rows, counted, sample, threshold, start, stop):

@@ -1,16 +1,22 @@
 """Clusters on disk, and which of their rows come near which border, the visits."""
 
-from functools import cached_property
+from functools import cached_property, partial
+from threading import Lock
 from typing import NamedTuple
 
 import h5py
 import numpy as np
 
-from neardup import NeardupError
-from neardup.npy import map_array
+from neardup import geometry
+from neardup.candidates import lay_out
+from neardup.embeddings import RowFiles, block_ranges
+from neardup.files import damaged, npy_rows, write_npy
+from neardup.npy import map_array, map_npy
 
 _STEPS = 30_000  # of a visit's margin, from 0 to the reach
 _ROW_BITS, _STEP_BITS = 32, 16  # of a packed visit; the cluster it goes to has the rest
+_GATHERED_ROWS = 8192  # reduced vectors that are copied together
+_GATHERING = Lock()  # one thread at a time writes those of a cluster
 _ROW_MASK, _STEP_MASK = np.uint64(2**_ROW_BITS - 1), np.uint64(2**_STEP_BITS - 1)
 
 
@@ -20,8 +26,8 @@ class Clusters:
     bounds: (K + 1,) int64, rows of the clusters added up; width: values of a sketch.
     """
 
-    def __init__(self, folder, n_clusters):
-        self.paths = [folder / "clusters" / f"cluster_{c:05d}.h5" for c in range(n_clusters)]
+    def __init__(self, paths):
+        self.paths = paths
         self.rows, self.vectors = zip(*map(_data_sets, self.paths), strict=True)
         self.bounds = np.cumsum([0] + [v.shape[0] for v in self.vectors])
         self.width = self.vectors[0].shape[1]
@@ -42,10 +48,13 @@ class _DataSet(NamedTuple):
 
 
 def _data_sets(path):
-    with h5py.File(path) as file:
-        found = [_DataSet(file[n].shape, file[n].dtype, file[n].id.get_offset()) for n in ("row", "vector")]
+    try:
+        with h5py.File(path) as file:
+            found = [_DataSet(file[n].shape, file[n].dtype, file[n].id.get_offset()) for n in ("row", "vector")]
+    except (OSError, KeyError, RuntimeError) as error:
+        raise damaged(path, error) from error
     if found[0].shape != found[1].shape[:1] or found[0].dtype != np.int64 or found[1].dtype != np.float32:
-        raise NeardupError(f"{path} is damaged: remove {path.parent.parent} and run faiss_03_kmeans.py again")
+        raise damaged(path, "other shapes or types")
     return found
 
 
@@ -122,3 +131,39 @@ def flatten_visits(packed, n_clusters, radius):
         dtype=np.uint32,
         casting="unsafe",
     )
+
+
+def prepare_cluster(stage, clusters, centroids, radius_and_error, block_rows, cluster):
+    """Write the sketches of a cluster as the search wants them, and its visits. Memory: 5 K bytes a row of a block."""
+    path = stage.volatile("visits", cluster)
+    if path.exists():
+        return
+    radius, error = radius_and_error
+    _, sketches = clusters.load(cluster)
+    borders, visits = geometry.borders(cluster, centroids, error), [np.empty(0, dtype=np.uint64)]
+    for start, stop in block_ranges((0, len(sketches)), block_rows):
+        visits.append(list_visits(sketches[start:stop], cluster, borders, radius) + np.uint64(start))
+    write_npy(stage.volatile("layout", cluster), lay_out(sketches), flush=False)
+    write_npy(path, flatten_visits(np.sort(np.concatenate(visits)), len(clusters), radius), flush=False)
+
+
+def open_reduced(reduction, starts):
+    """The reduced vectors of all rows."""
+    return RowFiles([reduction.path(f"reduced_{s:05d}.npy") for s in range(len(starts) - 1)], starts)
+
+
+def open_cluster(stage, clusters, reduced, cluster):
+    """An `OpenCluster`, memory-mapped."""
+    layout, visits = (map_npy(stage.volatile(kind, cluster)) for kind in ("layout", "visits"))
+    path = stage.volatile("coordinates", cluster)
+    return OpenCluster(clusters, cluster, layout, visits, partial(coordinates_of, path, reduced))
+
+
+def coordinates_of(path, reduced, rows):
+    """The reduced vectors of a cluster's rows, (n, k) float32, memory-mapped; gathered the first time."""
+    with _GATHERING:
+        if not path.exists():
+            with npy_rows(path, (len(rows), reduced().dim), flush=False) as write:
+                for start in range(0, len(rows), _GATHERED_ROWS):
+                    write(reduced().gather(rows[start : start + _GATHERED_ROWS]))
+    return map_npy(path)

@@ -1,20 +1,15 @@
 """The input: shards of rows on disk, read as blocks or by row number, never whole."""
 
-import hashlib
-import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from tokenize import TokenError
 
 import numpy as np
 
 from neardup import NeardupError
-from neardup.npy import map_array, read_header
+from neardup.npy import UNREADABLE, map_array, read_header
 
 MOST_ROWS = 2**32  # two row numbers make one integer of 64 bits
-_HASH_SAMPLES = 64  # places of a file that its fingerprint reads
-_HASH_BYTES = 4096  # bytes read at each
 _WINDOW_BYTES = 1 << 26  # of a file that is mapped at a time while rows are gathered
 
 
@@ -104,6 +99,11 @@ def shard_starts(shards):
     return np.cumsum([0] + [s.rows for s in shards], dtype=np.int64)
 
 
+def total_rows(shards):
+    """Rows of all shards."""
+    return int(shard_starts(shards)[-1])
+
+
 def find_shards(data_dir, pattern, ours=()):
     """The shards of a folder in natural order (_2 before _10), their headers checked; nothing in folders of `ours`.
 
@@ -153,7 +153,7 @@ def _checked_header(path):
         raise NeardupError(f"{path} is not a file that can be read: remove it, or leave it out with shard_pattern")
     try:
         shape, _, dtype, offset = read_header(path)
-    except (ValueError, EOFError, SyntaxError, TokenError, MemoryError, RecursionError) as error:
+    except UNREADABLE as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise NeardupError(f"{path} is not a .npy file ({reason}): write it with numpy.save") from error
     if dtype.hasobject:
@@ -170,34 +170,3 @@ def _checked_header(path):
             f"{path} has {path.stat().st_size} bytes where its header promises {expected}: it is damaged, copy it again"
         )
     return shape, dtype
-
-
-def fingerprint(shards):
-    """What identifies the input: name, shape, dtype, times and sampled content of each shard and its ids."""
-    return [
-        {
-            "name": shard.path.name,
-            "rows": shard.rows,
-            "dim": shard.dim,
-            "dtype": shard.dtype.str,
-            "sample": _sampled_hash(shard.path),
-            "ids": _sampled_hash(shard.ids_path) if shard.ids_path.exists() else None,
-        }
-        for shard in shards
-    ]
-
-
-def _sampled_hash(path):
-    """SHA-256 of a file's size, time of change and evenly spread pieces, its first and last bytes among them."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        status = os.fstat(file.fileno())
-        size = status.st_size
-        digest.update(f"{size} {status.st_mtime_ns}".encode())
-        whole = size <= _HASH_SAMPLES * _HASH_BYTES
-        last = max(size - _HASH_BYTES, 0)
-        offsets = range(0, size, _HASH_BYTES) if whole else np.linspace(0, last, _HASH_SAMPLES, dtype=np.int64)
-        for offset in offsets:
-            file.seek(int(offset))
-            digest.update(file.read(_HASH_BYTES))
-    return digest.hexdigest()

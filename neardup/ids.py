@@ -1,6 +1,7 @@
 """Names of rows: read from the shards' sidecars once, then kept as one Arrow file that is memory-mapped."""
 
 import json
+import re
 
 import numpy as np
 import pyarrow as pa
@@ -33,6 +34,21 @@ def read_sidecar(shard):
     if all(type(i) is str for i in ids) and not any(map(_has_surrogate, ids)):
         return pa.array(ids, pa.large_string())
     return pa.array([_as_text(path, row, value) for row, value in enumerate(ids)], pa.large_string())
+
+
+def check_sidecars(shards):
+    """Raises NeardupError where ids lie beside the shards, named as theirs are, whose own shard is not there."""
+    for folder in {shard.path.parent for shard in shards}:
+        kinds = {_numberless(shard.path) for shard in shards if shard.path.parent == folder}
+        for path in sorted(folder.glob("*.txt")):
+            if _numberless(path) in kinds and not path.with_suffix(".npy").exists():
+                raise NeardupError(
+                    f"{path} is there, but {path.stem}.npy, whose ids it lists, is not: add it, or take the list away"
+                )
+
+
+def _numberless(path):
+    return re.sub(r"\d+", "#", path.stem)
 
 
 def _as_text(path, row, value):

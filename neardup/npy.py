@@ -2,13 +2,18 @@
 
 import math
 import mmap
+import warnings
 from threading import Lock
+from tokenize import TokenError
 from typing import NamedTuple
 
 import numpy as np
 
+from neardup.files import damaged
+
 # numpy parses headers with `ast`, which before CPython 3.11.8 fails now and then in two threads at once (gh-106905)
 PARSING = Lock()
+UNREADABLE = ValueError, EOFError, SyntaxError, TokenError, MemoryError, RecursionError, OverflowError  # bad headers
 
 
 class Header(NamedTuple):
@@ -27,20 +32,30 @@ def read_header(path):
         if version not in ((1, 0), (2, 0)):
             raise ValueError(f"version {version} of the format")
         read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        with PARSING:
+        with PARSING, warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # of a header that Python 2 wrote, which numpy reads as well
             return Header(*read(file), file.tell())
 
 
 def read_npy(path):
-    """A whole .npy file as an array."""
-    with PARSING:
-        return np.load(path, allow_pickle=False)
+    """A whole .npy file of ours as an array. Raises NeardupError where it is damaged."""
+    try:
+        with PARSING:
+            return np.load(path, allow_pickle=False)
+    except UNREADABLE as error:
+        raise damaged(path, error) from error
 
 
 def map_npy(path):
-    """A .npy file as a read-only array, memory-mapped: what is touched counts as memory while the array is held."""
-    header = read_header(path)
-    return map_array(path, header.dtype, header.offset, header.shape, header.fortran_order)
+    """A .npy file of ours as a read-only array, memory-mapped: what is touched counts as memory while it is held.
+
+    Raises NeardupError where it is damaged.
+    """
+    try:
+        header = read_header(path)
+        return map_array(path, header.dtype, header.offset, header.shape, header.fortran_order)
+    except UNREADABLE as error:
+        raise damaged(path, error) from error
 
 
 def map_array(path, dtype, offset, shape, fortran_order=False):

@@ -2,12 +2,11 @@
 
 import json
 
-import h5py
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from neardup.artifacts import atomic, write_stream
+from neardup.files import atomic, hdf5, write_stream
 from neardup.ids import store_ids
 from neardup.pairs import both_ways
 
@@ -57,7 +56,7 @@ def _neighbor_items(stage, names, budget):
 
 def write_hdf5(path, groups, ids, threshold):
     """merged_clusters.h5: flat data sets; group g's members are at bounds[g] to bounds[g + 1]."""
-    with atomic(path) as temporary, h5py.File(temporary, "w") as file:
+    with hdf5(path) as file:
         file["row"], file["similarity"] = groups.rows, groups.similarity
         file["bounds"] = groups.bounds
         file["representative_row"], file["cluster"] = groups.representative, groups.cluster

@@ -7,6 +7,7 @@ import numpy as np
 
 from neardup.embeddings import MOST_ROWS
 from neardup.engine import size_ranges
+from neardup.files import damaged
 
 PAIR = np.dtype([("row_a", "<i8"), ("row_b", "<i8"), ("similarity", "<f8")])
 _SAMPLED = 64  # packed pairs between two that are looked at to cut them
@@ -42,11 +43,24 @@ def slices_between(parts, cuts):
         yield [slice(a, b) for a, b in zip(low, high, strict=True)]
 
 
-def read_pairs(path):
-    """Yield the pairs of neighbors.h5 as (p,) PAIR arrays, in order. Memory: 24 MB."""
+def read_pairs(path, n_rows):
+    """Yield the pairs of neighbors.h5 as (p,) PAIR arrays, in order. Memory: 24 MB.
+
+    Raises NeardupError where they aren't pairs of so many rows, in order.
+    """
+    last = np.zeros(1, dtype=PAIR)
     with h5py.File(path) as file:
+        kinds = {name: (file[name].shape, file[name].dtype) for name in PAIR.names}
+        if kinds != {name: (file["row_a"].shape[:1], PAIR[name]) for name in PAIR.names}:
+            raise damaged(path, "other shapes or types")
         for start in range(0, len(file["row_a"]), _BLOCK):
-            yield _some(file, start, start + _BLOCK)
+            some = _some(file, start, start + _BLOCK)
+            a, b = (np.concatenate([last[name], some[name]]) for name in ("row_a", "row_b"))
+            rising = (a[1:] > a[:-1]) | ((a[1:] == a[:-1]) & (b[1:] > b[:-1]))
+            if not (rising & (a[1:] >= 0) & (a[1:] < b[1:]) & (b[1:] < n_rows) & (some["similarity"] > 0)).all():
+                raise damaged(path, "no pairs in order")
+            last = some[-1:].copy()  # whoever gets them may change them
+            yield some
 
 
 def _some(file, start, stop):
@@ -65,24 +79,24 @@ def both_ways(path, n_rows, most, folder):
     for each of `most`, and 24 bytes a row.
     """
     forward, back = np.zeros(n_rows, dtype=np.int64), np.zeros(n_rows, dtype=np.int64)
-    for pairs in read_pairs(path):
+    for pairs in read_pairs(path, n_rows):
         forward += np.bincount(pairs["row_a"], minlength=n_rows)
         back += np.bincount(pairs["row_b"], minlength=n_rows)
     ranges = size_ranges(np.concatenate([[0], np.cumsum(1 + forward + back)]), most)
     starts = np.concatenate([[0], np.cumsum(forward)])
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    _mirror(path, ranges, folder)
+    _mirror(path, n_rows, ranges, folder)
     with h5py.File(path) as file:
         for number, (low, high) in enumerate(ranges):
             pairs = np.concatenate([_some(file, starts[low], starts[high]), _read_mirrored(folder / f"{number}.bin")])
             yield low, high, pairs[np.lexsort((pairs["row_b"], pairs["row_a"]))]
 
 
-def _mirror(path, ranges, folder):
+def _mirror(path, n_rows, ranges, folder):
     """Write all pairs seen from row_b, those of a range of rows to a file of its own."""
     lows = np.array([low for low, _ in ranges])
-    for pairs in read_pairs(path):
+    for pairs in read_pairs(path, n_rows):
         pairs["row_a"], pairs["row_b"] = pairs["row_b"].copy(), pairs["row_a"].copy()
         of_range = np.searchsorted(lows, pairs["row_a"], side="right") - 1
         order = np.argsort(of_range, kind="stable")

@@ -2,6 +2,7 @@
 
 import os
 import resource
+import signal
 import sys
 from argparse import ArgumentError
 from pathlib import Path
@@ -11,8 +12,9 @@ from pydantic_settings import SettingsError
 
 from config import Config
 from neardup import NeardupError
+from neardup.lock import lock
 
-EXIT_ERROR, EXIT_SETTING, EXIT_INTERRUPTED = 1, 2, 130
+EXIT_ERROR, EXIT_SETTING, EXIT_INTERRUPTED, EXIT_TERMINATED = 1, 2, 130, 143
 
 
 def main(run, description):
@@ -28,7 +30,9 @@ def main(run, description):
     except (SettingsError, ArgumentError) as error:
         _fail(name, EXIT_SETTING, f"{error}; --help lists the settings")
     _open_more_files()
+    signal.signal(signal.SIGTERM, _terminate)
     try:
+        lock(config.work_dir, name)
         run(config)
     except NeardupError as error:
         _fail(name, EXIT_ERROR, str(error))
@@ -37,10 +41,26 @@ def main(run, description):
         _fail(name, EXIT_ERROR, f"{where}: {error.strerror or error}; mend that, then start it again to go on")
     except MemoryError:
         _fail(name, EXIT_ERROR, "out of memory: set a lower memory_limit or n_workers, then start it again to go on")
+    except Terminated:
+        _leave(name, EXIT_TERMINATED, "terminated")
     except KeyboardInterrupt:
-        sys.stdout.flush()
-        sys.stderr.write(f"{name}: interrupted; start it again to go on\n")
-        os._exit(EXIT_INTERRUPTED)  # tasks still running are not waited for; whatever they finished is on disk
+        _leave(name, EXIT_INTERRUPTED, "interrupted")
+
+
+class Terminated(BaseException):
+    """SIGTERM, as KeyboardInterrupt is SIGINT."""
+
+
+def _terminate(*_):
+    raise Terminated
+
+
+def _leave(name, status, word):
+    """End at once: tasks still running are not waited for; whatever they finished is on disk."""
+    sys.stdout.flush()
+    sys.stderr.write(f"{name}: {word}; start it again to go on\n")
+    sys.stderr.flush()
+    os._exit(status)
 
 
 def _open_more_files():

@@ -18,6 +18,7 @@ from config import ROOT, Config
 from neardup.artifacts import STAGES
 
 SCRIPTS = [script for script, _ in STAGES.values()]
+NOTES = {".lock", ".lock.json", ".input.json"}
 EXAMPLE = ROOT / "examples" / "debian"
 
 
@@ -146,8 +147,9 @@ def read_ids(work_dir):
 
 
 def tree_bytes(folder):
-    """Every file below a folder, by its relative name."""
-    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(Path(folder).rglob("*")) if p.is_file()}
+    """Every file below a folder, by its relative name, without a work folder's notes on locks and times."""
+    files = [p for p in sorted(Path(folder).rglob("*")) if p.is_file() and p.name not in NOTES]
+    return {str(p.relative_to(folder)): p.read_bytes() for p in files}
 
 
 @pytest.fixture(scope="session")

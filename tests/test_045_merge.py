@@ -368,4 +368,4 @@ def test_an_id_that_is_kept_is_not_dropped(tmp_path, capsys):
     run_stages(data, tmp_path / "work", duplicate_ids="allow", bad_rows="skip")
     assert load_list(tmp_path / "work" / "045_merge" / "keep.txt") == ["a", "a", "d"]
     assert load_list(tmp_path / "work" / "045_merge" / "drop.txt") == ["e"]
-    assert "of 6 rows keep 3 and drop 2; 1 were rejected\n" in capsys.readouterr().out
+    assert "6 rows = 4 in groups + 1 single + 1 rejected; keep 3 and drop 2\n" in capsys.readouterr().out

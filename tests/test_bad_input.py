@@ -1,5 +1,6 @@
 """Whatever is wrong with the input or the settings: one line, the right exit status, and no damage."""
 
+import csv
 import json
 import shutil
 import sys
@@ -68,6 +69,10 @@ def change_version(data, major, minor):
 BAD_DATA = {
     "id count": (lambda d: change_ids(d, lambda i: i[:-1]), "part_1.txt lists 19 ids but part_1.npy has 20 rows"),
     "ids missing": (lambda d: (d / "part_1.txt").unlink(), "part_1.txt is missing"),
+    "ids of a shard that isn't there": (
+        lambda d: (d / "part_2.txt").write_text("[]"),
+        "part_2.txt is there, but part_2.npy, whose ids it lists, is not",
+    ),
     "ids not JSON": (lambda d: (d / "part_1.txt").write_text("a\nb\n"), "part_1.txt is not JSON in UTF-8"),
     "ids not UTF-8": (lambda d: (d / "part_1.txt").write_bytes(b'["\xff"]'), "part_1.txt is not JSON in UTF-8"),
     "ids no list": (lambda d: change_ids(d, lambda i: dict.fromkeys(i)), "part_1.txt holds a JSON dict, not a list"),
@@ -122,6 +127,10 @@ BAD_DATA = {
     "version of the format": (lambda d: change_version(d, 9, 0), "part_1.npy is not a .npy file (version (9, 0)"),
     "empty file": (lambda d: (d / "part_1.npy").write_bytes(b""), "part_1.npy is not a .npy file"),
     "link to nowhere": (lambda d: (d / "part_2.npy").symlink_to("gone"), "part_2.npy is not a file"),
+    "ids that can't be read": (
+        lambda d: [(d / "part_1.txt").unlink(), (d / "part_1.txt").mkdir()],
+        "part_1.txt: Is a directory",
+    ),
     "a folder": (lambda d: (d / "part_2.npy").mkdir(), "part_2.npy is not a file"),
     "no shards": (lambda d: [p.unlink() for p in d.glob("*.npy")], "matches shard_pattern '*.npy'"),
     "no rows": (
@@ -172,6 +181,26 @@ def test_bad_rows_can_be_skipped(good, tmp_path):
     keep = (tmp_path / "work" / "045_merge" / "keep.txt").read_text().splitlines()
     drop = (tmp_path / "work" / "045_merge" / "drop.txt").read_text().splitlines()
     assert sorted(keep + drop) == sorted(f"id-{i}" for i in rest)
+
+
+def test_ids_of_bad_rows_are_no_formulas(tmp_path):
+    """In rejected.csv, which people open in spreadsheets; there they are JSON strings, the same ids."""
+    ids = ["=1+1", "+1", "-1", "@SUM(A1)", " =2", "\t=3", '"quoted"', "", "a=1", 'comma, "quote"\nline', "ünï", "7"]
+    data = lay_out(tmp_path / "data", np.concatenate([np.zeros((12, 4)), np.eye(4)]), ids=[*ids, *"wxyz"])
+    run_stages(data, tmp_path / "work", SCRIPTS[:1], bad_rows="skip")
+    with (tmp_path / "work" / "01_pca_variance" / "rejected.csv").open(newline="", encoding="utf-8") as file:
+        cells = [line[3] for line in csv.reader(file)][1:]
+    assert not [cell for cell in cells if cell.lstrip()[:1] in ("=", "+", "-", "@")]
+    assert [json.loads(cell) if cell.startswith('"') else cell for cell in cells] == ids
+
+
+@pytest.mark.parametrize("header", [b"(20L, 8L)", b"(20, 8)\n"], ids=["Python 2", "with a line break"])
+def test_headers_that_numpy_reads_in_a_second_way(good, tmp_path, header):
+    """Without a word: its warning is not about the rows."""
+    here = shutil.copytree(good, tmp_path / "here")
+    change_header(here / "data", b"(20, 8)", header)
+    done = command(SCRIPTS[0], "--data-dir", here / "data", "--work-dir", tmp_path / "work")
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_all_rows_bad(tmp_path):

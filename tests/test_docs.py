@@ -6,7 +6,7 @@ import re
 import h5py
 import pyarrow.parquet as pq
 import pytest
-from conftest import EXAMPLE, SCRIPTS, command, run_stages
+from conftest import EXAMPLE, SCRIPTS, command, run_stages, tree_bytes
 
 from config import ROOT, Config
 
@@ -31,7 +31,7 @@ def kind(path):
 @pytest.fixture(scope="module")
 def files(example):
     """Every file that a run of the example leaves, by its name below the work folder."""
-    return sorted(str(path.relative_to(example)) for path in example.rglob("*") if path.is_file())
+    return sorted(tree_bytes(example))
 
 
 @pytest.mark.parametrize("script", SCRIPTS)

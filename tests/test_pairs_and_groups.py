@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 import faiss_04_neighbor_search as stage_4
 from neardup import candidates, geometry, npy, pairs
 from neardup.artifacts import Stage
+from neardup.clusters import open_cluster, prepare_cluster
 from neardup.groups import joining
 
 SEEDS = st.integers(0, 2**32 - 1)
@@ -301,11 +302,11 @@ class Coordinates:
 def all_candidates(stage, clusters, coordinates, centroids, radius_and_error):
     """What stage 4 finds inside each cluster and across each border, [(row_a, row_b)]."""
     for cluster in range(len(clusters)):
-        stage_4.prepare_cluster(stage, clusters, centroids, radius_and_error, 70, cluster)
+        prepare_cluster(stage, clusters, centroids, radius_and_error, 70, cluster)
     radius, error = radius_and_error
-    reduced = None if coordinates is None else Coordinates(coordinates)
-    opened = partial(stage_4.open_cluster, stage, clusters, reduced)
-    reaches, found = [radius + 2 * error] * (1 if reduced is None else 2), []
+    reduced = coordinates is not None and partial(Coordinates, coordinates)
+    opened = partial(open_cluster, stage, clusters, reduced)
+    reaches, found = [radius + 2 * error] * (2 if reduced else 1), []
     numbers = range(len(clusters))
     for couple in [*stage_4.couples_inside(opened, numbers), *stage_4.couples_across(opened, numbers, numbers)]:
         for packed, _ in stage_4.search_two(*couple, reaches, None, None):

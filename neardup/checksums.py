@@ -1,0 +1,54 @@
+"""What files hold, in 128 bits: tells a changed input, and an artifact that is not what its stage wrote.
+
+XXH3 reads as fast as memory does. It tells accidents, not forgery: who can write to the work folder can do anything.
+"""
+
+import os
+
+import numpy as np
+import xxhash
+
+_BLOCK = 1 << 22  # bytes read together
+_SAMPLES = 64  # places of a file that a sample reads
+_SAMPLE_BYTES = 4096  # bytes read at each
+
+
+class Digest:
+    """Of what is added piece by piece; the same whatever the pieces."""
+
+    def __init__(self):
+        self._state = xxhash.xxh3_128()
+        self.hexdigest = self._state.hexdigest
+
+    def update(self, array):
+        """Add the bytes of an array, or of anything that holds bytes."""
+        self._state.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+
+
+def digest_of_bytes(*parts):
+    """Digest of some bytes that follow each other, as 32 hexadecimal digits."""
+    digest = xxhash.xxh3_128()
+    for part in parts:
+        digest.update(part)
+    return digest.hexdigest()
+
+
+def digest_of_file(path):
+    """Digest of all that a file holds. Memory: 4 MB."""
+    digest, buffer = xxhash.xxh3_128(), bytearray(_BLOCK)
+    with path.open("rb", buffering=0) as file:
+        while count := file.readinto(buffer):
+            digest.update(memoryview(buffer)[:count])
+    return digest.hexdigest()
+
+
+def digest_of_sample(path):
+    """Digest of a file's size and evenly spread pieces, its first and last bytes among them: at most 256 KB."""
+    with path.open("rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        pieces = [str(size).encode()]
+        whole, last = size <= _SAMPLES * _SAMPLE_BYTES, max(size - _SAMPLE_BYTES, 0)
+        for offset in range(0, size, _SAMPLE_BYTES) if whole else np.linspace(0, last, _SAMPLES, dtype=np.int64):
+            file.seek(int(offset))
+            pieces.append(file.read(_SAMPLE_BYTES))
+    return digest_of_bytes(*pieces)

@@ -1,0 +1,159 @@
+"""Writing files, which appear whole or not at all, whatever fails meanwhile; and reading JSON."""
+
+import json
+import os
+import pickle
+import zipfile
+from contextlib import contextmanager
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+from neardup import NeardupError
+
+
+def damaged(path, why):
+    """A NeardupError about a file of ours that isn't what it should be."""
+    return NeardupError(f"{path} is damaged ({why}): remove {path.parent} and run the scripts again")
+
+
+def read_json(path):
+    """A JSON object of ours. Raises NeardupError where it is damaged."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise damaged(path, error) from error
+    if not isinstance(content, dict):
+        raise damaged(path, "no JSON object")
+    return content
+
+
+@contextmanager
+def atomic(path, flush=True):
+    """Yield a temporary path beside `path`; what is written there appears as `path` whole, or not at all.
+
+    flush: also if the power fails.
+    """
+    temporary = path.with_name(f".{path.name}.tmp")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    yield temporary
+    if flush:
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+    os.replace(temporary, path)
+    if flush:
+        sync_folder(path.parent)
+
+
+def write_json(path, content, flush=True):
+    """Write small values as JSON, whole or not at all. flush: as of `atomic`."""
+    with atomic(path, flush) as temporary:
+        temporary.write_text(json.dumps(content, indent=1, default=str) + "\n", encoding="utf-8")
+
+
+def write_npy(path, array, flush=True):
+    """Write an array as .npy, whole or not at all. flush: as of `atomic`."""
+    array = np.asanyarray(array)
+    with atomic(path, flush) as temporary, temporary.open("wb") as file:
+        np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(array))
+        file.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)  # numpy's own way hides why it fails
+
+
+def write_npz(path, **arrays):
+    """Write arrays as .npz, whole or not at all, with the same bytes each time: numpy.savez puts the clock in."""
+    with atomic(path) as temporary, zipfile.ZipFile(temporary, "w") as archive:
+        for name, array in arrays.items():
+            with archive.open(zipfile.ZipInfo(f"{name}.npy"), "w", force_zip64=True) as file:
+                np.lib.format.write_array(file, np.asanyarray(array), allow_pickle=False)
+
+
+@contextmanager
+def hdf5(path):
+    """Yield a new HDF5 file, which appears whole or not at all.
+
+    HDF5 can't close a file that it failed to write, and may crash later; so it never learns of a failure, which is
+    raised when it is done.
+    """
+    with atomic(path) as temporary, temporary.open("w+b", buffering=0) as file:
+        failing = _Failing(file)
+        with h5py.File(failing, "w") as content:
+            yield content
+        if failing.error:
+            raise failing.error
+
+
+class _Failing:
+    """A file for h5py that keeps the first error of a write, after which it writes nothing."""
+
+    def __init__(self, file):
+        self.file, self.error = file, None
+        self.read, self.seek, self.tell = file.read, file.seek, file.tell
+
+    def write(self, data):
+        return self._unless_failed(lambda: _write_all(self.file, data), len(data))
+
+    def truncate(self, size):
+        return self._unless_failed(lambda: self.file.truncate(size), size)
+
+    def flush(self):
+        pass  # nothing is buffered, and `atomic` flushes to disk
+
+    def readinto(self, buffer):
+        count = self.file.readinto(buffer)
+        buffer[count:] = bytes(len(buffer) - count)  # of what was not written
+        return len(buffer)
+
+    def _unless_failed(self, act, result):
+        if not self.error:
+            try:
+                act()
+            except OSError as error:
+                self.error = error
+        return result
+
+
+def _write_all(file, data):
+    """Write bytes to an unbuffered file, which may take them in several steps."""
+    rest = memoryview(data).cast("B")
+    while rest:
+        rest = rest[file.write(rest) :]
+
+
+class _Items:
+    """A dict to be pickled from an iterator of its items: never in memory, though it loads as a plain dict."""
+
+    def __init__(self, items):
+        self.items = items
+
+    def __reduce__(self):
+        return dict, (), None, None, self.items
+
+
+def write_stream(path, items):
+    """Write a pickle of the dict with these items, for users, holding one item at a time."""
+    with atomic(path) as temporary, temporary.open("wb") as file:
+        pickler = pickle.Pickler(file, protocol=4)
+        pickler.fast = True  # no memo of everything written
+        pickler.dump(_Items(items))
+
+
+@contextmanager
+def npy_rows(path, shape, flush=True):
+    """Yield a function that appends blocks of float32 rows to a .npy file of this shape, which appears when full.
+
+    flush: as of `atomic`. Written, not mapped: a full disk then is an error that can be reported, not a signal.
+    """
+    header = {"descr": "<f4", "fortran_order": False, "shape": shape}
+    with atomic(path, flush) as temporary, temporary.open("wb") as file:
+        np.lib.format.write_array_header_1_0(file, header)
+        yield lambda block: file.write(np.ascontiguousarray(block, dtype="<f4").data)
+
+
+def sync_folder(folder: Path):
+    """Flush the names in a folder to disk."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

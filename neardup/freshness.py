@@ -1,0 +1,99 @@
+"""Whether the input is still what the stages were made from: what it holds decides, not when it was touched."""
+
+from neardup import NeardupError, engine
+from neardup.checksums import Digest, digest_of_bytes, digest_of_file, digest_of_sample
+from neardup.embeddings import block_ranges, open_shards
+from neardup.files import read_json, write_json
+
+_MEMO = ".input.json"  # in the work folder: when which shard was last seen to hold what
+_BLOCK_ROWS = 8192  # rows hashed together
+
+
+def fingerprint(shards):
+    """What identifies the input without reading it all: name, shape, dtype and samples of each shard and its ids."""
+    return [
+        {
+            "name": shard.path.name,
+            "rows": shard.rows,
+            "dim": shard.dim,
+            "dtype": shard.dtype.str,
+            "sample": digest_of_sample(shard.path),
+            "ids": digest_of_sample(shard.ids_path) if shard.ids_path.exists() else None,
+        }
+        for shard in shards
+    ]
+
+
+def times(shards):
+    """When each shard and its ids were changed last, and their sizes: [[ns, bytes, ns, bytes]]."""
+    found = []
+    for shard in shards:
+        states = [p.stat() if p.exists() else None for p in (shard.path, shard.ids_path)]
+        found.append([n for s in states for n in ((s.st_mtime_ns, s.st_size) if s else (0, 0))])
+    return found
+
+
+def piece_rows(dim):
+    """Rows of a piece of a shard: what a task of stage 1 reads, and what one digest covers.
+
+    The sums of a task are d x d float64, 1/32 of the rows they sum up.
+    """
+    return max(65_536, 64 * dim)
+
+
+def pieces(rows):
+    """(start, stop) of all pieces of `RowFiles`."""
+    return block_ranges(rows.starts, piece_rows(rows.dim))
+
+
+def content(shards, digests):
+    """[[digest of the rows, digest of the ids]] of each shard. digests: of its pieces, all shards' in order."""
+    digests, found = iter(digests), []
+    for shard in shards:
+        count = len(block_ranges((0, shard.rows), piece_rows(shard.dim)))
+        rows = digest_of_bytes(*(next(digests).encode() for _ in range(count)))
+        found.append([rows, digest_of_file(shard.ids_path)])
+    return found
+
+
+def read_content(shards, n_workers):
+    """As `content`, from the files. Memory: a block a worker."""
+    rows = open_shards(shards)
+
+    def digest_of(start, stop):
+        digest = Digest()
+        for block in block_ranges((start, stop), _BLOCK_ROWS):
+            digest.update(rows.read(*block))
+        return digest.hexdigest()
+
+    return content(shards, engine.run(digest_of, pieces(rows), n_workers, "hash input"))
+
+
+def remember(work_dir, shards, seen, found):
+    """Note that at these times the shards held this. seen: of `times`; found: of `content`."""
+    memo = {s.path.name: [t, c] for s, t, c in zip(shards, seen, found, strict=True)}
+    write_json(work_dir / _MEMO, memo)
+
+
+def changed_shards(work_dir, shards, recorded, n_workers, all_of_them=False):
+    """Names of the shards that hold something else than recorded. Reads those that were touched since, or all.
+
+    recorded: of `content`, when stage 1 read them. What is unchanged is noted with its times.
+    """
+    path, seen = work_dir / _MEMO, times(shards)
+    try:
+        memo = read_json(path) if path.exists() else {}
+    except NeardupError:  # without it all is read again
+        memo = {}
+    doubtful = [
+        i
+        for i, (shard, *seen_and_recorded) in enumerate(zip(shards, seen, recorded, strict=True))
+        if all_of_them or memo.get(shard.path.name) != seen_and_recorded
+    ]
+    if not doubtful:
+        return []
+    found = read_content([shards[i] for i in doubtful], n_workers)
+    changed = [shards[i].path.name for i, f in zip(doubtful, found, strict=True) if f != recorded[i]]
+    if not changed:
+        remember(work_dir, shards, seen, recorded)
+    return changed

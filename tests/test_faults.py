@@ -1,0 +1,139 @@
+"""Whatever operation on a file fails: an error that says which, nothing half done, and it goes on after that."""
+
+import errno
+import os
+import shutil
+import subprocess
+
+import h5py
+import numpy as np
+import pytest
+from conftest import NOTES, SCRIPTS, command, lay_out, run_stages, tree_bytes
+from faults import failing
+
+from neardup import NeardupError
+from neardup.artifacts import STAGES
+from neardup.files import atomic, hdf5
+
+NAMES = list(STAGES)
+SETTINGS = {"threshold": 0.9, "n_clusters": 3, "audit_rows": 20, "n_workers": 1}
+
+
+LEFTOVERS = {"parts", *(f".{name}.{end}" for name in NAMES for end in ("partial", "old", "removed"))}
+
+
+def harmless(what, name):
+    """Whether a failure need not be told: a folder to be made is there already, a leftover that can't be removed is the
+    next time, and zipfile opens a file in a second way where the first fails."""
+    return what == "mkdir again" or (what == "open" and (name in LEFTOVERS or name.endswith(".npz.tmp")))
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A finished run of 300 rows, of which 40 are near others."""
+    folder = tmp_path_factory.mktemp("whole")
+    rows = np.random.default_rng(0).normal(size=(300, 16)).astype(np.float32)
+    rows[100:140] = rows[:40] + 0.01
+    run_stages(lay_out(folder / "data", rows, cuts=[120]), folder / "work", **SETTINGS)
+    return folder
+
+
+def work_before(name, whole, to):
+    """A copy of that run's results as they are before a stage."""
+    to.mkdir()
+    for note in whole.joinpath("work").glob(".*"):
+        shutil.copy2(note, to)
+    for earlier in NAMES[: NAMES.index(name)]:
+        shutil.copytree(whole / "work" / earlier, to / earlier)
+    return to
+
+
+def fail_each(name, whole, tmp_path, errors, every=1):
+    """Make each so-manieth operation of a stage fail, then start it again. Returns how many operations there are."""
+    run = lambda work: run_stages(whole / "data", work, [STAGES[name][0]], **SETTINGS)  # noqa: E731
+    with failing(tmp_path) as counted:
+        run(work_before(name, whole, tmp_path / "counted"))
+    expected = tree_bytes(whole / "work" / name)
+    assert tree_bytes(tmp_path / "counted" / name) == expected
+    for number in range(0, counted.count, every):
+        error, work = errors[number % len(errors)], work_before(name, whole, tmp_path / "work")
+        told = None
+        with failing(tmp_path, number, error) as faults:
+            try:
+                run(work)
+            except (OSError, NeardupError) as raised:
+                told = raised
+        what = (number, *faults.names[number : number + 1], error, told)
+        assert told or len(faults.names) <= number or harmless(*faults.names[number]), what
+        published = {k: v for k, v in tree_bytes(work / name).items() if k != "begun.json" and "parts" not in k}
+        assert published in ({}, expected), what
+        run(work)
+        assert tree_bytes(work / name) == expected, what
+        assert {p.name for p in work.iterdir()} - NOTES == {*NAMES[: NAMES.index(name) + 1]}, what
+        shutil.rmtree(work)
+    return counted.count
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_operations_that_fail(whole, tmp_path, name):
+    """One in five here, all of them in tests/soak."""
+    assert fail_each(name, whole, tmp_path, [errno.ENOSPC, errno.EIO, errno.EACCES], every=5) > 30
+
+
+@pytest.mark.parametrize("at", range(1, 12))
+def test_an_hdf5_file_that_can_not_be_written(tmp_path, at):
+    """HDF5 never learns of it, and is fit for the next file."""
+    path = tmp_path / "file.h5"
+    with failing(tmp_path) as counted, hdf5(path) as file:
+        file["some"], file["more"] = np.arange(100_000), np.arange(10)
+    whole = path.read_bytes()
+    assert counted.count > 5
+    path.unlink()
+    full = pytest.raises(OSError, match="No space left")
+    with failing(tmp_path, min(at, counted.count - 1), errno.ENOSPC), full, hdf5(path) as file:
+        file["some"], file["more"] = np.arange(100_000), np.arange(10)
+    assert not path.exists()
+    with hdf5(path) as file:
+        file["some"], file["more"] = np.arange(100_000), np.arange(10)
+    assert path.read_bytes() == whole
+    with h5py.File(path) as file:
+        assert file["some"][-1] == 99_999
+
+
+def test_an_error_while_a_file_is_written_leaves_the_one_before(tmp_path):
+    path = tmp_path / "file"
+    path.write_text("before")
+    with pytest.raises(ZeroDivisionError), atomic(path) as temporary:
+        temporary.write_text("after")
+        raise ZeroDivisionError
+    assert path.read_text() == "before"
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 3 MB, where this process may make one. Yields its folder and how to make it larger."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", folder]
+    if os.geteuid() or subprocess.run(mount, check=False).returncode:
+        pytest.skip("needs to mount a file system")
+    yield folder, lambda size: subprocess.run(["mount", "-o", f"remount,size={size}", folder], check=True)
+    subprocess.run(["umount", folder], check=True)
+
+
+def test_a_disk_that_fills(whole, small_disk, tmp_path):
+    """From the shell, each script on a disk that grows by 16 KB whenever it is full: one line, and it goes on."""
+    (disk, grow), size, full = small_disk, 64, 0
+    options = [w for k, v in SETTINGS.items() for w in (f"--{k.replace('_', '-')}", v)]
+    for script in SCRIPTS:
+        while True:
+            done = command(script, "--data-dir", whole / "data", "--work-dir", disk / "work", *options)
+            if done.returncode == 0:
+                break
+            assert done.returncode == 1, done.stderr
+            assert done.stderr.count("\n") == 1, done.stderr
+            assert "No space left" in done.stderr or "make room there" in done.stderr, done.stderr
+            full, size = full + 1, size + 48
+            grow(f"{size}k")
+    assert full >= 5
+    assert tree_bytes(disk / "work") == tree_bytes(whole / "work")

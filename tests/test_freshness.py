@@ -1,0 +1,321 @@
+"""What has changed is made anew, what hasn't isn't: settings, input, artifacts. One script at a time."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from functools import partial
+
+import numpy as np
+import pytest
+from conftest import SCRIPTS, command, lay_out, run_stages, tree_bytes
+
+import faiss_01_pca_variance
+from config import ROOT
+from neardup import NeardupError, embeddings
+from neardup.artifacts import STAGES, Stage
+from neardup.checksums import digest_of_file
+
+NAMES = list(STAGES)
+SETTINGS = {"threshold": 0.9, "n_clusters": 3, "audit_rows": 20}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A finished run of 6,000 rows, so that samples don't see all of a shard: `data` and `work`."""
+    folder = tmp_path_factory.mktemp("whole")
+    rows = np.random.default_rng(0).normal(size=(6000, 32)).astype(np.float32)
+    rows[100:200] = rows[:100] + 0.01
+    run_stages(lay_out(folder / "data", rows, cuts=[5000]), folder / "work", **SETTINGS)
+    return folder
+
+
+@pytest.fixture
+def copy(whole, tmp_path):
+    """A copy of it, times included."""
+    shutil.copytree(whole, tmp_path / "copy")
+    return tmp_path / "copy"
+
+
+def again(folder, scripts=SCRIPTS, **settings):
+    run_stages(folder / "data", folder / "work", scripts, **SETTINGS | settings)
+
+
+def inodes(folder):
+    """Every file of the stages, with what changes when it is written anew."""
+    return {p: (p.stat().st_ino, p.stat().st_mtime_ns) for name in NAMES for p in (folder / "work" / name).rglob("*")}
+
+
+def poke(path, at, keep_times=True):
+    """Change a byte of a file."""
+    before = path.stat()
+    with path.open("r+b") as file:
+        file.seek(at)
+        byte = file.read(1)
+        file.seek(at)
+        file.write(bytes([byte[0] ^ 1]))
+    if keep_times:
+        os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+def test_touched_but_unchanged_input_redoes_nothing(copy):
+    before = inodes(copy)
+    for path in (copy / "data").iterdir():
+        path.touch()
+    again(copy)
+    assert inodes(copy) == before
+
+
+def test_touched_input_is_read_once(copy, monkeypatch):
+    """And not by every script after that."""
+    for path in (copy / "data").iterdir():
+        path.touch()
+    again(copy, SCRIPTS[:1])
+    monkeypatch.setattr("neardup.freshness.read_content", None)
+    again(copy)
+
+
+def test_input_without_a_note_on_its_times_is_read(copy):
+    before = inodes(copy)
+    for content in (None, "{", "[]", '{"part_0.npy": 3}'):
+        (copy / "work" / ".input.json").unlink()
+        if content:
+            (copy / "work" / ".input.json").write_text(content)
+        again(copy)
+        assert inodes(copy) == before
+
+
+@pytest.mark.parametrize("at", [-1, 128], ids=["last byte", "first byte"])
+def test_a_change_that_samples_see_is_noticed_at_the_same_size_and_time(copy, at):
+    shard = copy / "data" / "part_0.npy"
+    poke(shard, at % shard.stat().st_size)
+    with pytest.raises(NeardupError, match=r"from other input \(part_0.npy changed\): run faiss_01"):
+        again(copy, SCRIPTS[1:])
+
+
+UNSEEN = 128 + 32 * 4 * 60  # between two samples of part_0.npy
+
+
+@pytest.mark.parametrize("stage", range(5))
+def test_a_change_between_the_samples_is_noticed_by_its_time(copy, stage):
+    poke(copy / "data" / "part_0.npy", UNSEEN, keep_times=False)
+    if stage:
+        with pytest.raises(NeardupError, match=r"from other input \(part_0.npy changed\): run faiss_01"):
+            again(copy, SCRIPTS[stage : stage + 1])
+    again(copy)
+    fresh = copy.with_name("fresh")
+    run_stages(copy / "data", fresh, **SETTINGS)
+    assert tree_bytes(copy / "work") == tree_bytes(fresh)
+
+
+def test_a_change_between_the_samples_at_the_same_time_is_noticed_if_all_is_hashed(copy):
+    poke(copy / "data" / "part_0.npy", UNSEEN)
+    before = inodes(copy)
+    again(copy)
+    assert inodes(copy) == before
+    with pytest.raises(NeardupError, match=r"from other input \(part_0.npy changed\): run faiss_01"):
+        again(copy, SCRIPTS[1:], verify_input=True)
+    again(copy, verify_input=True)
+    assert inodes(copy) != before
+
+
+def test_changed_ids_are_noticed(copy):
+    path = copy / "data" / "part_1.txt"
+    text = path.read_text()
+    path.write_text(text.replace('"id-5500"', '"id-550x"'))
+    with pytest.raises(NeardupError, match=r"part_1\.npy changed"):
+        again(copy, SCRIPTS[1:])
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "first"),
+    [
+        ("threshold", 0.95, 3),
+        ("audit_rows", 10, 3),
+        ("n_clusters", 4, 2),
+        ("sketch_dims", 7, 1),
+        ("target_variance", 0.9, 0),
+    ],
+)
+def test_a_changed_setting_redoes_the_stages_it_concerns(copy, setting, value, first):
+    before = inodes(copy)
+    again(copy, **{setting: value})
+    changed = {p.relative_to(copy / "work").parts[0] for p in before if before[p] != inodes(copy).get(p)}
+    assert changed == {*NAMES[first:]}
+
+
+@pytest.mark.parametrize("stage", range(5))
+def test_input_that_changes_while_it_is_read(copy, monkeypatch, stage):
+    """No result is published; then all is made anew."""
+    shutil.rmtree(copy / "work" / NAMES[stage])
+    check, shard = Stage._check_input, copy / "data" / "part_0.npy"
+
+    def change_first(*arguments):
+        poke(shard, UNSEEN, keep_times=False)
+        check(*arguments)
+
+    with monkeypatch.context() as patch, pytest.raises(NeardupError, match="changed while it was read: run faiss_01"):
+        patch.setattr(Stage, "_check_input", change_first)
+        again(copy, SCRIPTS[stage : stage + 1])
+    assert not (copy / "work" / NAMES[stage]).exists()
+    again(copy)
+    fresh = copy.with_name("fresh")
+    run_stages(copy / "data", fresh, **SETTINGS)
+    assert tree_bytes(copy / "work") == tree_bytes(fresh)
+
+
+def test_input_that_is_touched_while_it_is_read(copy, monkeypatch):
+    shutil.rmtree(copy / "work" / NAMES[0])
+    read = embeddings.RowFiles.read
+
+    def touch(self, start, stop):
+        self.paths[0].touch()
+        return read(self, start, stop)
+
+    monkeypatch.setattr(embeddings.RowFiles, "read", touch)
+    again(copy, SCRIPTS[:1])
+    assert (copy / "work" / NAMES[0] / "manifest.json").exists()
+
+
+READ_BY = {  # file of a stage, which later script reads it
+    "01_pca_variance/n_components.json": 1,
+    "01_pca_variance/moments.npz": 1,
+    "01_pca_variance/ids.arrow": 2,
+    "01_pca_variance/rejected_rows.npy": 2,
+    "01_pca_variance/repeated_rows.npy": 3,
+    "02_pca_reduce/sketch_00000.npy": 2,
+    "03_kmeans/centroids.npy": 3,
+    "03_kmeans/labels.npy": 3,
+    "03_kmeans/clusters/cluster_00001.h5": 3,
+    "04_neighbor_search/neighbors.h5": 4,
+}
+
+
+@pytest.mark.parametrize("how", ["changed", "cut", "removed"])
+@pytest.mark.parametrize("name", READ_BY)
+def test_a_damaged_artifact_is_not_used(copy, name, how):
+    path, script = copy / "work" / name, READ_BY[name]
+    for stage in NAMES[script:]:
+        shutil.rmtree(copy / "work" / stage)
+    size = path.stat().st_size
+    if how == "changed":
+        poke(path, size // 2)
+    elif how == "cut":
+        os.truncate(path, size // 2)
+    else:
+        path.unlink()
+    stage = NAMES.index(name.split("/")[0])
+    with pytest.raises(NeardupError, match=f"{path.name} is missing or not what {SCRIPTS[stage]} wrote: remove"):
+        again(copy, SCRIPTS[script : script + 1])
+    shutil.rmtree(copy / "work" / NAMES[stage])  # as the message says
+    again(copy)
+
+
+@pytest.mark.parametrize("name", NAMES[:4])
+def test_a_manifest_with_other_numbers_is_not_used(copy, name):
+    """Such as another error of the sketch, which would lose pairs."""
+    path = copy / "work" / name / "manifest.json"
+    text = path.read_text()
+    path.write_text(text.replace('"rows": 6000', '"rows": 6001'))
+    assert path.read_text() != text
+    with pytest.raises(NeardupError, match=r"manifest.json is damaged: remove .* and run the scripts again"):
+        again(copy, SCRIPTS[4:])
+
+
+def test_the_manifest_says_what_each_file_holds(whole):
+    for name in NAMES:
+        folder = whole / "work" / name
+        files = json.loads((folder / "manifest.json").read_text())["files"]
+        found = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}
+        assert {*files} == found - {"manifest.json"}
+        assert all(digest_of_file(folder / file) == digest for file, digest in files.items())
+
+
+def test_a_second_run_on_one_folder_leaves(copy, tmp_path):
+    """The first waits for its input, a pipe. The second says who is at work, and does nothing."""
+    shutil.rmtree(copy / "work" / NAMES[0])
+    (copy / "data" / "part_1.txt").unlink()
+    os.mkfifo(copy / "data" / "part_1.txt")
+    options = ["--data-dir", copy / "data", "--work-dir", copy / "work"]
+    first = subprocess.Popen([sys.executable, ROOT / SCRIPTS[0], *map(str, options)], stderr=subprocess.DEVNULL)
+    try:
+        while not (copy / "work" / ".lock.json").exists():
+            time.sleep(0.01)
+        before = tree_bytes(copy / "work")
+        second = command(SCRIPTS[4], *options)
+        assert second.returncode == 1
+        said = rf"is in use by {SCRIPTS[0]} \(process {first.pid} on .*, since 20.*\): wait"
+        assert re.search(said, second.stderr)
+        assert second.stderr.count("\n") == 1
+        assert tree_bytes(copy / "work") == before
+    finally:
+        first.kill()
+        first.wait()
+    # the lock of one that died is no lock
+    (copy / "data" / "part_1.txt").unlink()
+    (copy / "data" / "part_1.txt").write_text(json.dumps([f"id-{i}" for i in range(5000, 6000)]))
+    assert command(SCRIPTS[0], *options).returncode == 0
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_a_script_soon(copy, number, status):
+    """Within two seconds, whatever it is doing; with a line that says how to go on."""
+    for stage in NAMES:
+        shutil.rmtree(copy / "work" / stage)
+    wait = "import time, numpy; numpy.linalg.eigvalsh = lambda c: time.sleep(60)"
+    run = f"{wait}; import runpy, sys; sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')"
+    options = [ROOT / SCRIPTS[0], "--data-dir", copy / "data", "--work-dir", copy / "work"]
+    process = subprocess.Popen(
+        [sys.executable, "-c", run, *map(str, options)], stderr=subprocess.PIPE, text=True, cwd=ROOT
+    )
+    while not (copy / "work" / f".{NAMES[0]}.partial" / "rejected_rows.npy").exists():
+        time.sleep(0.01)
+    time.sleep(0.3)
+    started = time.monotonic()
+    process.send_signal(number)
+    said = process.communicate(timeout=20)[1]
+    assert time.monotonic() - started < 10  # two seconds, and patience with a busy machine
+    assert process.returncode == status
+    assert said.count("\n") == 1
+    assert "start it again to go on" in said
+    assert command(*options[:1], *options[1:]).returncode == 0
+
+
+def test_a_disk_without_room_is_named_before_anything_is_written(copy, monkeypatch):
+    usage = shutil.disk_usage(copy)
+    for stage, name in enumerate(NAMES):
+        shutil.rmtree(copy / "work" / name)
+        with monkeypatch.context() as patch:
+            patch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1000))
+            with pytest.raises(NeardupError, match=r"needs about .* GB more, and its disk has 1e-06 GB free: make"):
+                again(copy, SCRIPTS[stage : stage + 1])
+        again(copy, SCRIPTS[stage : stage + 1])
+
+
+def test_only_what_was_not_read_is_read_after_a_kill(copy, monkeypatch):
+    """Of stage 1: the pieces that are in files already."""
+    monkeypatch.setattr("neardup.freshness.piece_rows", lambda dim: 700)
+    shutil.rmtree(copy / "work")
+    read_piece, calls = faiss_01_pca_variance.block_moments, []
+
+    class Killed(BaseException):
+        pass
+
+    def count(stop_after, *arguments):
+        calls.append(len(arguments[0]))
+        if len(calls) > stop_after:
+            raise Killed
+        return read_piece(*arguments)
+
+    monkeypatch.setattr(faiss_01_pca_variance, "block_moments", partial(count, 4))
+    with pytest.raises(Killed):
+        again(copy, SCRIPTS[:1], n_workers=1)
+    done, calls[:] = sum(calls[:4]), []
+    monkeypatch.setattr(faiss_01_pca_variance, "block_moments", partial(count, 1000))
+    again(copy, SCRIPTS[:1], n_workers=1)
+    assert done > 0
+    assert sum(calls) == 6000 - done
