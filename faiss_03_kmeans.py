@@ -53,7 +53,8 @@ def train(stage, sketches, rejected, config):
         size = min(n_rows, _SAMPLE_PER_CLUSTER * n_clusters)
         sample = np.sort(rng.choice(n_rows, size, replace=False))
         sample += np.searchsorted(rejected - np.arange(len(rejected)), sample, side="right")  # skips rejected rows
-        write_npy(path, kmeans(sketches.gather(sample), n_clusters, config.random_state))
+        arguments = sketches.gather(sample), n_clusters, config.random_state
+        write_npy(path, engine.run(kmeans, [arguments], 1, "03 k-means")[0])
     return read_npy(path)
 
 

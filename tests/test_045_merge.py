@@ -1,10 +1,13 @@
 """Stage 5: groups, what is kept of each, and what holds chains together; in every file the same."""
 
+import csv
 import json
 import pickle
 import sys
+import tempfile
 from dataclasses import dataclass
 from itertools import pairwise
+from pathlib import Path
 
 import h5py
 import numpy as np
@@ -23,6 +26,8 @@ from conftest import (
     run_stages,
     unit,
 )
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 STAGE = "045_merge"
 TIE = 1e-12  # mean similarities closer than this are the same
@@ -259,6 +264,39 @@ def test_ids_of_any_kind_come_back(tmp_path):
         assert flat_ids(file) == ids
     groups = pickle.loads((work / STAGE / "merged_clusters.pkl").read_bytes()).values()
     assert [group["members"] for group in groups] == [[name, name + "2"] for name in STRANGE_IDS]
+
+
+ANY_TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=1000)
+NASTY_TEXT = st.text("=+-@\"'\\\n\r\t ,;/<>&\0\u2028é", max_size=20)
+
+
+@given(ids=st.lists(ANY_TEXT | NASTY_TEXT, min_size=9, max_size=9, unique=True))
+@settings(deadline=None, max_examples=25, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+def test_ids_survive_every_output(ids):
+    """Whatever is in them: of two groups, three single rows and two rejected ones."""
+    rows = np.concatenate([np.repeat(np.eye(4), [2, 2, 1, 1], axis=0), np.ones((1, 4)), np.zeros((2, 4))])
+    with tempfile.TemporaryDirectory() as folder:
+        data, work = lay_out(Path(folder) / "data", rows, ids=ids), Path(folder) / "work"
+        run_stages(data, work, n_clusters=1, bad_rows="skip", audit_rows=3)
+        assert read_ids(work) == ids
+        with (work / "01_pca_variance" / "rejected.csv").open(newline="", encoding="utf-8") as file:
+            cells = [line[3] for line in csv.reader(file)][1:]
+        assert [json.loads(cell) if cell.startswith('"') else cell for cell in cells] == ids[7:]
+        for name, expected in {
+            "03_kmeans/clusters/cluster_00000.h5": ids[:7],
+            "04_neighbor_search/neighbors.h5": ids[:4],
+            "045_merge/merged_clusters.h5": ids[:4],
+        }.items():
+            with h5py.File(work / name) as file:
+                assert flat_ids(file) == expected
+        neighbors = pickle.loads((work / "04_neighbor_search" / "neighbors.pkl").read_bytes())
+        assert list(neighbors) == ids[:7]
+        assert [list(n["neighbors"]) for n in neighbors.values()] == [[ids[i]] for i in (1, 0, 3, 2)] + [[]] * 3
+        merged = pickle.loads((work / STAGE / "merged_clusters.pkl").read_bytes())
+        assert [g["members"] for g in merged.values()] == [ids[:2], ids[2:4]]
+        assert load_table(work)["id"] == ids[:4]
+        assert load_list(work / STAGE / "keep.txt") == [ids[i] for i in (0, 2, 4, 5, 6)]
+        assert load_list(work / STAGE / "drop.txt") == [ids[1], ids[3]]
 
 
 def test_no_groups_at_all(tmp_path, capsys):

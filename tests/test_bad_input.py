@@ -116,6 +116,10 @@ BAD_DATA = {
         lambda d: change_header(d, b"(20, 8)", b"(" + b"-" * 4000 + b"1, 8)"),
         "part_1.npy is not a .npy file",
     ),
+    "10^15 rows": (
+        lambda d: change_header(d, b"(20, 8)", b"(1000000000000000, 8)"),
+        "bytes where its header promises 32000000000000",
+    ),
     "less than no rows": (
         lambda d: change_header(d, b"(20, 8)", b"(-20, -8)"),
         "part_1.npy has shape (-20, -8), not (rows, values)",
