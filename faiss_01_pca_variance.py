@@ -53,22 +53,22 @@ def run(config):
                 "shards": len(shards),
                 "n_components": n_components,
                 "variance_kept": kept,
-                "content": content(shards, [part["digest"] for part in found]),
+                "content": content(shards, [digest for part in found for digest in part["digests"]]),
             }
         )
     report(stage)
 
 
 def disk_needed(shards):
-    """Bytes that this stage writes, about: the ids, and a d x d matrix a piece."""
+    """Bytes that this stage writes, about: the ids, and a d x d matrix a task."""
     dim, ids = shards[0].dim, sum(s.ids_path.stat().st_size for s in shards if s.ids_path.exists())
     return ids + 8 * dim**2 * (len(pieces(open_shards(shards))) + 4)
 
 
 def read_all(stage, shards, config):
-    """Gather all ids into ids.arrow, and sum up the rows, a file a piece; what an interrupted run finished stays.
+    """Gather all ids into ids.arrow, and sum up the rows, a file a task; what an interrupted run finished stays.
 
-    Returns the rows whose id another row has too, (r,) int64, and what was found in each piece: its digest, and
+    Returns the rows whose id another row has too, (r,) int64, and what each task found: digests of its pieces, and
     [row, reason] of those that have no direction. Memory: a block, and 3 d^2 float64, a worker; 24 bytes a row.
     """
     rows, path = open_shards(shards), stage.part("origin")
@@ -76,8 +76,8 @@ def read_all(stage, shards, config):
         write_npy(path, common_origin(rows))
     engine.preload("matplotlib.figure")
     block_rows = engine.block_rows(config.memory_limit, config.n_workers, 12 * rows.dim, _BLOCK_ROWS)
-    task = partial(read_piece, stage, rows, read_npy(path), block_rows)
-    tasks = engine.tasks(task, [(n, *piece) for n, piece in enumerate(pieces(rows))], config.n_workers)
+    task = partial(read_pieces, stage, rows, read_npy(path), block_rows)
+    tasks = engine.tasks(task, enumerate(pieces(rows)), config.n_workers)
     repeated = dask.delayed(gather_ids, pure=False)(stage, shards)
     repeated, *found = engine.compute([repeated, *tasks], config.n_workers, "01 moments")
     return repeated, found
@@ -105,21 +105,24 @@ def gather_ids(stage, shards):
     return read_npy(path)
 
 
-def read_piece(stage, rows, origin, block_rows, number, start, stop):
-    """Write the `block_moments` of all blocks of a piece, added up in float64. Returns what was found otherwise."""
+def read_pieces(stage, rows, origin, block_rows, number, some):
+    """Write the `block_moments` of all blocks of some pieces, added up in float64. Returns what was found otherwise."""
     path = stage.part("found", number, suffix=".json")
     if path.exists():
         return read_json(path)
-    total, rejected, digest = np.zeros((rows.dim + 1, rows.dim)), [], Digest()
-    for low, high in block_ranges((start, stop), block_rows):
-        stored = rows.read(low, high)
-        digest.update(stored)
-        sums, products, bad = block_moments(stored, origin)
-        total[0] += sums
-        total[1:] += products
-        rejected += [(low + i, reason) for i, reason in bad]
+    total, rejected, digests = np.zeros((rows.dim + 1, rows.dim)), [], []
+    for piece in some:
+        digest = Digest()
+        for low, high in block_ranges(piece, block_rows):
+            stored = rows.read(low, high)
+            digest.update(stored)
+            sums, products, bad = block_moments(stored, origin)
+            total[0] += sums
+            total[1:] += products
+            rejected += [(low + i, reason) for i, reason in bad]
+        digests.append(digest.hexdigest())
     write_npy(stage.part("moments", number), total)
-    write_json(path, {"rejected": rejected, "digest": digest.hexdigest()})
+    write_json(path, {"rejected": rejected, "digests": digests})
     return read_json(path)
 
 

@@ -21,7 +21,7 @@ _SHOWN = 10  # missed or false pairs that are named
 def audit_pairs(stage, found, rows, eligible, config, others=()):
     """Compare `audit_rows` random rows with every row, and with what was found for them.
 
-    stage: keeps what is compared, a file a piece; found: yields the pairs that were found, as (p,) PAIR, each time it
+    stage: keeps what is compared, a file a task; found: yields the pairs that were found, as (p,) PAIR, each time it
     is called; rows: `RowFiles`; eligible: (e,) int64, the rows that aren't rejected; others: Dask tasks to be done
     beside this. Where just the pairs that join were looked for, a pair counts as found if its rows are joined.
     Returns a dict: rows audited, true pairs of theirs, how many of those are missed, how many found are false, and
@@ -36,7 +36,7 @@ def audit_pairs(stage, found, rows, eligible, config, others=()):
     sample = audited, stored, unit, best_stride(unit, config.threshold)
     bytes_per_row = 8 * rows.dim + 5 * len(audited)
     block_rows = engine.block_rows(config.memory_limit, config.n_workers, bytes_per_row, _BLOCK_ROWS)
-    task = partial(audit_piece, stage, rows, counted, sample, (config.threshold, block_rows))
+    task = partial(audit_pieces, stage, rows, counted, sample, (config.threshold, block_rows))
     tasks = engine.tasks(task, enumerate(pieces(rows) if len(audited) else []), config.n_workers)
     results = engine.compute([*tasks, *others], config.n_workers, "04 audit")
     true = _union(results[: len(tasks)])
@@ -80,11 +80,11 @@ def best_stride(unit, threshold):
     return min(_STRIDES, key=cost)
 
 
-def audit_piece(stage, rows, counted, sample, threshold_and_block_rows, number, piece):
-    """`audit_block` of the blocks of a piece, all together; kept in a file, from which an interrupted run goes on."""
+def audit_pieces(stage, rows, counted, sample, threshold_and_block_rows, number, some):
+    """`audit_block` of all blocks of some pieces; kept in a file, from which an interrupted run goes on."""
     path, (threshold, block_rows) = stage.part("audit", number), threshold_and_block_rows
     if not path.exists():
-        blocks = block_ranges(piece, block_rows)
+        blocks = [block for piece in some for block in block_ranges(piece, block_rows)]
         found = [audit_block(rows, counted, sample, threshold, *block) for block in blocks]
         write_npy(path, np.concatenate([np.empty(0, np.uint64), *found]))
     return read_npy(path)

@@ -1,5 +1,9 @@
 """Whether the input is still what the stages were made from: what it holds decides, not when it was touched."""
 
+import os
+
+import numpy as np
+
 from neardup import NeardupError, engine
 from neardup.checksums import Digest, digest_of_bytes, digest_of_file, digest_of_sample
 from neardup.embeddings import block_ranges, open_shards
@@ -34,16 +38,19 @@ def times(shards):
 
 
 def piece_rows(dim):
-    """Rows of a piece of a shard: what a task of stage 1 reads, and what one digest covers.
+    """Rows of a piece of a shard, which one digest covers, at most, and of the pieces that a task reads.
 
-    The sums of a task are d x d float64, 1/32 of the rows they sum up.
+    What a task of stage 1 keeps is d x d float64, 1/32 of so many rows.
     """
     return max(65_536, 64 * dim)
 
 
 def pieces(rows):
-    """(start, stop) of all pieces of `RowFiles`."""
-    return block_ranges(rows.starts, piece_rows(rows.dim))
+    """(start, stop) of the pieces of `RowFiles`, in lists of some that follow each other, small ones together."""
+    most = piece_rows(rows.dim)
+    single = block_ranges(rows.starts, most)
+    bounds = np.cumsum([0] + [stop - start for start, stop in single])
+    return [single[low:high] for low, high in engine.size_ranges(bounds, most)]
 
 
 def content(shards, digests):
@@ -60,19 +67,29 @@ def read_content(shards, n_workers):
     """As `content`, from the files. Memory: a block a worker."""
     rows = open_shards(shards)
 
-    def digest_of(start, stop):
-        digest = Digest()
-        for block in block_ranges((start, stop), _BLOCK_ROWS):
-            digest.update(rows.read(*block))
-        return digest.hexdigest()
+    def digests_of(*some):
+        found = []
+        for piece in some:
+            digest = Digest()
+            for block in block_ranges(piece, _BLOCK_ROWS):
+                digest.update(rows.read(*block))
+            found.append(digest.hexdigest())
+        return found
 
-    return content(shards, engine.run(digest_of, pieces(rows), n_workers, "hash input"))
+    digests = engine.run(digests_of, pieces(rows), n_workers, "hash input")
+    return content(shards, [digest for found in digests for digest in found])
 
 
 def remember(work_dir, shards, seen, found):
     """Note that at these times the shards held this. seen: of `times`; found: of `content`."""
-    memo = {s.path.name: [t, c] for s, t, c in zip(shards, seen, found, strict=True)}
+    memo = {name: [t, c] for name, t, c in zip(_names(shards), seen, found, strict=True)}
     write_json(work_dir / _MEMO, memo)
+
+
+def _names(shards):
+    """The shards' paths below the folder that holds them all."""
+    folder = os.path.commonpath([shard.path.parent for shard in shards])
+    return [str(shard.path.relative_to(folder)) for shard in shards]
 
 
 def changed_shards(work_dir, shards, recorded, n_workers, all_of_them=False):
@@ -87,8 +104,8 @@ def changed_shards(work_dir, shards, recorded, n_workers, all_of_them=False):
         memo = {}
     doubtful = [
         i
-        for i, (shard, *seen_and_recorded) in enumerate(zip(shards, seen, recorded, strict=True))
-        if all_of_them or memo.get(shard.path.name) != seen_and_recorded
+        for i, (name, *seen_and_recorded) in enumerate(zip(_names(shards), seen, recorded, strict=True))
+        if all_of_them or memo.get(name) != seen_and_recorded
     ]
     if not doubtful:
         return []

@@ -19,6 +19,8 @@ from config import ROOT
 from neardup import NeardupError, embeddings
 from neardup.artifacts import STAGES, Stage
 from neardup.checksums import digest_of_file
+from neardup.embeddings import find_shards, open_shards
+from neardup.freshness import pieces
 
 NAMES = list(STAGES)
 SETTINGS = {"threshold": 0.9, "n_clusters": 3, "audit_rows": 20}
@@ -305,6 +307,17 @@ def test_a_disk_without_room_is_named_before_anything_is_written(copy, monkeypat
             with pytest.raises(NeardupError, match=r"needs about .* GB more, and its disk has 1e-06 GB free: make"):
                 again(copy, SCRIPTS[stage : stage + 1])
         again(copy, SCRIPTS[stage : stage + 1])
+
+
+def test_small_shards_are_read_together(tmp_path):
+    """What is kept for a task is larger than they are."""
+    cuts = np.cumsum(np.random.default_rng(0).integers(0, 9, 200))
+    rows = np.arange(2 * (cuts[-1] + 100_000), dtype=np.float32).reshape(-1, 2)
+    shards = open_shards(find_shards(lay_out(tmp_path, rows, cuts=cuts.tolist()), "*.npy"))
+    found = pieces(shards)
+    assert len(found) == 3
+    assert [row for some in found for piece in some for row in range(*piece)] == list(range(len(rows)))
+    assert all(sum(stop - start for start, stop in some) <= 65_536 for some in found)
 
 
 def test_only_what_was_not_read_is_read_after_a_kill(copy, monkeypatch):
