@@ -5,6 +5,7 @@ import resource
 import signal
 import sys
 from argparse import ArgumentError
+from contextlib import suppress
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -30,7 +31,8 @@ def main(run, description):
     except (SettingsError, ArgumentError) as error:
         _fail(name, EXIT_SETTING, f"{error}; --help lists the settings")
     _open_more_files()
-    signal.signal(signal.SIGTERM, _terminate)
+    signal.signal(signal.SIGINT, lambda *_: _leave(name, EXIT_INTERRUPTED, "interrupted"))
+    signal.signal(signal.SIGTERM, lambda *_: _leave(name, EXIT_TERMINATED, "terminated"))
     try:
         lock(config.work_dir, name)
         run(config)
@@ -41,25 +43,13 @@ def main(run, description):
         _fail(name, EXIT_ERROR, f"{where}: {error.strerror or error}; mend that, then start it again to go on")
     except MemoryError:
         _fail(name, EXIT_ERROR, "out of memory: set a lower memory_limit or n_workers, then start it again to go on")
-    except Terminated:
-        _leave(name, EXIT_TERMINATED, "terminated")
-    except KeyboardInterrupt:
-        _leave(name, EXIT_INTERRUPTED, "interrupted")
-
-
-class Terminated(BaseException):
-    """SIGTERM, as KeyboardInterrupt is SIGINT."""
-
-
-def _terminate(*_):
-    raise Terminated
 
 
 def _leave(name, status, word):
-    """End at once: tasks still running are not waited for; whatever they finished is on disk."""
-    sys.stdout.flush()
-    sys.stderr.write(f"{name}: {word}; start it again to go on\n")
-    sys.stderr.flush()
+    """End at once, for all that was finished is on disk; an exception could arise in the middle of any library."""
+    with suppress(RuntimeError, OSError):  # the signal may have come while it is flushed
+        sys.stdout.flush()
+    os.write(sys.stderr.fileno(), f"{name}: {word}; start it again to go on\n".encode())
     os._exit(status)
 
 

@@ -17,7 +17,7 @@ from neardup.artifacts import STAGES
 NAMES = list(STAGES)
 SETTINGS = {"threshold": 0.9, "n_clusters": 2, "audit_rows": 5, "n_workers": 1}
 ROWS = 12  # of either shard
-EXAMPLES = {"rows": 9000, "ids": 5000, "artifacts": 6000}
+EXAMPLES = {"rows": 4000, "ids": 9000, "artifacts": 7000}
 SEEDS = st.integers(0, 2**63 - 1)
 
 
