@@ -68,6 +68,7 @@ def read_content(shards, n_workers):
     rows = open_shards(shards)
 
     def digests_of(*some):
+        """Digest of each of some pieces."""
         found = []
         for piece in some:
             digest = Digest()
