@@ -5,12 +5,15 @@ A value comes from, first found wins: the command line (`--data-dir DIR`), the e
 """
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import ByteSize, Field
+from pydantic import BeforeValidator, ByteSize, Field, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 ROOT = Path(__file__).resolve().parent
+
+
+Location = Annotated[Path | str, BeforeValidator(lambda value: value if "://" in str(value) else Path(value))]
 
 
 class Config(BaseSettings):
@@ -28,9 +31,20 @@ class Config(BaseSettings):
     )
 
     # what is read, and where results go
-    data_dir: Path = Field(ROOT / "examples" / "debian", description="folder of the embedding shards")
-    shard_pattern: str = Field(
-        "*.npy", min_length=1, description="which files of data_dir are shards, such as 'DFN5B*.npy'"
+    data_dir: Location = Field(
+        ROOT / "examples" / "debian", description="folder of the embeddings, or a single file; or a URL such as s3://…"
+    )
+    input_format: Literal["npy", "clip-retrieval", "npz", "hdf5", "vecs", "faiss", "arrow", "parquet"] | None = Field(
+        None, description="what the embeddings come in; None: seen from the files in data_dir"
+    )
+    shard_pattern: str | None = Field(
+        None, min_length=1, description="which files of data_dir are shards, such as 'DFN5B*.npy'; None: by format"
+    )
+    vectors: str | None = Field(
+        None, description="column, array, data set or folder of the vectors, where there are several; None: found"
+    )
+    id_column: str | None = Field(
+        None, description="column of the ids, in the shards or in tables beside them; None: found, or .txt files"
     )
     work_dir: Path = Field(ROOT / "work", description="folder for all results, a subfolder a stage")
 
@@ -74,9 +88,28 @@ class Config(BaseSettings):
         1000, ge=0, description="random rows compared with every row by brute force, to prove the answer, 0 or more"
     )
 
+    report_threshold: float | None = Field(
+        None, gt=0, le=1, description="search down to this, to see what the thresholds above it would give; None: don't"
+    )
+
     # faiss_045: groups
-    preview: Path | None = Field(
-        None, description="JSON file of id: text, to show groups by; None: texts.json in data_dir, if it is there"
+    grouping: Literal["connected", "star", "split"] = Field(
+        "connected",
+        description="groups: all that is joined; stars, each member near the row kept; or chains cut at bridges",
+    )
+    representative: str = Field(
+        "central",
+        pattern=r"^(central|first|longest_text|(highest|lowest):.+)$",
+        description="row to keep of a group: central, first, longest_text, or highest:COLUMN or lowest:COLUMN",
+    )
+    target_rows: int | None = Field(
+        None, ge=1, description="take the highest threshold that leaves at most so many rows, instead of `threshold`"
+    )
+    tabulate: str | None = Field(
+        None, description="columns of metadata, separated by commas, to count dropped rows by, as by shard"
+    )
+    preview: Annotated[str | None, BeforeValidator(lambda value: value if value is None else str(value))] = Field(
+        None, description="texts of the ids: a JSON file of id: text, or a column; None: texts.json beside the shards"
     )
 
     # the machine
@@ -86,3 +119,25 @@ class Config(BaseSettings):
     n_workers: int | None = Field(
         None, ge=1, le=1024, description="tasks at a time, 1 to 1,024; None: one a core (BLAS threads x tasks = cores)"
     )
+
+    @property
+    def search_threshold(self):
+        """The threshold that stage 4 searches down to."""
+        return min(self.threshold, self.report_threshold or self.threshold)
+
+    @property
+    def tabulated(self):
+        """The columns of `tabulate`."""
+        return [name.strip() for name in (self.tabulate or "").split(",") if name.strip()]
+
+    @model_validator(mode="after")
+    def _joining_pairs_are_enough(self):
+        if self.pairs == "joining" and self.search_threshold < self.threshold:
+            raise ValueError(
+                "pairs = 'joining' joins at one threshold only: set report_threshold to None, or pairs to 'all'"
+            )
+        if self.pairs == "joining" and (self.grouping != "connected" or self.target_rows):
+            raise ValueError("grouping 'star' and 'split', and target_rows, need all pairs: set pairs to 'all'")
+        if self.target_rows and self.grouping != "connected":
+            raise ValueError("target_rows counts connected groups: set grouping to 'connected'")
+        return self

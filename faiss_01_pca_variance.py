@@ -3,8 +3,6 @@
 One pass over the shards: Dask sums the rows and their products (Gram matrix) a block at a time.
 """
 
-import csv
-import json
 from functools import partial, reduce
 
 import dask
@@ -14,15 +12,14 @@ from neardup import NeardupError, engine, geometry
 from neardup.artifacts import begin
 from neardup.checksums import Digest
 from neardup.embeddings import block_ranges, open_shards, shard_starts, total_rows
-from neardup.files import atomic, read_json, write_json, write_npy, write_npz
+from neardup.files import atomic, read_json, write_csv, write_json, write_npy, write_npz
 from neardup.freshness import content, pieces
-from neardup.ids import IdTable, check_sidecars, repeated_rows, write_table
+from neardup.ids import IdTable, repeated_rows, write_table
 from neardup.npy import read_npy
 from neardup.script import main
 
 _BLOCK_ROWS = 8192  # rows of a block at most: a d x d float64 sum a block costs little beside its product
 _SHOWN = 10  # bad rows or repeated ids that an error names
-_FORMULA = ("=", "+", "-", "@", '"', "")  # beginnings of ids that aren't written to a CSV file as they are
 _NOISE = 2.0**-22, 2.0**-44  # variance that rounding makes, of the largest in the products, of 1 in the unit rows
 _ORIGIN_ROWS = 256  # whose mean is taken off all rows before they are multiplied, so that little is lost
 
@@ -30,7 +27,6 @@ _ORIGIN_ROWS = 256  # whose mean is taken off all rows before they are multiplie
 def run(config):
     """Write work/01_pca_variance, or find it finished."""
     stage, shards, _ = begin(config, "01_pca_variance")
-    check_sidecars(shards)
     if not stage.finished:
         stage.needs(disk_needed(shards))
         repeated, found = read_all(stage, shards, config)
@@ -61,7 +57,7 @@ def run(config):
 
 def disk_needed(shards):
     """Bytes that this stage writes, about: the ids, and a d x d matrix a task."""
-    dim, ids = shards[0].dim, sum(s.ids_path.stat().st_size for s in shards if s.ids_path.exists())
+    dim, ids = shards[0].dim, sum(s.ids_path.stat().st_size if s.ids_path else 16 * s.rows for s in shards)
     return ids + 8 * dim**2 * (len(pieces(open_shards(shards))) + 4)
 
 
@@ -144,7 +140,7 @@ def keep_repeated(stage, shards, repeated, duplicate_ids):
     if len(repeated) and duplicate_ids == "error":
         starts, table = shard_starts(shards), IdTable.open(stage.path("ids.arrow"))
         places = [
-            f"{name!r} (row {row - starts[s]} of {shards[s].ids_path.name})"
+            f"{name!r} (row {row - starts[s]} of {(shards[s].ids_path or shards[s].path).name})"
             for row, name in zip(repeated[:_SHOWN], table.take(repeated[:_SHOWN]), strict=True)
             for s in [int(np.searchsorted(starts, row, side="right")) - 1]
         ]
@@ -161,7 +157,7 @@ def keep_rejected(stage, shards, rejected, bad_rows):
     of_shard = [int(np.searchsorted(starts, row, side="right")) - 1 for row, _ in rejected]
     ids = table.take([row for row, _ in rejected])
     lines = [
-        (row, shards[s].path.name, int(row - starts[s]), cell(name), reason)
+        (row, shards[s].path.name, int(row - starts[s]), name, reason)
         for (row, reason), s, name in zip(rejected, of_shard, ids, strict=True)
     ]
     if lines and bad_rows == "error":
@@ -173,14 +169,8 @@ def keep_rejected(stage, shards, rejected, bad_rows):
         raise NeardupError(
             f"none of the {len(lines)} rows has a direction (NaN, infinity or zeros): nothing to compare"
         )
-    with atomic(stage.path("rejected.csv")) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerows([("row", "shard", "row_in_shard", "id", "reason"), *lines])
+    write_csv(stage.path("rejected.csv"), [("row", "shard", "row_in_shard", "id", "reason"), *lines])
     write_npy(stage.path("rejected_rows.npy"), np.array([row for row, _ in rejected], dtype=np.int64))
-
-
-def cell(name):
-    """An id in a CSV file: as it is, or as a JSON string where a spreadsheet would take it for a formula."""
-    return json.dumps(name, ensure_ascii=False) if name.lstrip()[:1] in _FORMULA else name
 
 
 def mean_and_covariance(origin, sums, count):

@@ -13,6 +13,7 @@ from neardup.artifacts import begin
 from neardup.embeddings import RowFiles, block_ranges, shard_starts
 from neardup.files import hdf5, write_npy
 from neardup.ids import IdTable, store_ids
+from neardup.layout import npy_layout
 from neardup.npy import read_npy
 from neardup.script import main
 
@@ -27,7 +28,7 @@ def run(config):
     if not stage.finished:
         variance, reduction = earlier["01_pca_variance"], earlier["02_pca_reduce"]
         starts = shard_starts(shards)
-        sketches = RowFiles([reduction.path(f"sketch_{s:05d}.npy") for s in range(len(shards))], starts)
+        sketches = RowFiles([npy_layout(reduction.path(f"sketch_{s:05d}.npy")) for s in range(len(shards))], starts)
         rejected = read_npy(variance.path("rejected_rows.npy"))
         stage.needs(len(sketches) * (4 * sketches.dim + 20) + variance.path("ids.arrow").stat().st_size)
         centroids = train(stage, sketches, rejected, config)

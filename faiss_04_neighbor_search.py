@@ -41,12 +41,12 @@ def run(config):
         stage.needs(len(rows) * _BYTES_A_ROW + 2 * earlier["01_pca_variance"].path("ids.arrow").stat().st_size)
         candidates, compared = find_candidates(stage, rows, earlier, config)
         parts = verify_candidates(stage, candidates, rows, config)
-        n_pairs, rows_in_pairs = join_parts(stage, parts, len(rows), ids, config.threshold)
+        n_pairs, rows_in_pairs = join_parts(stage, parts, len(rows), ids, config.search_threshold)
         audit = audit_and_pickle(stage, rows, (labels, ids, repeated), config)
         stage = stage.finish(
             {
                 "rows": len(rows),
-                "threshold": config.threshold,
+                "threshold": config.search_threshold,
                 "pairs": n_pairs,
                 "rows_in_pairs": rows_in_pairs,
                 "compared": compared,
@@ -74,7 +74,7 @@ def find_candidates(stage, rows, earlier, config):
     reduction, kmeans = earlier["02_pca_reduce"], earlier["03_kmeans"]
     numbers = range(kmeans.results["n_clusters"])
     clusters = Clusters([kmeans.path("clusters", f"cluster_{c:05d}.h5") for c in numbers])
-    radius, error = geometry.radius(config.threshold, rows.dim), reduction.results["sketch_error"]
+    radius, error = geometry.radius(config.search_threshold, rows.dim), reduction.results["sketch_error"]
     centroids = read_npy(kmeans.path("centroids.npy"))
     most = max(_LISTED_ROWS, _LISTED // len(clusters))
     block_rows = engine.block_rows(config.memory_limit, config.n_workers, 5 * len(clusters), most)
@@ -82,7 +82,7 @@ def find_candidates(stage, rows, earlier, config):
     engine.run(prepare, [(c,) for c in range(len(clusters))], config.n_workers, "04 visits")
 
     def joins(rows_a, rows_b):
-        return similarity_of(rows, verified_at_once(rows, config), rows_a, rows_b) >= config.threshold
+        return similarity_of(rows, verified_at_once(rows, config), rows_a, rows_b) >= config.search_threshold
 
     n_components = reduction.results["n_components"]
     reduced = lru_cache(partial(open_reduced, reduction, rows.starts))
@@ -208,7 +208,7 @@ def verify_candidates(stage, candidates, rows, config):
         write_npy(path, cuts(candidates, min(_BLOCK_PAIRS, share)))
     slices = list(enumerate(slices_between(candidates, read_npy(path))))
     similarity = partial(similarity_of, rows, verified_at_once(rows, config))
-    task = partial(verify_block, stage, candidates, similarity, config.threshold)
+    task = partial(verify_block, stage, candidates, similarity, config.search_threshold)
     engine.run(task, slices, config.n_workers, "04 verify")
     return [stage.part("pairs", block) for block, _ in slices]
 

@@ -142,10 +142,11 @@ CONTENDERS = {
 
 def unit_rows(data):
     """All rows of a folder of shards at unit length, float32."""
-    from neardup.embeddings import find_shards, open_shards
+    from neardup.embeddings import open_shards
     from neardup.geometry import unit_rows32
+    from neardup.shards import find_shards
 
-    shards = find_shards(Path(data), "*.npy")
+    shards = find_shards(Path(data))
     rows = open_shards(shards)
     return np.concatenate([unit_rows32(rows.read(s.start, s.start + s.rows))[0] for s in shards if s.rows])
 

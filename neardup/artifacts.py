@@ -3,23 +3,27 @@
 import json
 import os
 import shutil
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 
-from neardup import NeardupError, engine
+from neardup import NeardupError, copies, engine
 from neardup.checksums import digest_of_bytes, digest_of_file
-from neardup.embeddings import find_shards
 from neardup.files import read_json, sync_folder, write_json
-from neardup.freshness import changed_shards, fingerprint, remember, times
+from neardup.freshness import changed_shards, fingerprint, remember, tables_digest, times
+from neardup.shards import Reading, blocks, find_shards, is_wanted
 
 STAGES = {  # folder of a stage, in their order: the script that writes it, and the settings that shape it
     "01_pca_variance": ("faiss_01_pca_variance.py", ("target_variance", "bad_rows", "duplicate_ids")),
     "02_pca_reduce": ("faiss_02_pca_reduce.py", ("sketch_dims",)),
     "03_kmeans": ("faiss_03_kmeans.py", ("n_clusters", "random_state")),
-    "04_neighbor_search": ("faiss_04_neighbor_search.py", ("threshold", "pairs", "audit_rows", "random_state")),
-    "045_merge": ("faiss_045_merge.py", ()),
+    "04_neighbor_search": ("faiss_04_neighbor_search.py", ("search_threshold", "pairs", "audit_rows", "random_state")),
+    "045_merge": (
+        "faiss_045_merge.py",
+        ("threshold", "target_rows", "grouping", "representative", "tabulate", "preview"),
+    ),
 }
-_FORMAT = 3  # of the artifacts; a new one makes all older work stale
+_LOOKS_AT_TABLES = "045_merge"  # which reads metadata, whose change concerns no other stage
+_FORMAT = 4  # of the artifacts; a new one makes all older work stale
 _MANIFEST = "manifest.json"
 _ENDINGS = "partial", "old", "removed"  # of hidden folders: being built, being replaced, being removed
 _PARTS = "parts"  # folder of work in progress
@@ -97,6 +101,7 @@ class Stage:
             remember(work_dir, run.shards, run.times, content)
         before, now = run.fingerprint, fingerprint(run.shards)
         changed = [n["name"] for b, n in zip(before, now, strict=True) if b != n]
+        changed = changed or [s.name for s in run.shards if not copies.is_current(s)]
         changed = changed or changed_shards(work_dir, run.shards, content, run.config.n_workers)
         if changed:
             _remove(self.folder, self.folder.with_name(f".{self.name}.removed"))
@@ -132,17 +137,32 @@ def begin(config, name):
     Raises NeardupError if an earlier stage is missing or was made from something else.
     """
     _check_folders(config.data_dir, config.work_dir)
-    run = Run(config, find_shards(config.data_dir, config.shard_pattern, _stage_folders(config.work_dir)))
+    run = Run(config, open_input(config))
     source, earlier = run.fingerprint, {}
     for stage, (_, settings) in STAGES.items():
         key = {"stage": stage, "format": _FORMAT, "settings": {s: getattr(config, s) for s in settings}}
         key["source"] = source
+        if stage == _LOOKS_AT_TABLES:
+            key["settings"]["tables"] = tables_digest(config, run.shards)
         if stage == name:
             return _open(run, name, key), run.shards, earlier
         earlier[stage] = _finished_stage(run, stage, key)
+        key = earlier[stage].key
         run.content = run.content or earlier[stage].results["content"]
         source = _digest([key, run.content])
     raise AssertionError(name)
+
+
+def open_input(config):
+    """The shards of the input, where they can be memory-mapped: fetched and decoded as far as needed."""
+    reading = Reading(*(getattr(config, setting) for setting in Reading._fields))
+    copy_dir, data_dir = config.work_dir / copies.FOLDER, config.data_dir
+    ours = [*_stage_folders(config.work_dir), copy_dir]
+    if not isinstance(data_dir, Path):
+        data_dir, ours = copies.fetch(data_dir, copy_dir, partial(is_wanted, reading), config.n_workers), []
+    shards = find_shards(data_dir, reading, copy_dir, ours)
+    copies.make(shards, blocks, config.n_workers)
+    return shards
 
 
 def _stage_folders(work_dir):
@@ -153,7 +173,7 @@ def _stage_folders(work_dir):
 def _check_folders(data_dir, work_dir):
     """Raises NeardupError where a stage's folder would replace what isn't a stage's."""
     for folder in _stage_folders(work_dir):
-        if data_dir.resolve().is_relative_to(folder.resolve()):
+        if isinstance(data_dir, Path) and data_dir.resolve().is_relative_to(folder.resolve()):
             raise NeardupError(f"data_dir {data_dir} lies in {folder}, which a stage replaces: set another work_dir")
     for folder in (work_dir / name for name in STAGES):
         if folder.exists() and not ((folder / _MANIFEST).exists() or _old(folder).exists()):
@@ -182,10 +202,20 @@ def _finished_stage(run, name, key):
     if not (folder / _MANIFEST).exists():
         raise NeardupError(f"{folder} is missing: run {script} first")
     manifest = _read_manifest(folder / _MANIFEST)
+    key = _searched_lower(manifest, key)
     differences = _differences(manifest, key) or _changes(run, manifest)
     if differences:
         raise NeardupError(f"{folder} was made {differences}: run {script} again, or set it back")
     return Stage(name, folder, key, manifest)
+
+
+def _searched_lower(manifest, key):
+    """The key of a stage, with the threshold it was searched at where that is lower: it holds all pairs above, too."""
+    wanted = key["settings"].get("search_threshold")
+    then = manifest.get("settings", {}).get("search_threshold")
+    if wanted is None or not isinstance(then, float) or then > wanted or key["settings"]["pairs"] == "joining":
+        return key
+    return key | {"settings": key["settings"] | {"search_threshold": then}}
 
 
 def _changes(run, manifest):
@@ -206,7 +236,7 @@ def _differences(manifest, key):
     if manifest.get("format") != key["format"]:
         return "by another version of the scripts"
     then, now = manifest["settings"], key["settings"]
-    changed = [f"with {s} {then.get(s)}, not {now[s]}" for s in now if then.get(s) != now[s]]
+    changed = [f"with {s.removeprefix('search_')} {then.get(s)}, not {now[s]}" for s in now if then.get(s) != now[s]]
     if changed:
         return " and ".join(changed)
     source = manifest.get("source")

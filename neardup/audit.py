@@ -33,10 +33,10 @@ def audit_pairs(stage, found, rows, eligible, config, others=()):
     counted = np.zeros(len(rows), dtype=bool)
     counted[eligible] = True
     unit = geometry.unit_rows32(stored)[0]
-    sample = audited, stored, unit, best_stride(unit, config.threshold)
+    sample = audited, stored, unit, best_stride(unit, config.search_threshold)
     bytes_per_row = 8 * rows.dim + 5 * len(audited)
     block_rows = engine.block_rows(config.memory_limit, config.n_workers, bytes_per_row, _BLOCK_ROWS)
-    task = partial(audit_pieces, stage, rows, counted, sample, (config.threshold, block_rows))
+    task = partial(audit_pieces, stage, rows, counted, sample, (config.search_threshold, block_rows))
     tasks = engine.tasks(task, enumerate(pieces(rows) if len(audited) else []), config.n_workers)
     results = engine.compute([*tasks, *others], config.n_workers, "04 audit")
     true = _union(results[: len(tasks)])
@@ -109,9 +109,9 @@ def audit_block(rows, counted, sample, threshold, start, stop):
     similar = np.zeros(len(at), dtype=bool)
     for first in range(0, len(at), _PAIRS_AT_ONCE):
         here = slice(first, first + _PAIRS_AT_ONCE)
-        cosines = np.vecdot(values[at[here]], unit[of[here]]) * scales[at[here]]
+        cosines = (np.vecdot(values[at[here]], unit[of[here]]) * scales[at[here]]).astype(np.float64)
         similar[here] = cosines > threshold + error
-        unclear = first + np.nonzero(np.abs(cosines - threshold) <= error)[0]
+        unclear = first + np.nonzero((cosines >= threshold - error) & ~similar[here])[0]
         similar[unclear] = geometry.similarities(block[at[unclear]], stored[of[unclear]]) >= threshold
     return pairs.pack(start + at[similar], audited[of[similar]])
 

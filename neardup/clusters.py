@@ -11,6 +11,7 @@ from neardup import geometry
 from neardup.candidates import lay_out
 from neardup.embeddings import RowFiles, block_ranges
 from neardup.files import damaged, npy_rows, write_npy
+from neardup.layout import npy_layout
 from neardup.npy import map_array, map_npy
 
 _STEPS = 30_000  # of a visit's margin, from 0 to the reach
@@ -149,7 +150,7 @@ def prepare_cluster(stage, clusters, centroids, radius_and_error, block_rows, cl
 
 def open_reduced(reduction, starts):
     """The reduced vectors of all rows."""
-    return RowFiles([reduction.path(f"reduced_{s:05d}.npy") for s in range(len(starts) - 1)], starts)
+    return RowFiles([npy_layout(reduction.path(f"reduced_{s:05d}.npy")) for s in range(len(starts) - 1)], starts)
 
 
 def open_cluster(stage, clusters, reduced, cluster):

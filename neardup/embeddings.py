@@ -1,13 +1,12 @@
 """The input: shards of rows on disk, read as blocks or by row number, never whole."""
 
-import re
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from neardup import NeardupError
-from neardup.npy import UNREADABLE, map_array, read_header
+from neardup.layout import Layout, npy_layout
 
 MOST_ROWS = 2**32  # two row numbers make one integer of 64 bits
 _WINDOW_BYTES = 1 << 26  # of a file that is mapped at a time while rows are gathered
@@ -15,36 +14,47 @@ _WINDOW_BYTES = 1 << 26  # of a file that is mapped at a time while rows are gat
 
 @dataclass(frozen=True)
 class Shard:
-    """An input file: `rows` rows of `dim` values, the first of which has the global number `start`."""
+    """An input file: `rows` rows of `dim` values, the first of which has the global number `start`.
+
+    name: the file's below data_dir; vectors: the name of its vectors, where it holds more than those; stored: where
+    they lie, or None where they are decoded, once, into the file `copy`; ids_path: the file of its ids, in a column
+    `id_column` unless it is text, or None where its rows are numbered; table: of its metadata, or None.
+    """
 
     path: Path
     start: int
     rows: int
     dim: int
     dtype: np.dtype
+    name: str
+    vectors: str | None = None
+    stored: Layout | None = None
+    copy: Path | None = None
+    ids_path: Path | None = None
+    id_column: str | None = None
+    table: Path | None = None
 
     @property
-    def ids_path(self):
-        return self.path.with_suffix(".txt")
+    def layout(self):
+        """Where its rows lie."""
+        return self.stored or npy_layout(self.copy)
 
 
 class RowFiles:
-    """2-D .npy files that follow each other, as one array of rows; memory-mapped a window at a time, read-only.
+    """Files of rows that follow each other, as one array; memory-mapped a window at a time, read-only.
 
-    paths and starts: one a file, `starts` with the total number of rows as its last element. A window is unmapped
+    layouts and starts: one a file, `starts` with the total number of rows as its last element. A window is unmapped
     when nobody holds it any more: what is mapped counts as the process's memory.
     """
 
-    def __init__(self, paths, starts):
-        self.paths, self.starts = list(paths), np.asarray(starts, dtype=np.int64)
-        headers = [read_header(p) for p in self.paths]
-        for path, header, count in zip(self.paths, headers, np.diff(self.starts), strict=True):
-            if len(header.shape) != 2 or header.shape[0] != count:
+    def __init__(self, layouts, starts):
+        self.layouts, self.starts = list(layouts), np.asarray(starts, dtype=np.int64)
+        for layout, count in zip(self.layouts, np.diff(self.starts), strict=True):
+            if len(layout.shape) != 2 or layout.shape[0] != count:
                 raise NeardupError(
-                    f"{path} has shape {header.shape}, not {count} rows: run the script that wrote it again"
+                    f"{layout.path} has shape {layout.shape}, not {count} rows: run the script that wrote it again"
                 )
-        self.dim = headers[0].shape[1]
-        self.headers = headers
+        self.dim = self.layouts[0].shape[1]
 
     def __len__(self):
         return int(self.starts[-1])
@@ -55,7 +65,7 @@ class RowFiles:
         Returns (r, d) of the files' dtype, or the widest of them. Memory: 2 r d values, and a window of 64 MB.
         """
         distinct, inverse = np.unique(np.asarray(rows, dtype=np.int64), return_inverse=True)
-        out = np.empty((len(distinct), self.dim), dtype=np.result_type(*(h.dtype for h in self.headers)))
+        out = np.empty((len(distinct), self.dim), dtype=np.result_type(*(layout.dtype for layout in self.layouts)))
         window = max(1, _WINDOW_BYTES // (self.dim * out.itemsize))
         low = 0
         while low < len(distinct):
@@ -69,12 +79,7 @@ class RowFiles:
     def read(self, start, stop):
         """Rows start to stop, all in one file. Returns a read-only view (stop - start, d)."""
         file = self._file_of(start)
-        path, header = self.paths[file], self.headers[file]
-        low, high = int(start - self.starts[file]), int(stop - self.starts[file])
-        if header.fortran_order:  # columns follow each other: any row needs the whole file mapped
-            return map_array(path, header.dtype, header.offset, header.shape, fortran_order=True)[low:high]
-        offset = header.offset + low * self.dim * header.dtype.itemsize
-        return map_array(path, header.dtype, offset, (high - low, self.dim))
+        return self.layouts[file].read(int(start - self.starts[file]), int(stop - self.starts[file]))
 
     def _file_of(self, row):
         return int(np.searchsorted(self.starts, row, side="right")) - 1
@@ -91,7 +96,7 @@ def block_ranges(starts, block_rows):
 
 def open_shards(shards):
     """The shards as one array of rows, as stored."""
-    return RowFiles([s.path for s in shards], shard_starts(shards))
+    return RowFiles([s.layout for s in shards], shard_starts(shards))
 
 
 def shard_starts(shards):
@@ -102,71 +107,3 @@ def shard_starts(shards):
 def total_rows(shards):
     """Rows of all shards."""
     return int(shard_starts(shards)[-1])
-
-
-def find_shards(data_dir, pattern, ours=()):
-    """The shards of a folder in natural order (_2 before _10), their headers checked; nothing in folders of `ours`.
-
-    Raises NeardupError where the folder holds none, or a header isn't that of an (n, d) float array like the others.
-    """
-    if not data_dir.is_dir():
-        raise NeardupError(f"data_dir {data_dir} is not a folder: set data_dir to the folder of your .npy shards")
-    try:
-        if ".." in Path(pattern).parts:
-            raise ValueError("'..' leads out of it")
-        ours = {folder.resolve() for folder in ours}
-        paths = [p for p in data_dir.glob(pattern) if ours.isdisjoint(p.resolve().parents)]
-    except (ValueError, NotImplementedError, IndexError) as error:
-        raise NeardupError(
-            f"shard_pattern {pattern!r} is no pattern within data_dir ({error}): set it right"
-        ) from error
-    paths.sort(key=lambda p: _natural_key(str(p.relative_to(data_dir))))
-    if not paths:
-        raise NeardupError(
-            f"no file in data_dir {data_dir} matches shard_pattern {pattern!r}: set one of the two right"
-        )
-    shards, start = [], 0
-    for path in paths:
-        (rows, dim), dtype = _checked_header(path)
-        if shards and dim != shards[0].dim:
-            raise NeardupError(
-                f"{path} has rows of {dim} values and {shards[0].path.name} of {shards[0].dim}: "
-                "leave one of them out with shard_pattern"
-            )
-        shards.append(Shard(path, start, rows, dim, dtype))
-        start += rows
-    if start > MOST_ROWS:
-        raise NeardupError(f"the shards in {data_dir} hold {start:,} rows, over {MOST_ROWS:,}: search them in parts")
-    if start == 0:
-        raise NeardupError(f"the {len(shards)} shards in {data_dir} hold no rows: nothing to compare")
-    return shards
-
-
-def _natural_key(name):
-    parts = re.split(r"(\d+)", name)
-    return [(int(part), "") if part.isdecimal() else (-1, part) for part in parts], name
-
-
-def _checked_header(path):
-    """Shape and dtype of a .npy file, compared with its size; allocates nothing."""
-    if not path.is_file():
-        raise NeardupError(f"{path} is not a file that can be read: remove it, or leave it out with shard_pattern")
-    try:
-        shape, _, dtype, offset = read_header(path)
-    except UNREADABLE as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise NeardupError(f"{path} is not a .npy file ({reason}): write it with numpy.save") from error
-    if dtype.hasobject:
-        raise NeardupError(f"{path} holds pickled Python objects, which are never loaded: save a float array")
-    if dtype.kind != "f" or dtype.itemsize not in (2, 4, 8):
-        raise NeardupError(f"{path} holds {dtype}, not float16, float32 or float64: convert it")
-    if len(shape) != 2 or any(type(n) is not int or n < 0 for n in shape):
-        raise NeardupError(f"{path} has shape {shape}, not (rows, values): reshape it to 2-D")
-    if shape[1] == 0:
-        raise NeardupError(f"{path} has rows of no values: write it again")
-    expected = offset + shape[0] * shape[1] * dtype.itemsize
-    if path.stat().st_size != expected:
-        raise NeardupError(
-            f"{path} has {path.stat().st_size} bytes where its header promises {expected}: it is damaged, copy it again"
-        )
-    return shape, dtype

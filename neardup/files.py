@@ -1,5 +1,6 @@
 """Writing files, which appear whole or not at all, whatever fails meanwhile; and reading JSON."""
 
+import csv
 import json
 import os
 import pickle
@@ -11,6 +12,8 @@ import h5py
 import numpy as np
 
 from neardup import NeardupError
+
+_FORMULA = ("=", "+", "-", "@", '"')  # beginnings of text that isn't written to a CSV file as it is
 
 
 def damaged(path, why):
@@ -50,6 +53,19 @@ def write_json(path, content, flush=True):
     """Write small values as JSON, whole or not at all. flush: as of `atomic`."""
     with atomic(path, flush) as temporary:
         temporary.write_text(json.dumps(content, indent=1, default=str) + "\n", encoding="utf-8")
+
+
+def write_csv(path, lines):
+    """Write lines of cells, the first their names, whole or not at all.
+
+    Text that a spreadsheet would take for a formula is written as a JSON string.
+    """
+    with atomic(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([[_cell(c) if isinstance(c, str) else c for c in line] for line in lines])
+
+
+def _cell(text):
+    return json.dumps(text, ensure_ascii=False) if text.lstrip().startswith(_FORMULA) else text
 
 
 def write_npy(path, array, flush=True):
@@ -139,15 +155,16 @@ def write_stream(path, items):
 
 
 @contextmanager
-def npy_rows(path, shape, flush=True):
-    """Yield a function that appends blocks of float32 rows to a .npy file of this shape, which appears when full.
+def npy_rows(path, shape, dtype="<f4", flush=True):
+    """Yield a function that appends blocks of rows to a .npy file of this shape, which appears when full.
 
     flush: as of `atomic`. Written, not mapped: a full disk then is an error that can be reported, not a signal.
     """
-    header = {"descr": "<f4", "fortran_order": False, "shape": shape}
+    dtype = np.dtype(dtype)
+    header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
     with atomic(path, flush) as temporary, temporary.open("wb") as file:
         np.lib.format.write_array_header_1_0(file, header)
-        yield lambda block: file.write(np.ascontiguousarray(block, dtype="<f4").data)
+        yield lambda block: file.write(np.ascontiguousarray(block, dtype=dtype).reshape(-1).view(np.uint8).data)
 
 
 def sync_folder(folder: Path):

@@ -1,6 +1,7 @@
 """Whether the input is still what the stages were made from: what it holds decides, not when it was touched."""
 
 import os
+from pathlib import Path
 
 import numpy as np
 
@@ -22,17 +23,29 @@ def fingerprint(shards):
             "dim": shard.dim,
             "dtype": shard.dtype.str,
             "sample": digest_of_sample(shard.path),
-            "ids": digest_of_sample(shard.ids_path) if shard.ids_path.exists() else None,
+            "vectors": shard.vectors,
+            "ids": digest_of_sample(shard.ids_path) if shard.ids_path else None,
+            "id_column": shard.id_column,
         }
         for shard in shards
     ]
+
+
+def tables_digest(config, shards):
+    """What identifies the metadata that the settings name, without reading it all; None if they name none."""
+    paths = [Path(config.preview)] if config.preview and Path(config.preview).is_file() else []
+    if config.representative == "longest_text" and config.preview is None:
+        paths += [path for path in [shards[0].path.parent / "texts.json"] if path.is_file()]
+    if ":" in config.representative or config.tabulated or (config.preview and not paths):
+        paths += [shard.table for shard in shards if shard.table]
+    return [digest_of_sample(path) for path in paths] or None
 
 
 def times(shards):
     """When each shard and its ids were changed last, and their sizes: [[ns, bytes, ns, bytes]]."""
     found = []
     for shard in shards:
-        states = [p.stat() if p.exists() else None for p in (shard.path, shard.ids_path)]
+        states = [p.stat() if p and p.exists() else None for p in (shard.path, shard.ids_path)]
         found.append([n for s in states for n in ((s.st_mtime_ns, s.st_size) if s else (0, 0))])
     return found
 
@@ -59,7 +72,7 @@ def content(shards, digests):
     for shard in shards:
         count = len(block_ranges((0, shard.rows), piece_rows(shard.dim)))
         rows = digest_of_bytes(*(next(digests).encode() for _ in range(count)))
-        found.append([rows, digest_of_file(shard.ids_path)])
+        found.append([rows, digest_of_file(shard.ids_path) if shard.ids_path else None])
     return found
 
 

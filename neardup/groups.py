@@ -26,6 +26,11 @@ class Groups:
         return len(self.representative)
 
     @property
+    def smallest(self):
+        """The smallest row of each group, (G,) int64."""
+        return self.rows[self.bounds[:-1]]
+
+    @property
     def sizes(self):
         """Members of each group, (G,) int64."""
         return np.diff(self.bounds)
@@ -34,6 +39,13 @@ class Groups:
     def weakest(self):
         """Lowest similarity of a member to its representative, (G,) float64."""
         return np.minimum.reduceat(self.similarity, self.bounds[:-1]) if len(self) else self.similarity
+
+    def dropped(self, n_rows):
+        """Which of all rows are in a group and not its representative, (n_rows,) bool."""
+        drop = np.zeros(n_rows, dtype=bool)
+        drop[self.rows] = True
+        drop[self.representative] = False
+        return drop
 
     def members(self, number):
         """Where the members of a group are in `rows` and `similarity`."""

@@ -1,54 +1,73 @@
 """Names of rows: read from the shards' sidecars once, then kept as one Arrow file that is memory-mapped."""
 
 import json
-import re
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from neardup import NeardupError
+from neardup.formats.flat import id_map
+from neardup.metadata import read_column
 
 _BLOCK_ROWS = 1 << 16  # rows whose ids are handled together
 _CHUNK = 1 << 16  # bytes of a chunk of the HDF5 data set that holds their text, where it is written in blocks
 _SCHEMA = pa.schema([("id", pa.large_string())])
 
 
-def read_sidecar(shard):
-    """The ids of a shard from its .txt file, a JSON list of as many strings (or integers) as it has rows.
+def read_ids(shard):
+    """The ids of a shard, an Arrow array of strings: from its text file or table, or `shard:row`.
 
-    Returns an Arrow array of strings. Raises NeardupError, naming the file and what is wrong. Memory: the ids, twice.
+    Raises NeardupError, naming the file and what is wrong. Memory: the ids, twice.
     """
+    path = shard.ids_path
+    if path is None:
+        stem = shard.name.removesuffix(shard.path.suffix)
+        return pa.array([f"{stem}:{row}" for row in range(shard.rows)], pa.large_string())
+    if path.suffix == ".txt":
+        return _read_text(shard)
+    if shard.id_column is None:
+        return pa.array(id_map(path)).cast(pa.large_string())
+    values = read_column(path, shard.id_column, shard.rows, pa.large_string())
+    if values.null_count:
+        row = values.is_null().index(True).as_py()
+        raise NeardupError(f"{path}: row {row} has no id in column {shard.id_column!r}: mend it, or set id_column")
+    if pa.types.is_dictionary(values.type):
+        values = values.dictionary_decode()
+    if not any(f(values.type) for f in (pa.types.is_string, pa.types.is_large_string, pa.types.is_integer)):
+        raise NeardupError(f"{path}: column {shard.id_column!r} holds {values.type}, no ids: set id_column to another")
+    values = values.cast(pa.large_string())
+    try:
+        values.validate(full=True)
+    except pa.ArrowInvalid as error:
+        raise NeardupError(f"{path}: column {shard.id_column!r} is not UTF-8 ({error}): write it again") from error
+    return values
+
+
+def _read_text(shard):
+    """The ids of a .txt file: a JSON list of as many strings (or integers) as the shard has rows, or a line each."""
     path = shard.ids_path
     advice = f"write a JSON list of the {shard.rows} ids of {shard.path.name}"
     try:
-        ids = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise NeardupError(f"{path} is missing: {advice}") from None
+        text = path.read_text(encoding="utf-8")
+        is_json = text.lstrip().startswith(("[", "{"))
+        ids = json.loads(text) if is_json else _lines(text)
     except (ValueError, RecursionError) as error:  # not UTF-8, not JSON, a number too long
         raise NeardupError(f"{path} is not JSON in UTF-8 ({error}): {advice}") from error
     if not isinstance(ids, list):
         raise NeardupError(f"{path} holds a JSON {type(ids).__name__}, not a list: {advice}")
     if len(ids) != shard.rows:
+        if not is_json:
+            raise NeardupError(f"{path} is not JSON, and has {len(ids)} lines, not an id in each: {advice}")
         raise NeardupError(f"{path} lists {len(ids)} ids but {shard.path.name} has {shard.rows} rows: {advice}")
     if all(type(i) is str for i in ids) and not any(map(_has_surrogate, ids)):
         return pa.array(ids, pa.large_string())
     return pa.array([_as_text(path, row, value) for row, value in enumerate(ids)], pa.large_string())
 
 
-def check_sidecars(shards):
-    """Raises NeardupError where ids lie beside the shards, named as theirs are, whose own shard is not there."""
-    for folder in {shard.path.parent for shard in shards}:
-        kinds = {_numberless(shard.path) for shard in shards if shard.path.parent == folder}
-        for path in sorted(folder.glob("*.txt")):
-            if _numberless(path) in kinds and not path.with_suffix(".npy").exists():
-                raise NeardupError(
-                    f"{path} is there, but {path.stem}.npy, whose ids it lists, is not: add it, or take the list away"
-                )
-
-
-def _numberless(path):
-    return re.sub(r"\d+", "#", path.stem)
+def _lines(text):
+    """The ids of a text with one a line, as `outputs.id_line` writes them: JSON strings where a quote begins them."""
+    return [json.loads(line) if line.startswith('"') else line for line in text.removesuffix("\n").split("\n")]
 
 
 def _as_text(path, row, value):
@@ -72,7 +91,7 @@ def write_table(path, shards):
     hashes = np.empty(sum(s.rows for s in shards), dtype=np.int64)
     with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, _SCHEMA) as writer:
         for shard in shards:
-            ids = read_sidecar(shard)
+            ids = read_ids(shard)
             writer.write_batch(pa.record_batch([ids], schema=_SCHEMA))
             hashes[shard.start : shard.start + shard.rows] = [hash(i) for i in ids.to_pylist()]
     return hashes

@@ -26,15 +26,20 @@ class Header(NamedTuple):
 
 
 def read_header(path):
-    """The header of a .npy file. Raises ValueError, EOFError or a parser's error where it is none."""
+    """As `header_of`, of a .npy file."""
     with path.open("rb") as file:
-        version = np.lib.format.read_magic(file)
-        if version not in ((1, 0), (2, 0)):
-            raise ValueError(f"version {version} of the format")
-        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        with PARSING, warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # of a header that Python 2 wrote, which numpy reads as well
-            return Header(*read(file), file.tell())
+        return header_of(file)
+
+
+def header_of(file):
+    """The header of an open .npy file. Raises ValueError, EOFError or a parser's error where it is none."""
+    version = np.lib.format.read_magic(file)
+    if version not in ((1, 0), (2, 0)):
+        raise ValueError(f"version {version} of the format")
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    with PARSING, warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # of a header that Python 2 wrote, which numpy reads as well
+        return Header(*read(file), file.tell())
 
 
 def read_npy(path):

@@ -20,6 +20,8 @@ _PARQUET = pa.schema(
         ("size", pa.int64()),
         ("representative", pa.large_string()),
         ("similarity", pa.float64()),
+        ("why", pa.string()),
+        ("stands_for", pa.large_list(pa.large_string())),
     ]
 )
 
@@ -93,23 +95,39 @@ def _group_items(groups, ids):
             yield groups.name(number), entry
 
 
-def write_parquet(path, groups, ids):
-    """groups.parquet: a line for each row of a group. Memory: the ids of a block."""
+def write_parquet(path, groups, ids, threshold):
+    """groups.parquet: a line for each row of a group. Memory: the ids of a block, twice.
+
+    `why`: "kept", or dropped because it is "identical" to the representative, "near" it, or "linked" to it through
+    others, below the threshold. `stands_for`: of a kept row, the ids of those that are dropped for it.
+    """
     with atomic(path) as temporary, pq.ParquetWriter(temporary, _PARQUET) as writer:
         for low, high in groups.blocks(_BLOCK_ROWS):
             here = slice(groups.bounds[low], groups.bounds[high])
-            sizes = groups.sizes[low:high]
-            numbers = np.repeat(np.arange(low, high), sizes)
+            rows, similarity, sizes = groups.rows[here], groups.similarity[here], groups.sizes[low:high]
+            of_group = np.repeat(np.arange(high - low), sizes)
+            kept, names = rows == groups.representative[low:high][of_group], ids.array(rows)
+            why = np.select([kept, similarity == 1, similarity >= threshold], ["kept", "identical", "near"], "linked")
             columns = [
-                groups.rows[here],
-                ids.array(groups.rows[here]),
-                numbers,
+                rows,
+                names,
+                low + of_group,
                 np.repeat(sizes, sizes),
-                ids.array(groups.representative[low:high]).take(pa.array(numbers - low)),
-                groups.similarity[here],
+                names.filter(pa.array(kept)).take(pa.array(of_group)),
+                similarity,
+                why.tolist(),
+                _lists_of_dropped(names, kept, sizes),
             ]
             arrays = [pa.array(c, type=f.type) for c, f in zip(columns, _PARQUET, strict=True)]
             writer.write_batch(pa.record_batch(arrays, schema=_PARQUET))
+
+
+def _lists_of_dropped(names, kept, sizes):
+    """For each kept row the names of the others of its group, for the others nothing."""
+    lengths = np.zeros(len(kept), dtype=np.int64)
+    lengths[kept] = sizes - 1
+    offsets = pa.array(np.concatenate([[0], np.cumsum(lengths)]))
+    return pa.LargeListArray.from_arrays(offsets, names.filter(pa.array(~kept)), mask=pa.array(~kept))
 
 
 def write_lists(folder, groups, rejected, repeated, ids):
@@ -118,9 +136,7 @@ def write_lists(folder, groups, rejected, repeated, ids):
     Dropped are the members of groups that are not their representatives. Where rows share an id, it is in drop.txt
     only if none of them is kept, for who deletes by the id deletes them all. Memory: 2 bytes a row.
     """
-    drop = np.zeros(len(ids), dtype=bool)
-    drop[groups.rows] = True
-    drop[groups.representative] = False
+    drop = groups.dropped(len(ids))
     keep = ~drop
     keep[rejected] = False
     counts = int(keep.sum()), int(drop.sum())
@@ -167,5 +183,25 @@ def draw_groups(path, similarities, sizes, threshold):
         axis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
         axis.set_major_formatter(ScalarFormatter())
         axis.set_minor_formatter(NullFormatter())
+    with atomic(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=120, metadata={"Software": None})
+
+
+def draw_thresholds(path, table, threshold):
+    """Plot how many rows each threshold would drop, and the largest group at each. table: of `thresholds.csv`."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 3.5), layout="constrained")
+    steps = [line["threshold"] for line in table]
+    for axes, column, title in zip(
+        figure.subplots(1, 2),
+        ("dropped", "largest"),
+        ("rows that would be dropped", "rows of the largest group"),
+        strict=True,
+    ):
+        axes.plot(steps, [line[column] for line in table], "o-", color="tab:blue", markersize=4)
+        axes.axvline(threshold, color="tab:red", linewidth=1, label=f"threshold = {threshold:g}")
+        axes.set(xlabel="threshold", title=title, ylim=(0, None))
+        axes.legend(frameon=False)
     with atomic(path) as temporary:
         figure.savefig(temporary, format="png", dpi=120, metadata={"Software": None})

@@ -43,8 +43,8 @@ def slices_between(parts, cuts):
         yield [slice(a, b) for a, b in zip(low, high, strict=True)]
 
 
-def read_pairs(path, n_rows):
-    """Yield the pairs of neighbors.h5 as (p,) PAIR arrays, in order. Memory: 24 MB.
+def read_pairs(path, n_rows, threshold=0):
+    """Yield the pairs of neighbors.h5 at or above a threshold as (p,) PAIR arrays, in order. Memory: 24 MB.
 
     Raises NeardupError where they aren't pairs of so many rows, in order.
     """
@@ -60,7 +60,7 @@ def read_pairs(path, n_rows):
             if not (rising & (a[1:] >= 0) & (a[1:] < b[1:]) & (b[1:] < n_rows) & (some["similarity"] > 0)).all():
                 raise damaged(path, "no pairs in order")
             last = some[-1:].copy()  # whoever gets them may change them
-            yield some
+            yield some[some["similarity"] >= threshold] if threshold else some
 
 
 def _some(file, start, stop):

@@ -126,7 +126,7 @@ def test_groups_are_numbered_by_their_smallest_rows(case):
 
 def test_lines_of_the_table_say_what_their_groups_are(case):
     table, ids = load_table(case.work), read_ids(case.work)
-    assert list(table) == ["row", "id", "group", "size", "representative", "similarity"]
+    assert list(table) == ["row", "id", "group", "size", "representative", "similarity", "why", "stands_for"]
     schema = pq.read_schema(case.work / STAGE / "groups.parquet")
     assert [schema.field(name).type for name in ("row", "group", "size")] == [pa.int64()] * 3
     assert schema.field("similarity").type == pa.float64()

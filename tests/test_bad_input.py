@@ -11,7 +11,7 @@ import pytest
 from conftest import EXAMPLE, SCRIPTS, command, lay_out, pair_set, read_ids, run_stages, tree_bytes
 
 from neardup.artifacts import STAGES
-from neardup.embeddings import find_shards
+from neardup.shards import find_shards
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +73,7 @@ BAD_DATA = {
         lambda d: (d / "part_2.txt").write_text("[]"),
         "part_2.txt is there, but part_2.npy, whose ids it lists, is not",
     ),
-    "ids not JSON": (lambda d: (d / "part_1.txt").write_text("a\nb\n"), "part_1.txt is not JSON in UTF-8"),
+    "ids not JSON": (lambda d: (d / "part_1.txt").write_text("a\nb\n"), "part_1.txt is not JSON, and has 2 lines"),
     "ids not UTF-8": (lambda d: (d / "part_1.txt").write_bytes(b'["\xff"]'), "part_1.txt is not JSON in UTF-8"),
     "ids no list": (lambda d: change_ids(d, lambda i: dict.fromkeys(i)), "part_1.txt holds a JSON dict, not a list"),
     "id no string": (lambda d: change_ids(d, lambda i: [None, *i[1:]]), "part_1.txt: id 0 (None) is not a string"),
@@ -136,7 +136,7 @@ BAD_DATA = {
         "part_1.txt: Is a directory",
     ),
     "a folder": (lambda d: (d / "part_2.npy").mkdir(), "part_2.npy is not a file"),
-    "no shards": (lambda d: [p.unlink() for p in d.glob("*.npy")], "matches shard_pattern '*.npy'"),
+    "no shards": (lambda d: [p.unlink() for p in d.glob("*.npy")], "holds no embeddings"),
     "no rows": (
         lambda d: [lay_out(d, np.empty((0, 8)), stem="part"), (d / "part_1.npy").unlink()],
         "hold no rows",
@@ -257,7 +257,7 @@ def test_names_of_shards_have_one_order(tmp_path, monkeypatch):
     for backwards in (False, True):
         with monkeypatch.context() as patch:
             patch.setattr(Path, "glob", lambda *a, b=backwards: sorted(glob(*a), reverse=b))
-            found.append([s.path.name for s in find_shards(data, "*.npy")])
+            found.append([s.path.name for s in find_shards(data)])
     assert found[0] == found[1]
     assert sorted(found[0]) == sorted(names)
     run_stages(data, tmp_path / "work", SCRIPTS[:1])

@@ -19,8 +19,9 @@ from config import ROOT
 from neardup import NeardupError, embeddings
 from neardup.artifacts import STAGES, Stage
 from neardup.checksums import digest_of_file
-from neardup.embeddings import find_shards, open_shards
+from neardup.embeddings import open_shards
 from neardup.freshness import pieces
+from neardup.shards import find_shards
 
 NAMES = list(STAGES)
 SETTINGS = {"threshold": 0.9, "n_clusters": 3, "audit_rows": 20}
@@ -175,7 +176,7 @@ def test_input_that_is_touched_while_it_is_read(copy, monkeypatch):
     read = embeddings.RowFiles.read
 
     def touch(self, start, stop):
-        self.paths[0].touch()
+        self.layouts[0].path.touch()
         return read(self, start, stop)
 
     monkeypatch.setattr(embeddings.RowFiles, "read", touch)
@@ -313,7 +314,7 @@ def test_small_shards_are_read_together(tmp_path):
     """What is kept for a task is larger than they are."""
     cuts = np.cumsum(np.random.default_rng(0).integers(0, 9, 200))
     rows = np.arange(2 * (cuts[-1] + 100_000), dtype=np.float32).reshape(-1, 2)
-    shards = open_shards(find_shards(lay_out(tmp_path, rows, cuts=cuts.tolist()), "*.npy"))
+    shards = open_shards(find_shards(lay_out(tmp_path, rows, cuts=cuts.tolist())))
     found = pieces(shards)
     assert len(found) == 3
     assert [row for some in found for piece in some for row in range(*piece)] == list(range(len(rows)))

@@ -20,6 +20,7 @@ from conftest import (
     tree_bytes,
 )
 from hypothesis import HealthCheck, given, settings
+from hypothesis import example as tried
 from hypothesis import strategies as st
 
 from config import ROOT
@@ -72,6 +73,7 @@ def make_rows(rng, n, dim, threshold, kind):
     n_clusters=st.sampled_from([1, 2, 7, 50, None]),
     memory_limit=st.sampled_from(["64MiB", "2GiB"]),
 )
+@tried(2**31, 286, 30, 0.9999, "flat", np.float32, [], 1, "64MiB")  # a cosine where float32 decided in two ways
 def test_pairs_equal_brute_force(seed, n, dim, threshold, kind, dtype, cuts, n_clusters, memory_limit):
     rng = np.random.default_rng(seed)
     rows = make_rows(rng, n, dim, threshold, kind).astype(dtype)

@@ -1,0 +1,115 @@
+"""Groups with members below the threshold from the representative: what holds them together, and where to cut them."""
+
+from itertools import pairwise
+
+import numpy as np
+
+from neardup.engine import size_ranges
+from neardup.pairs import PAIR
+
+_CHAIN_PAIRS = 250_000  # pairs of a chain that networkx looks into, about 200 MB; larger chains are flagged only
+
+
+def explain_chains(groups, chains, neighbors, ids, config):
+    """What holds each chain together: name -> weakest member, the path of strongest links to it, and all bridges.
+
+    Path and bridges are left out where a chain has over 250,000 pairs, or just those that join are known. Memory: a
+    quarter of `memory_limit`.
+    """
+    explained, most = {}, 0 if config.pairs == "joining" else _CHAIN_PAIRS
+    for number, pairs in pairs_of_groups(groups, chains, neighbors, (len(ids), most, config.memory_limit / 4)):
+        here = groups.members(number)
+        far = int(groups.rows[here][np.argmin(groups.similarity[here])])
+        representative = int(groups.representative[number])
+        names = ids.take([representative, far])
+        entry = {"group": int(number), "representative": names[0], "weakest": names[1]}
+        entry |= {"weakest_row": far, "similarity": float(groups.similarity[here].min())}
+        if len(pairs):
+            path, links, bridges = weak_links(pairs, representative, far)
+            entry |= {"path": ids.take(path), "path_similarities": links, "bridges": [ids.take(b) for b in bridges]}
+        explained[groups.name(number)] = entry
+    return explained
+
+
+def weak_links(pairs, representative, far):
+    """How a chain hangs together. pairs: (p,) PAIR of one group.
+
+    Returns the path between the two rows whose weakest link is the strongest possible (it runs along a maximum
+    spanning tree), the similarities of its links, and all bridges, sorted.
+    """
+    import networkx as nx
+
+    graph = nx.Graph()
+    graph.add_weighted_edges_from(pairs.tolist(), weight="similarity")
+    path = nx.shortest_path(nx.maximum_spanning_tree(graph, weight="similarity"), representative, far)
+    links = [graph.edges[link]["similarity"] for link in pairwise(path)]
+    return path, links, sorted(tuple(sorted(bridge)) for bridge in nx.bridges(graph))
+
+
+def pairs_of_groups(groups, chosen, neighbors, limits):
+    """Yield (group, its pairs (p,) PAIR) for the chosen groups, ascending; no pairs where they are too many.
+
+    limits: number of all rows; most pairs of a group; budget, in bytes. Reads the pairs once to count, and once for as
+    many groups as fit the budget. Memory: that, and 8 bytes a row.
+    """
+    n_rows, most, budget = limits
+    number_of = np.full(n_rows, -1, dtype=np.int64)
+    for i, number in enumerate(chosen):
+        number_of[groups.rows[groups.members(number)]] = i
+    counts = np.zeros(len(chosen), dtype=np.int64)
+    for pairs in neighbors():
+        of, same = _group_of(pairs, number_of)
+        counts += np.bincount(of[same], minlength=len(chosen))
+    counts[counts > most] = 0
+    bounds = np.concatenate([[0], np.cumsum(counts)])
+    for low, high in size_ranges(bounds, budget / (4 * PAIR.itemsize)):
+        found = [np.empty(0, dtype=PAIR)]
+        for pairs in neighbors():
+            of, same = _group_of(pairs, number_of)
+            found.append(pairs[same & (of >= low) & (of < high) & (counts[of] > 0)])
+        pairs = np.concatenate(found)
+        pairs = pairs[np.argsort(number_of[pairs["row_a"]], kind="stable")]
+        for i in range(low, high):
+            yield chosen[i], pairs[bounds[i] - bounds[low] : bounds[i + 1] - bounds[low]]
+
+
+def _group_of(pairs, number_of):
+    """The chosen group of each pair's first row, and whether it is one, and that of the second row, too."""
+    of = number_of[pairs["row_a"]]
+    return of, (of >= 0) & (of == number_of[pairs["row_b"]])
+
+
+def cut_chains(groups, threshold, neighbors, limits):
+    """The smallest row of each part that chains fall into, for the rows of those that can be cut: (rows, parts).
+
+    From each member below the threshold from its representative, the weakest bridge between the two is cut, of equal
+    ones that of the lowest rows. A pair is a bridge if nothing else joins its ends, so what isn't joined by a bridge
+    stays, and so do chains of over 250,000 pairs. limits: number of all rows; budget, in bytes.
+    """
+    rows, parts = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
+    chains = np.nonzero(groups.weakest < threshold)[0]
+    for number, pairs in pairs_of_groups(groups, chains, neighbors, (limits[0], _CHAIN_PAIRS, limits[1])):
+        here = groups.members(number)
+        far = groups.rows[here][groups.similarity[here] < threshold]
+        found = _parts(pairs, int(groups.representative[number]), far.tolist()) if len(pairs) else []
+        if len(found) > 1:
+            rows += [np.array(sorted(part)) for part in found]
+            parts += [np.full(len(part), min(part)) for part in found]
+    return np.concatenate(rows), np.concatenate(parts)
+
+
+def _parts(pairs, representative, far):
+    """The parts of a chain, as sets of rows, after its cuts; itself where no bridge leads to a member that is far."""
+    import networkx as nx
+
+    graph = nx.Graph()
+    graph.add_weighted_edges_from(pairs.tolist(), weight="similarity")
+    bridges = {frozenset(b) for b in nx.bridges(graph)}
+    weakest = {representative: None}  # bridge on the way to each row: all bridges on it are in any spanning tree
+    for before, row in nx.bfs_edges(graph, representative):
+        weakest[row] = weakest[before]
+        if frozenset((before, row)) in bridges:
+            link = graph.edges[before, row]["similarity"], *sorted((before, row))
+            weakest[row] = min(link, weakest[before] or link)
+    graph.remove_edges_from({weakest[row][1:] for row in far if weakest[row]})
+    return list(nx.connected_components(graph))

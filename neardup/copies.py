@@ -1,0 +1,132 @@
+"""Local copies of input that can't be memory-mapped where it lies: made once, in the work folder, and kept."""
+
+import shutil
+from functools import partial
+
+import numpy as np
+
+from neardup import NeardupError, engine
+from neardup.files import atomic, npy_rows, read_json, write_json
+from neardup.formats import Vectors
+
+FOLDER = "input"  # in the work folder
+_REMOTE = "remote"  # in that
+_IDENTITY = "size", "ETag", "etag", "md5Hash", "generation", "mtime", "LastModified", "last_modified", "updated"
+
+
+def fetch(url, folder, wanted, n_workers):
+    """Copy the files of a remote folder, or a single one, that aren't here or have changed since, a file a task.
+
+    url: as fsspec has it (`s3://bucket/folder`); wanted(name): whether to copy a file, by its name below the folder.
+    Returns the path of the local copy. Raises NeardupError where the folder can't be listed.
+    """
+    mirror = folder / _REMOTE
+    system, root, found = _listed(url)
+    names = {path: path.removeprefix(root).lstrip("/") or path.rpartition("/")[2] for path in found}
+    names = {path: name for path, name in names.items() if wanted(name)}
+    if not names:
+        raise NeardupError(f"data_dir {url} holds no embeddings: set data_dir to the folder of your embeddings")
+    identity = {path: {k: str(found[path][k]) for k in _IDENTITY if k in found[path]} for path in names}
+    kept = {p for name in names.values() for p in (mirror / name, _note(mirror / name))}
+    for path in mirror.rglob("*"):
+        if path.is_file() and path not in kept:
+            path.unlink()
+    missing = [(p, mirror / name, identity[p]) for p, name in names.items() if not _is_of(mirror / name, identity[p])]
+    _need_room(folder, sum(found[path]["size"] or 0 for path, *_ in missing))
+    engine.run(partial(_fetch, system), missing, n_workers, "fetch input")
+    return mirror / names[root] if root in names else mirror
+
+
+def _listed(url):
+    """The file system of a URL, its path there, and {path: what is known} of the files at it or below it."""
+    import fsspec
+
+    try:
+        system, root = fsspec.core.url_to_fs(url)
+        root = root.rstrip("/")
+        found = system.find(root, detail=True)
+    except ImportError as error:
+        raise NeardupError(f"data_dir {url}: {error}") from error
+    except Exception as error:  # each file system has its own
+        raise NeardupError(f"data_dir {url} can't be listed ({type(error).__name__}: {error}): mend that") from error
+    return system, root, {path: info for path, info in found.items() if info["type"] == "file"}
+
+
+def _fetch(system, remote, path, identity):
+    with atomic(path) as temporary:
+        _note(path).unlink(missing_ok=True)
+        try:
+            system.get_file(remote, str(temporary))
+        except Exception as error:  # each file system has its own
+            raise NeardupError(f"{remote} can't be read ({type(error).__name__}: {error}): mend that") from error
+    write_json(_note(path), {"of": identity, "copy": _state(path)})
+
+
+def known(path, name, copy):
+    """The `Vectors` of a file whose copy is as it was made from it; None where it isn't.
+
+    path: the file; name: of its vectors; copy: where its copy is, beside which lies a note of both files' times.
+    """
+    if not _is_of(copy, [*_state(path), name]):
+        return None
+    found = read_json(_note(copy))
+    return Vectors(found["rows"], found["dim"], np.dtype(found["dtype"]))
+
+
+def make(shards, blocks_of, n_workers):
+    """Decode those shards that have to be, and whose copy isn't as it should be, a file a task. Memory: a block each.
+
+    blocks_of(path, name): yields a file's vectors. Raises NeardupError where the disk has no room.
+    """
+    missing = [s for s in shards if not is_current(s)]
+    if missing:
+        _need_room(missing[0].copy.parent, sum(s.rows * s.dim * s.dtype.itemsize for s in missing))
+        engine.run(_make, [(s, blocks_of) for s in missing], n_workers, "decode input")
+
+
+def is_current(shard):
+    """Whether a shard needs no copy, or has it."""
+    return shard.copy is None or known(shard.path, shard.vectors, shard.copy) is not None
+
+
+def _make(shard, blocks_of):
+    before, copy, rows = [*_state(shard.path), shard.vectors], shard.copy, 0
+    with npy_rows(copy, (shard.rows, shard.dim), shard.dtype) as write:
+        _note(copy).unlink(missing_ok=True)
+        for block in blocks_of(shard.path, shard.vectors):
+            write(block)
+            rows += len(block)
+    if rows != shard.rows or [*_state(shard.path), shard.vectors] != before:
+        raise NeardupError(f"the input ({shard.name}) changed while it was read: run the script again")
+    found = {"rows": shard.rows, "dim": shard.dim, "dtype": shard.dtype.str}
+    write_json(_note(copy), {"of": before, "copy": _state(copy)} | found)
+
+
+def _need_room(folder, size):
+    """Raises NeardupError where the disk has no room for so many bytes."""
+    folder.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(folder).free
+    if size > free:
+        raise NeardupError(
+            f"{folder} needs {size / 1e9:.3g} GB for copies of input that can't be memory-mapped, and its disk has "
+            f"{free / 1e9:.3g} GB free: make room there, or set another work_dir"
+        )
+
+
+def _note(copy):
+    return copy.with_name(copy.name + ".json")
+
+
+def _is_of(copy, identity):
+    """Whether a copy is there and as it was made, from what has this identity."""
+    try:
+        note = read_json(_note(copy))
+    except (FileNotFoundError, NeardupError):  # it is made anew
+        return False
+    return copy.exists() and note.get("of") == identity and note.get("copy") == _state(copy)
+
+
+def _state(path):
+    """What tells a file from what it was, unless somebody hides it."""
+    state = path.stat()
+    return [state.st_size, state.st_mtime_ns]

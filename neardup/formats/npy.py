@@ -1,0 +1,35 @@
+"""A .npy file of NumPy: an (n, d) array."""
+
+from neardup import NeardupError
+from neardup.formats import Vectors, is_vector_dtype
+from neardup.layout import npy_layout
+from neardup.npy import UNREADABLE
+
+
+def describe(path, _name=None):
+    """Its `Vectors`, from its header, compared with the file's size; allocates nothing."""
+    try:
+        layout = npy_layout(path)
+    except UNREADABLE as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise NeardupError(f"{path} is not a .npy file ({reason}): write it with numpy.save") from error
+    check(path, layout)
+    expected = layout.offset + layout.shape[0] * layout.shape[1] * layout.dtype.itemsize
+    if path.stat().st_size != expected:
+        raise NeardupError(
+            f"{path} has {path.stat().st_size} bytes where its header promises {expected}: it is damaged, copy it again"
+        )
+    return Vectors(*layout.shape, layout.dtype, layout)
+
+
+def check(path, header):
+    """Raises NeardupError where an array is not one of vectors. header: shape and dtype."""
+    shape, dtype = header.shape, header.dtype
+    if dtype.hasobject:
+        raise NeardupError(f"{path} holds pickled Python objects, which are never loaded: save a float array")
+    if not is_vector_dtype(dtype):
+        raise NeardupError(f"{path} holds {dtype}, not float16, float32, float64, int8 or uint8: convert it")
+    if len(shape) != 2 or any(type(n) is not int or n < 0 for n in shape):
+        raise NeardupError(f"{path} has shape {shape}, not (rows, values): reshape it to 2-D")
+    if shape[1] == 0:
+        raise NeardupError(f"{path} has rows of no values: write it again")

@@ -1,0 +1,32 @@
+"""Plain binary files of vectors: .fvecs and .bvecs of TEXMEX, .fbin, .u8bin and .i8bin of big-ann-benchmarks.
+
+The former repeat the number of values, a little-endian int32, before each row (corpus-texmex.irisa.fr); the latter
+begin with the numbers of rows and of values, two little-endian uint32 (big-ann-benchmarks.com).
+"""
+
+import numpy as np
+
+from neardup import NeardupError
+from neardup.formats import Vectors
+from neardup.layout import Layout
+
+DTYPES = {".fvecs": "<f4", ".bvecs": "u1", ".fbin": "<f4", ".u8bin": "u1", ".i8bin": "i1"}
+
+
+def describe(path, _name=None):
+    """Its `Vectors`, and where they lie."""
+    dtype, size = np.dtype(DTYPES[path.suffix]), path.stat().st_size
+    with path.open("rb") as file:
+        head = file.read(8)
+    if path.suffix.endswith("vecs"):
+        if size == 0:
+            raise NeardupError(f"{path} is empty, so the number of its values isn't known: leave it out")
+        dim = int.from_bytes(head[:4], "little", signed=True)
+        record = 4 + dim * dtype.itemsize
+        if dim < 1 or size % record:
+            raise NeardupError(f"{path} has {size} bytes, which are no rows of {dim} values: it is damaged")
+        return Vectors(size // record, dim, dtype, Layout(path, (size // record, dim), dtype, lead=4))
+    rows, dim = np.frombuffer(head.ljust(8, b"\0"), "<u4").tolist()
+    if dim < 1 or size != 8 + rows * dim * dtype.itemsize:
+        raise NeardupError(f"{path} has {size} bytes, which are no {rows} rows of {dim} values: it is damaged")
+    return Vectors(rows, dim, dtype, Layout(path, (rows, dim), dtype, offset=8))

@@ -1,0 +1,89 @@
+"""What the ids stand for, to look at groups by: texts from a JSON file or a column, or images."""
+
+import json
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from neardup import NeardupError
+from neardup.metadata import read_column
+
+_BLOCK_ROWS = 1 << 16  # rows whose ids are handled together
+
+
+class Preview:
+    """The setting `preview` of a run: a JSON file of id: text, a column of the tables, a pattern of images, or None.
+
+    Of None it is texts.json beside the shards, if that is there. ids: an `IdTable`.
+    """
+
+    def __init__(self, setting, shards, ids):
+        beside = shards[0].path.parent / "texts.json"
+        self.shards, self.ids = shards, ids
+        self.named = setting is not None
+        self.setting = setting if self.named else str(beside) if beside.is_file() else None
+
+    @property
+    def is_file(self):
+        return self.setting is not None and self.setting.endswith(".json")
+
+    @property
+    def images(self):
+        """The pattern of paths or URLs of images, with {id} in it, or None."""
+        return self.setting if self.setting and "{id}" in self.setting else None
+
+    @property
+    def is_column(self):
+        return self.setting is not None and not self.is_file and not self.images
+
+    def texts(self, rows):
+        """The texts of these rows, "" where there is none. Memory: the JSON file, or the column of a shard."""
+        if self.is_file:
+            return [str(self._by_id.get(name, "")) for name in self.ids.take(rows)]
+        if not self.is_column:
+            return [""] * len(rows)
+        rows, found = np.asarray(rows, dtype=np.int64), [""] * len(rows)
+        for shard in self.shards:
+            here = np.nonzero((rows >= shard.start) & (rows < shard.start + shard.rows))[0]
+            if len(here):
+                values = self._column(shard).take(pa.array(rows[here] - shard.start)).to_pylist()
+                for i, value in zip(here.tolist(), values, strict=True):
+                    found[i] = "" if value is None else str(value)
+        return found
+
+    def lengths(self):
+        """Characters of the text of each row, (n,) int64. Memory: 8 bytes a row, and as `texts`."""
+        if self.is_column:
+            parts = []
+            for shard in self.shards:
+                values = self._column(shard).cast(pa.large_string())
+                parts.append(pc.fill_null(pc.utf8_length(values), 0).to_numpy(zero_copy_only=False))
+            return np.concatenate(parts).astype(np.int64)
+        if not self.is_file:
+            raise NeardupError("representative 'longest_text' needs texts: set preview to a JSON file or a column")
+        found = np.empty(len(self.ids), dtype=np.int64)
+        for start in range(0, len(found), _BLOCK_ROWS):
+            names = self.ids.take(np.arange(start, min(start + _BLOCK_ROWS, len(found))))
+            found[start : start + len(names)] = [len(str(self._by_id.get(name, ""))) for name in names]
+        return found
+
+    def _column(self, shard):
+        if shard.table is None:
+            raise NeardupError(f"preview {self.setting!r} is a column, but {shard.path} has no table: set it right")
+        return read_column(shard.table, self.setting, shard.rows)
+
+    @cached_property
+    def _by_id(self):
+        """{id: text}. A texts.json that wasn't named and isn't such a file is somebody else's."""
+        try:
+            texts = json.loads(Path(self.setting).read_text(encoding="utf-8"))
+        except (ValueError, RecursionError) as error:
+            texts, reason = None, f"is not JSON in UTF-8 ({error})"
+        else:
+            reason = f"holds a JSON {type(texts).__name__}"
+        if self.named and not isinstance(texts, dict):
+            raise NeardupError(f"preview {self.setting} {reason}: name a JSON file of id: text")
+        return texts if isinstance(texts, dict) else {}

@@ -1,0 +1,151 @@
+"""Which row of a group is kept, and how similar the others are to it."""
+
+from functools import lru_cache, partial
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from neardup import NeardupError, engine, geometry
+from neardup.files import write_npy
+from neardup.groups import Groups
+from neardup.metadata import read_column
+from neardup.npy import read_npy
+
+_TIE = 1e-12  # mean similarities closer than this are equal: float64 sums over d <= 4096 are off by less
+_BLOCK_ROWS = 2048  # members of groups that a task reads, at most, of several groups: 16 MB in float64 at 1,024 values
+
+
+def preference(wanted, shards, lengths):
+    """How early each row is preferred as the one that is kept, (n,) int64, the lowest first; None: by its vector.
+
+    wanted: the setting `representative`; lengths(): of the rows' texts, (n,) int64. Raises NeardupError where there is
+    no such column. Memory: the column, and 24 bytes a row.
+    """
+    n_rows = sum(s.rows for s in shards)
+    if wanted == "central":
+        return None
+    if wanted == "first":
+        return np.zeros(n_rows, dtype=np.int64)  # of equal ones the first is taken
+    if wanted == "longest_text":
+        return -lengths()
+    order, _, column = wanted.partition(":")
+    without = next((s for s in shards if s.table is None), None)
+    if without:
+        raise NeardupError(
+            f"representative {wanted!r} needs a table with a column {column!r}, but {without.path} has none"
+        )
+    values = pa.chunked_array([read_column(s.table, column, s.rows) for s in shards])
+    descending = {"highest": "descending", "lowest": "ascending"}[order]
+    try:
+        ranks = pc.rank(values, sort_keys=descending, null_placement="at_end", tiebreaker="dense")
+    except (pa.ArrowNotImplementedError, pa.ArrowTypeError) as error:
+        raise NeardupError(
+            f"column {column!r} holds {values.type}, which has no order: set representative to another"
+        ) from error
+    return ranks.to_numpy(zero_copy_only=False).astype(np.int64)
+
+
+class Representatives:
+    """The representatives of groups, and their members' similarities to them; of a group that was seen, as it was.
+
+    stage: keeps what an interrupted run chose; rows: `RowFiles`; preferred: of `preference`; labels: (n,) int32, the
+    cluster of each row. A group is known by its smallest row and its size: those asked for must be nested, each either
+    within an earlier one or around it. Memory: 32 bytes a row, and a quarter of `memory_limit`.
+    """
+
+    def __init__(self, stage, name, rows, preferred, labels, config):
+        self.stage, self.name, self.rows, self.config = stage, name, rows, config
+        self.preferred, self.labels, self.calls = preferred, labels, 0
+        self.size, self.representative = np.zeros(len(rows), np.int64), np.zeros(len(rows), np.int64)
+        self.similarity = np.zeros(len(rows))
+
+    def learn(self, groups):
+        """Take over the representatives of some groups."""
+        self.size[groups.smallest], self.representative[groups.smallest] = groups.sizes, groups.representative
+        self.similarity[groups.rows] = groups.similarity
+
+    def of(self, members, bounds):
+        """The `Groups` of these members. members, bounds: as there."""
+        smallest, sizes = members[bounds[:-1]], np.diff(bounds)
+        new = self.size[smallest] != sizes
+        if new.any():
+            some = members[np.repeat(new, sizes)], np.concatenate([[0], np.cumsum(sizes[new])])
+            self.learn(self._choose(*some))
+        representative = self.representative[smallest]
+        return Groups(members, bounds, self.similarity[members], representative, self.labels[representative])
+
+    def _choose(self, members, bounds):
+        name, self.calls = f"{self.name}{self.calls}", self.calls + 1
+        path, config = self.stage.part(name, "ranges"), self.config
+        most = engine.block_rows(config.memory_limit, config.n_workers, 64 * self.rows.dim, _BLOCK_ROWS)
+        if not path.exists():
+            write_npy(path, np.array(engine.size_ranges(bounds, most), dtype=np.int64).reshape(-1, 2))
+        ranges = [(number, *r) for number, r in enumerate(read_npy(path).tolist())]
+        task = partial(_represent, self.stage, name, (members, bounds), (self.rows, self.preferred, most))
+        engine.run(task, ranges, config.n_workers, "045 representatives")
+        kinds = [[read_npy(self.stage.part(name, k, r[0])) for r in ranges] for k in ("representative", "similarity")]
+        representative, similarity = map(np.concatenate, kinds)
+        return Groups(members, bounds, similarity, representative, self.labels[representative])
+
+
+def _represent(stage, name, members_and_bounds, how, number, low, high):
+    """Write the representatives of the groups low to high, and their members' similarities to them.
+
+    A group larger than so many rows is read in pieces.
+    """
+    if stage.part(name, "similarity", number).exists():
+        return
+    rows, preferred, most = how
+    members, bounds = members_and_bounds
+    members, bounds = members[bounds[low] : bounds[high]], bounds[low : high + 1] - bounds[low]
+    of_group = np.repeat(np.arange(high - low), np.diff(bounds))
+    pieces = [slice(s, s + most) for s in range(0, len(members), most)]
+    read = lru_cache(maxsize=1)(lambda i: rows.gather(members[pieces[i]]))
+    if preferred is None:
+        best = first_best(_centrality(read, pieces, bounds, of_group, rows.dim), of_group, bounds)
+    else:
+        best = _first_lowest(preferred[members], of_group, bounds)
+    representative, similarity = members[best], np.empty(len(members))
+    for i, piece in enumerate(pieces):
+        similarity[piece] = geometry.similarities(read(i), rows.gather(representative[of_group[piece]]))
+    write_npy(stage.part(name, "representative", number), representative)
+    write_npy(stage.part(name, "similarity", number), similarity)
+
+
+def _centrality(read, pieces, bounds, of_group, dim):
+    """The sum of each row's similarities to all of its group, (m,) float64; 0 in groups of two, where both are equal.
+
+    It is the row's dot product with the sum of their unit rows, so a group of g rows costs g d, not g^2 d.
+    """
+    several = np.repeat(np.diff(bounds) > 2, np.diff(bounds))
+    sums, score = np.zeros((len(bounds) - 1, dim)), np.zeros(len(of_group))
+    for i, piece in enumerate(pieces):
+        groups, first = np.unique(of_group[piece][several[piece]], return_index=True)
+        if len(groups):
+            sums[groups] += np.add.reduceat(geometry.unit_rows(read(i)[several[piece]])[0], first, axis=0)
+    for i, piece in enumerate(pieces):
+        which = np.nonzero(several[piece])[0]
+        unit, _ = geometry.unit_rows(read(i)[which])
+        score[piece.start + which] = np.einsum("ij,ij->i", unit, sums[of_group[piece.start + which]])
+    return score
+
+
+def first_best(score, of_group, bounds):
+    """Position of each group's first member whose mean similarity to the others is the highest, rounding aside.
+
+    score: (m,) float64, sums of similarities with all members; of_group: (m,); bounds: (G + 1,). Returns (G,) int64.
+    """
+    mean = (score - 1) / (np.diff(bounds) - 1)[of_group]
+    highest = np.maximum.reduceat(mean, bounds[:-1])
+    near_best = np.nonzero(mean >= highest[of_group] - _TIE)[0]
+    _, first = np.unique(of_group[near_best], return_index=True)
+    return near_best[first]
+
+
+def _first_lowest(values, of_group, bounds):
+    """Position of each group's first member of the lowest value. Returns (G,) int64."""
+    lowest = np.minimum.reduceat(values, bounds[:-1])
+    places = np.nonzero(values == lowest[of_group])[0]
+    _, first = np.unique(of_group[places], return_index=True)
+    return places[first]

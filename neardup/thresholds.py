@@ -1,0 +1,84 @@
+"""What each threshold would give, all from one search: a maximum spanning forest of the pairs joins what they join."""
+
+import numpy as np
+
+from neardup import NeardupError
+from neardup.groups import components, members_and_bounds
+from neardup.pairs import PAIR
+
+STEPS = 0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.92, 0.94, 0.95, 0.96, 0.97, 0.98, 0.99, 0.995, 1.0
+_AT_ONCE = 1 << 20  # pairs that are put into the forest together, at least
+
+
+def steps(lowest, chosen):
+    """The thresholds that are tabulated, descending: round ones from the lowest on, that one, and the chosen one."""
+    return sorted({lowest, chosen, *(s for s in STEPS if s > lowest)}, reverse=True)
+
+
+def spanning_forest(pair_blocks):
+    """The maximum spanning forest of the pairs, (f,) PAIR, by similarity, descending, then by rows.
+
+    At every threshold its pairs join the same rows as all pairs do (Kruskal 1956: a pair that closes a cycle is the
+    weakest of it). Memory: 200 bytes for each pair of the forest, of a row at most one, and for each of a block.
+    """
+    forest, held = np.empty(0, dtype=PAIR), []
+    for pairs in pair_blocks:
+        held.append(pairs)
+        if sum(map(len, held)) >= max(_AT_ONCE, len(forest)):  # so that the forest isn't sorted too often
+            forest, held = _forest_of([forest, *held]), []
+    return _forest_of([forest, *held])
+
+
+def _forest_of(parts):
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import minimum_spanning_tree
+
+    pairs = np.concatenate(parts)
+    pairs = pairs[np.lexsort((pairs["row_b"], pairs["row_a"], -pairs["similarity"]))]
+    nodes, ends = np.unique(np.concatenate([pairs["row_a"], pairs["row_b"]]), return_inverse=True)
+    places = np.arange(1, len(pairs) + 1, dtype=np.float64)  # as weights: exact, and no two are the same
+    graph = coo_array((places, tuple(ends.reshape(2, -1))), shape=(len(nodes), len(nodes)))
+    return pairs[np.sort(minimum_spanning_tree(graph).data.astype(np.int64)) - 1] if len(pairs) else pairs
+
+
+def groups_at(forest, n_rows, threshold):
+    """Members and bounds, as of `members_and_bounds`, of the groups that pairs at or above a threshold form."""
+    return members_and_bounds(components([forest[forest["similarity"] >= threshold]], n_rows))
+
+
+def threshold_for(forest, n_rows, target_rows, lowest):
+    """The highest threshold that leaves at most `target_rows` of `n_rows` rows, each group's representative kept.
+
+    Raises NeardupError where the lowest that was searched leaves more.
+    """
+    needed = n_rows - target_rows
+    if needed > len(forest):
+        raise NeardupError(
+            f"at {lowest:g}, the lowest threshold searched, {n_rows - len(forest):,} rows are left, more than the "
+            f"{target_rows:,} of target_rows: set a lower report_threshold and run faiss_04_neighbor_search.py again"
+        )
+    return float(forest["similarity"][needed - 1]) if needed > 0 else 1.0
+
+
+def pair_counts(pair_blocks, thresholds):
+    """How many pairs are at or above each of the thresholds, (t,) int64. thresholds: descending."""
+    ascending, counts = np.array(thresholds[::-1]), np.zeros(len(thresholds), dtype=np.int64)
+    for pairs in pair_blocks:
+        reached = np.searchsorted(ascending, pairs["similarity"], side="right")
+        counts += np.cumsum(np.bincount(reached, minlength=len(ascending) + 1)[::-1])[:-1]
+    return counts
+
+
+def examples(pair_blocks, thresholds, count):
+    """Some pairs from just above each of the thresholds to the next one, to look at: [(e,) PAIR]. descending.
+
+    Those of the lowest similarities in each, for it is these that a threshold decides on. Memory: a block.
+    """
+    uppers = [np.inf, *thresholds[:-1]]
+    found = [np.empty(0, dtype=PAIR) for _ in thresholds]
+    for pairs in pair_blocks:
+        for i, (low, high) in enumerate(zip(thresholds, uppers, strict=True)):
+            some = pairs[(pairs["similarity"] >= low) & (pairs["similarity"] < high)]
+            some = np.concatenate([found[i], some])
+            found[i] = some[np.lexsort((some["row_b"], some["row_a"], some["similarity"]))[:count]]
+    return found
