@@ -11,7 +11,15 @@ from pydantic import BeforeValidator, ByteSize, Field, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 ROOT = Path(__file__).resolve().parent
-
+SECTIONS = {  # of the settings in --help: the first setting of each
+    "data_dir": "what is read, and where results go",
+    "target_variance": "faiss_01: check the input, count the components",
+    "sketch_dims": "faiss_02: reduce",
+    "n_clusters": "faiss_03: split into clusters",
+    "threshold": "faiss_04: find the pairs",
+    "grouping": "faiss_045: groups, and what to keep of each",
+    "memory_limit": "the machine, and how scripts run",
+}
 
 Location = Annotated[Path | str, BeforeValidator(lambda value: value if "://" in str(value) else Path(value))]
 
@@ -26,6 +34,7 @@ class Config(BaseSettings):
         cli_hide_none_type=True,
         cli_avoid_json=True,
         cli_implicit_flags="toggle",
+        cli_shortcuts={"json-output": "json"},
         frozen=True,
         validate_default=True,
     )
@@ -58,7 +67,6 @@ class Config(BaseSettings):
     duplicate_ids: Literal["error", "allow"] = Field(
         "error", description="an id that two rows share: stop, or treat them as two rows of one name"
     )
-
     verify_input: bool = Field(
         False, description="hash all of the input, not samples, to see whether it changed since stage 1 read it"
     )
@@ -92,7 +100,7 @@ class Config(BaseSettings):
         None, gt=0, le=1, description="search down to this, to see what the thresholds above it would give; None: don't"
     )
 
-    # faiss_045: groups
+    # faiss_045: groups, and what to keep of each
     grouping: Literal["connected", "star", "split"] = Field(
         "connected",
         description="groups: all that is joined; stars, each member near the row kept; or chains cut at bridges",
@@ -112,13 +120,18 @@ class Config(BaseSettings):
         None, description="texts of the ids: a JSON file of id: text, or a column; None: texts.json beside the shards"
     )
 
-    # the machine
+    # the machine, and how scripts run
     memory_limit: ByteSize = Field(
         "2GiB", ge=64 * 2**20, description="memory that block sizes are made to fit (bytes, or '2GiB'), from 64MiB"
     )
     n_workers: int | None = Field(
         None, ge=1, le=1024, description="tasks at a time, 1 to 1,024; None: one a core (BLAS threads x tasks = cores)"
     )
+
+    dry_run: bool = Field(
+        False, description="say what the input is, and what disk, memory and time it takes; write nothing"
+    )
+    json_output: bool = Field(False, description="print what was found as one JSON object, for other programs")
 
     @property
     def search_threshold(self):

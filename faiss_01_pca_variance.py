@@ -8,7 +8,7 @@ from functools import partial, reduce
 import dask
 import numpy as np
 
-from neardup import NeardupError, engine, geometry
+from neardup import NeardupError, engine, geometry, plots
 from neardup.artifacts import begin
 from neardup.checksums import Digest
 from neardup.embeddings import block_ranges, open_shards, shard_starts, total_rows
@@ -16,7 +16,7 @@ from neardup.files import atomic, read_json, write_csv, write_json, write_npy, w
 from neardup.freshness import content, pieces
 from neardup.ids import IdTable, repeated_rows, write_table
 from neardup.npy import read_npy
-from neardup.script import main
+from neardup.script import main, tell
 
 _BLOCK_ROWS = 8192  # rows of a block at most: a d x d float64 sum a block costs little beside its product
 _SHOWN = 10  # bad rows or repeated ids that an error names
@@ -40,7 +40,7 @@ def run(config):
         n_components, kept = component_count(variances, config.target_variance)
         write_npz(stage.path("moments.npz"), count=count, mean=mean, covariance=covariance, variances=variances)
         write_json(stage.path("n_components.json"), {"n_components": n_components, "variance_kept": kept})
-        draw_scree(stage.path("scree.png"), variances, n_components, config.target_variance)
+        plots.save_png(stage.path("scree.png"), plots.scree(variances, n_components, config.target_variance))
         stage = stage.finish(
             {
                 "rows": total_rows(shards),
@@ -52,7 +52,7 @@ def run(config):
                 "content": content(shards, [digest for part in found for digest in part["digests"]]),
             }
         )
-    report(stage)
+    tell(config, stage, report)
 
 
 def disk_needed(shards):
@@ -194,29 +194,6 @@ def component_count(variances, target_variance):
     shares = np.cumsum(variances) / total
     count = int(np.searchsorted(shares, min(target_variance, shares[-1]))) + 1
     return count, float(shares[count - 1])
-
-
-def draw_scree(path, variances, n_components, target_variance):
-    """Plot the variance of each component, and the share that the first ones keep, with the chosen count marked."""
-    from matplotlib.figure import Figure
-
-    numbers = np.arange(1, len(variances) + 1)
-    shares = np.cumsum(variances) / (variances.sum() or 1)
-    figure = Figure(figsize=(8, 4.5), layout="constrained")
-    axes = figure.add_subplot(
-        title=f"{n_components} of {len(variances)} components keep {target_variance:.0%} of the variance"
-    )
-    axes.plot(numbers, shares, color="tab:blue")
-    axes.axhline(target_variance, color="0.7", linewidth=0.8, linestyle="--")
-    axes.axvline(n_components, color="tab:red", linewidth=1, label=f"n_components = {n_components}")
-    axes.set(xlabel="component", ylabel="share of the variance, cumulative", xscale="log", ylim=(0, 1.02))
-    axes.tick_params(axis="y", colors="tab:blue")
-    single = axes.twinx()
-    single.plot(numbers, variances, color="tab:gray", linewidth=0.9)
-    single.set(ylabel="variance of the component", yscale="log" if variances.any() else "linear")
-    axes.legend(loc="center left", frameon=False)
-    with atomic(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=120, metadata={"Software": None})
 
 
 def report(stage):

@@ -12,7 +12,7 @@ from neardup import engine, geometry
 from neardup.artifacts import begin
 from neardup.embeddings import block_ranges, open_shards, total_rows
 from neardup.files import atomic, damaged, npy_rows, read_json, write_npz
-from neardup.script import main
+from neardup.script import main, tell
 
 _BLOCK_ROWS = 4096  # rows projected together, at most: 16 MB at 1,024 values, which caches hold
 
@@ -34,7 +34,7 @@ def run(config):
                 "sketch_error": geometry.sketch_error(shards[0].dim, sketch_dims, np.linalg.norm(moments["mean"])),
             }
         )
-    report(stage)
+    tell(config, stage, report)
 
 
 def read_moments(variance, dim):

@@ -15,7 +15,7 @@ from neardup.files import hdf5, write_npy
 from neardup.ids import IdTable, store_ids
 from neardup.layout import npy_layout
 from neardup.npy import read_npy
-from neardup.script import main
+from neardup.script import main, tell
 
 _SAMPLE_PER_CLUSTER = 256  # training rows a centroid: what faiss.Kmeans keeps by default, too
 _TASK_ROWS = 65_536  # rows of a task that writes cluster files
@@ -38,7 +38,7 @@ def run(config):
         )
         results = {"rows": int(sizes.sum()), "n_clusters": len(centroids)}
         stage = stage.finish(results | {"smallest": int(sizes.min()), "largest": int(sizes.max())})
-    report(stage)
+    tell(config, stage, report)
 
 
 def train(stage, sketches, rejected, config):

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from neardup import engine
+from neardup import engine, plots
 from neardup.artifacts import begin
 from neardup.chains import cut_chains, explain_chains
 from neardup.embeddings import open_shards
@@ -15,11 +15,12 @@ from neardup.groups import Groups, members_and_bounds
 from neardup.guard import losses, warnings
 from neardup.ids import IdTable
 from neardup.npy import map_npy, read_npy
-from neardup.outputs import draw_groups, draw_thresholds, write_hdf5, write_lists, write_parquet, write_pickle
+from neardup.outputs import write_hdf5, write_lists, write_parquet, write_pickle
 from neardup.pairs import read_pairs
 from neardup.preview import Preview
+from neardup.report import write_report
 from neardup.representatives import Representatives, preference
-from neardup.script import main
+from neardup.script import main, tell
 from neardup.stars import centres, degrees, nearest_centre, smallest_rows
 from neardup.thresholds import examples, groups_at, pair_counts, spanning_forest, steps, threshold_for
 
@@ -38,7 +39,7 @@ class Search(NamedTuple):
 
 
 def run(config):
-    """Write work/045_merge, or find it finished."""
+    """Write work/045_merge and the report, or find them finished."""
     stage, shards, earlier = begin(config, "045_merge")
     variance = earlier["01_pca_variance"]
     ids = IdTable.open(variance.path("ids.arrow"))
@@ -48,34 +49,28 @@ def run(config):
         engine.preload("matplotlib.figure")
         rejected, repeated = (read_npy(variance.path(f"{name}_rows.npy")) for name in ("rejected", "repeated"))
         search = open_search(earlier["04_neighbor_search"], len(ids))
-        choose = chooser(stage, shards, earlier["03_kmeans"], config, preview)
         forest = join_all(stage, search)
-        threshold = config.threshold
-        if config.target_rows is not None:
-            threshold = threshold_for(forest, len(ids) - len(rejected), config.target_rows, search.lowest)
-        table, groups = tabulate(choose("at"), search, forest, threshold, len(ids) - len(rejected))
+        threshold = choose_threshold(forest, len(ids) - len(rejected), search.lowest, config)
+        choose = chooser(stage, shards, earlier["03_kmeans"], config, preview)
+        table, connected = tabulate(choose("at"), search, forest, threshold, len(ids) - len(rejected))
         neighbors = partial(search.pairs, threshold)
-        groupings = group_otherwise(choose("split"), groups, neighbors, threshold, config)
+        groupings = group_otherwise(choose("split"), connected, neighbors, threshold, config)
         groups = groupings[config.grouping]
-        chains = np.nonzero(groups.weakest < threshold)[0]
-        explained = explain_chains(groups, chains, neighbors, ids, config)
-        write_json(stage.path("chains.json"), explained)
-        write_hdf5(stage.path("merged_clusters.h5"), groups, ids, threshold)
-        write_pickle(stage.path("merged_clusters.pkl"), groups, ids)
-        write_parquet(stage.path("groups.parquet"), groups, ids, threshold)
-        kept, dropped = write_lists(stage.folder, groups, rejected, repeated, ids)
-        assert kept + dropped + len(rejected) == len(ids)
-        write_csv(stage.path("thresholds.csv"), [list(table[0]), *(list(line.values()) for line in table)])
-        write_examples(stage, search, table, ids, preview)
-        lost = losses(shards, config.tabulated, groups.dropped(len(ids)))
-        write_csv(stage.path("losses.csv"), [("by", "value", "rows", "dropped"), *lost])
-        draw_groups(stage.path("groups.png"), histogram(neighbors, threshold), groups.sizes, threshold)
-        draw_thresholds(stage.path("thresholds.png"), table, threshold)
-        found = summary(groups, chains, (kept, dropped, len(rejected)))
-        found |= {"threshold": threshold, "thresholds": table, "warnings": warnings(groups, lost, len(ids), explained)}
+        counts = write_groups(stage, groups, ids, threshold, (rejected, repeated))
+        found = summary(groups, threshold, counts)
+        found |= write_choices(stage, search, (table, threshold, groups), ids, preview)
+        found |= write_warnings(stage, shards, groups, neighbors, threshold, ids, config)
         found["groupings"] = {name: outline(some, threshold) for name, some in groupings.items()}
+        write_report(stage, found, earlier, config, preview)
         stage = stage.finish(found)
-    report(stage, preview, config.grouping)
+    tell(config, stage, partial(report, preview, config.grouping))
+
+
+def choose_threshold(forest, n_valid, lowest, config):
+    """The threshold that is set, or the highest one that leaves no more than `target_rows`."""
+    if config.target_rows is None:
+        return config.threshold
+    return threshold_for(forest, n_valid, config.target_rows, lowest)
 
 
 def open_search(search, n_rows):
@@ -166,6 +161,37 @@ def split(representatives, connected, neighbors, threshold, budget):
         groups = representatives.of(*members_and_bounds(smallest))
 
 
+def write_groups(stage, groups, ids, threshold, left_out):
+    """The groups in all their files. left_out: rejected rows, and those of repeated ids. Returns the counts of rows."""
+    write_hdf5(stage.path("merged_clusters.h5"), groups, ids, threshold)
+    write_pickle(stage.path("merged_clusters.pkl"), groups, ids)
+    write_parquet(stage.path("groups.parquet"), groups, ids, threshold)
+    kept, dropped = write_lists(stage.folder, groups, *left_out, ids)
+    assert kept + dropped + len(left_out[0]) == len(ids)
+    return kept, dropped, len(left_out[0])
+
+
+def write_choices(stage, search, chosen, ids, preview):
+    """What each threshold would give, with pairs to look at. chosen: the table of them, the threshold, the groups."""
+    table, threshold, groups = chosen
+    write_csv(stage.path("thresholds.csv"), [list(table[0]), *(list(line.values()) for line in table)])
+    write_examples(stage, search, table, ids, preview)
+    counts, edges = histogram(search)
+    plots.save_png(stage.path("groups.png"), plots.groups(counts, edges, threshold, groups.sizes))
+    plots.save_png(stage.path("thresholds.png"), plots.thresholds(table, threshold))
+    return {"thresholds": table, "similarities": [counts.tolist(), edges.tolist()]}
+
+
+def write_warnings(stage, shards, groups, neighbors, threshold, ids, config):
+    """What holds chains together, what is dropped of each shard, and lines about what is suspiciously much."""
+    chains = np.nonzero(groups.weakest < threshold)[0]
+    explained = explain_chains(groups, chains, neighbors, ids, config)
+    write_json(stage.path("chains.json"), explained)
+    lost = losses(shards, config.tabulated, groups.dropped(len(ids)))
+    write_csv(stage.path("losses.csv"), [("by", "value", "rows", "dropped"), *lost])
+    return {"warnings": warnings(groups, lost, len(ids), explained)}
+
+
 def write_examples(stage, search, table, ids, preview):
     """examples.csv: pairs to look at, the least similar ones at each threshold of the table."""
     thresholds = [line["threshold"] for line in table]
@@ -177,16 +203,16 @@ def write_examples(stage, search, table, ids, preview):
     write_csv(stage.path("examples.csv"), lines)
 
 
-def histogram(neighbors, threshold):
-    """How many pairs have which similarity: counts (b,) and edges (b + 1,) from the threshold to 1."""
-    edges = np.linspace(min(threshold, 1 - 1e-6), 1, _BINS + 1)
+def histogram(search):
+    """How many pairs have which similarity: counts (b,) and edges (b + 1,) from the lowest searched to 1."""
+    edges = np.linspace(min(search.lowest, 1 - 1e-6), 1, _BINS + 1)
     counts = np.zeros(_BINS, dtype=np.int64)
-    for pairs in neighbors():
+    for pairs in search.pairs(0):
         counts += np.histogram(np.clip(pairs["similarity"], edges[0], 1), edges)[0]
     return counts, edges
 
 
-def summary(groups, chains, counts):
+def summary(groups, threshold, counts):
     """What the run found, with the largest groups, as small JSON values."""
     shown = []
     for number in np.argsort(-groups.sizes, kind="stable")[:_SHOWN_GROUPS]:
@@ -202,9 +228,10 @@ def summary(groups, chains, counts):
         )
     kept, dropped, rejected = counts
     return {
+        "threshold": threshold,
         "groups": len(groups),
         "rows_in_groups": len(groups.rows),
-        "chains": len(chains),
+        "chains": int(np.count_nonzero(groups.weakest < threshold)),
         "kept": kept,
         "dropped": dropped,
         "rejected": rejected,
@@ -212,7 +239,7 @@ def summary(groups, chains, counts):
     }
 
 
-def report(stage, preview, grouping):
+def report(preview, grouping, stage):
     """Say what was found and where it is, and show the largest groups, with the texts of their ids where known."""
     found = stage.results
     total = found["kept"] + found["dropped"] + found["rejected"]
@@ -231,7 +258,7 @@ def report(stage, preview, grouping):
             print(f"drop {other['dropped']:,}")
     for line in found["warnings"]:
         print(f"look at this: {line}")
-    print(f"-> {stage.folder} (groups.parquet, keep.txt, drop.txt, chains.json, groups.png; README.md lists all)")
+    print(f"-> {stage.folder} (report.html to look at, groups.parquet, keep.txt, drop.txt; README.md lists all)")
     if found["largest"]:
         print("largest groups, the representative first:")
     for group in found["largest"]:

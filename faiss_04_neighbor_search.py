@@ -21,7 +21,7 @@ from neardup.ids import IdTable, store_ids
 from neardup.npy import map_npy, read_header, read_npy
 from neardup.outputs import write_neighbors_pickle
 from neardup.pairs import PAIR, cuts, read_pairs, slices_between
-from neardup.script import main
+from neardup.script import main, tell
 
 _TASKS = 16  # of either part of the search, about
 _GROUPS = 4  # of clusters that a task holds open, at least: small enough to be many, large enough to be opened seldom
@@ -54,7 +54,7 @@ def run(config):
                 "audit": audit,
             }
         )
-    report(stage)
+    tell(config, stage, report)
 
 
 def read_labels(kmeans, n_rows):

@@ -2,7 +2,9 @@
 
 import json
 import os
+import resource
 import shutil
+import time
 from functools import lru_cache, partial
 from pathlib import Path
 
@@ -23,6 +25,7 @@ STAGES = {  # folder of a stage, in their order: the script that writes it, and 
     ),
 }
 _LOOKS_AT_TABLES = "045_merge"  # which reads metadata, whose change concerns no other stage
+TIMES, REPORT = "times.json", "report.html"  # of a stage, but not the same in each run: what it took, and what shows it
 _FORMAT = 4  # of the artifacts; a new one makes all older work stale
 _MANIFEST = "manifest.json"
 _ENDINGS = "partial", "old", "removed"  # of hidden folders: being built, being replaced, being removed
@@ -80,6 +83,7 @@ class Stage:
         Raises NeardupError where the input isn't any more what it was when the stage began.
         """
         self._check_input(results)
+        self.note_times()
         for leftover in self.folder.rglob(".*.tmp"):  # of a file that an interrupted run was writing
             leftover.unlink()
         files = sorted(p for p in self.folder.rglob("*") if p.is_file() and self._is_result(p))
@@ -92,7 +96,14 @@ class Stage:
         return Stage(self.name, final, self.key, content)
 
     def _is_result(self, path):
-        return self.path(_PARTS) not in path.parents and path.name not in (_BEGUN, _MANIFEST)
+        return self.path(_PARTS) not in path.parents and path.name not in (_BEGUN, _MANIFEST, TIMES, REPORT)
+
+    def note_times(self):
+        """Write what this run took, and at most held in memory, into times.json, and return it."""
+        peak_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        took = {"seconds": round(time.perf_counter() - self.run.began, 3), "peak_bytes": peak_bytes}
+        write_json(self.folder / TIMES, took)
+        return took
 
     def _check_input(self, results):
         run, work_dir = self.run, self.folder.parent
@@ -127,6 +138,7 @@ class Run:
     def __init__(self, config, shards):
         self.config, self.shards = config, shards
         self.fingerprint, self.times, self.content = fingerprint(shards), times(shards), None
+        self.began = time.perf_counter()
 
 
 def begin(config, name):
@@ -137,7 +149,9 @@ def begin(config, name):
     Raises NeardupError if an earlier stage is missing or was made from something else.
     """
     _check_folders(config.data_dir, config.work_dir)
-    run = Run(config, open_input(config))
+    shards = find_input(config)
+    copies.make(shards, blocks, config.n_workers)
+    run = Run(config, shards)
     source, earlier = run.fingerprint, {}
     for stage, (_, settings) in STAGES.items():
         key = {"stage": stage, "format": _FORMAT, "settings": {s: getattr(config, s) for s in settings}}
@@ -153,16 +167,19 @@ def begin(config, name):
     raise AssertionError(name)
 
 
-def open_input(config):
-    """The shards of the input, where they can be memory-mapped: fetched and decoded as far as needed."""
-    reading = Reading(*(getattr(config, setting) for setting in Reading._fields))
+def reading_of(config):
+    """How the settings say to read the input."""
+    return Reading(*(getattr(config, setting) for setting in Reading._fields))
+
+
+def find_input(config):
+    """The shards of the input; what is remote is fetched, as far as needed."""
+    reading = reading_of(config)
     copy_dir, data_dir = config.work_dir / copies.FOLDER, config.data_dir
     ours = [*_stage_folders(config.work_dir), copy_dir]
     if not isinstance(data_dir, Path):
         data_dir, ours = copies.fetch(data_dir, copy_dir, partial(is_wanted, reading), config.n_workers), []
-    shards = find_shards(data_dir, reading, copy_dir, ours)
-    copies.make(shards, blocks, config.n_workers)
-    return shards
+    return find_shards(data_dir, reading, copy_dir, ours)
 
 
 def _stage_folders(work_dir):

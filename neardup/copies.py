@@ -21,11 +21,7 @@ def fetch(url, folder, wanted, n_workers):
     Returns the path of the local copy. Raises NeardupError where the folder can't be listed.
     """
     mirror = folder / _REMOTE
-    system, root, found = _listed(url)
-    names = {path: path.removeprefix(root).lstrip("/") or path.rpartition("/")[2] for path in found}
-    names = {path: name for path, name in names.items() if wanted(name)}
-    if not names:
-        raise NeardupError(f"data_dir {url} holds no embeddings: set data_dir to the folder of your embeddings")
+    system, root, found, names = _listed(url, wanted)
     identity = {path: {k: str(found[path][k]) for k in _IDENTITY if k in found[path]} for path in names}
     kept = {p for name in names.values() for p in (mirror / name, _note(mirror / name))}
     for path in mirror.rglob("*"):
@@ -37,8 +33,14 @@ def fetch(url, folder, wanted, n_workers):
     return mirror / names[root] if root in names else mirror
 
 
-def _listed(url):
-    """The file system of a URL, its path there, and {path: what is known} of the files at it or below it."""
+def files_at(url, wanted):
+    """The sizes of the files that would be fetched, in bytes."""
+    _, _, found, names = _listed(url, wanted)
+    return [found[path]["size"] or 0 for path in names]
+
+
+def _listed(url, wanted):
+    """The file system of a URL, its path there, {path: what is known} of all below it, {path: name} of the wanted."""
     import fsspec
 
     try:
@@ -49,7 +51,11 @@ def _listed(url):
         raise NeardupError(f"data_dir {url}: {error}") from error
     except Exception as error:  # each file system has its own
         raise NeardupError(f"data_dir {url} can't be listed ({type(error).__name__}: {error}): mend that") from error
-    return system, root, {path: info for path, info in found.items() if info["type"] == "file"}
+    names = {path: path.removeprefix(root).lstrip("/") or path.rpartition("/")[2] for path in found}
+    names = {path: name for path, name in names.items() if found[path]["type"] == "file" and wanted(name)}
+    if not names:
+        raise NeardupError(f"data_dir {url} holds no embeddings: set data_dir to the folder of your embeddings")
+    return system, root, found, names
 
 
 def _fetch(system, remote, path, identity):

@@ -1,4 +1,4 @@
-"""What a user takes away: neighbours as a pickle; groups as HDF5, pickle, Parquet, keep and drop lists, a picture."""
+"""What a user takes away: neighbours as a pickle; groups as HDF5, pickle, Parquet, keep and drop lists."""
 
 import json
 
@@ -161,47 +161,3 @@ def id_lines(names):
 def id_line(name):
     """An id as one line: as it is, or as a JSON string where it holds a line break, begins with a quote or is empty."""
     return name if name.splitlines() == [name] and not name.startswith('"') else json.dumps(name)
-
-
-def draw_groups(path, similarities, sizes, threshold):
-    """Plot how many pairs have which similarity, and how many groups which size.
-
-    similarities: (counts, edges) of a histogram; sizes: (G,) int64.
-    """
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
-
-    figure = Figure(figsize=(8, 3.5), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    counts, edges = similarities
-    left.stairs(counts, edges, fill=True, color="tab:blue")
-    left.set(xlabel="similarity", ylabel="pairs", title=f"{counts.sum():,} pairs at {threshold:g} and above")
-    size, count = np.unique(sizes, return_counts=True)
-    right.loglog(size, count, "o", color="tab:blue", markersize=5)
-    right.set(xlabel="rows in the group", ylabel="groups", title=f"{len(sizes):,} groups")
-    for axis in (right.xaxis, right.yaxis):
-        axis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
-        axis.set_major_formatter(ScalarFormatter())
-        axis.set_minor_formatter(NullFormatter())
-    with atomic(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=120, metadata={"Software": None})
-
-
-def draw_thresholds(path, table, threshold):
-    """Plot how many rows each threshold would drop, and the largest group at each. table: of `thresholds.csv`."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(8, 3.5), layout="constrained")
-    steps = [line["threshold"] for line in table]
-    for axes, column, title in zip(
-        figure.subplots(1, 2),
-        ("dropped", "largest"),
-        ("rows that would be dropped", "rows of the largest group"),
-        strict=True,
-    ):
-        axes.plot(steps, [line[column] for line in table], "o-", color="tab:blue", markersize=4)
-        axes.axvline(threshold, color="tab:red", linewidth=1, label=f"threshold = {threshold:g}")
-        axes.set(xlabel="threshold", title=title, ylim=(0, None))
-        axes.legend(frameon=False)
-    with atomic(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=120, metadata={"Software": None})

@@ -3,6 +3,7 @@
 import json
 from functools import cached_property
 from pathlib import Path
+from urllib.parse import quote
 
 import numpy as np
 import pyarrow as pa
@@ -31,13 +32,26 @@ class Preview:
         return self.setting is not None and self.setting.endswith(".json")
 
     @property
-    def images(self):
-        """The pattern of paths or URLs of images, with {id} in it, or None."""
-        return self.setting if self.setting and "{id}" in self.setting else None
+    def is_pattern(self):
+        return self.setting is not None and "{id}" in self.setting
 
     @property
     def is_column(self):
-        return self.setting is not None and not self.is_file and not self.images
+        return self.setting is not None and not self.is_file and not self.is_pattern
+
+    def url(self, name):
+        """Where the image of an id is on the web, or None."""
+        if not (self.is_pattern and self.setting.startswith(("https://", "http://"))):
+            return None
+        return self.setting.replace("{id}", quote(name))
+
+    def image(self, name):
+        """The file of the image of an id, or None; never one outside the folder that the pattern begins with."""
+        if not self.is_pattern or "://" in self.setting or "\0" in name:
+            return None
+        folder = Path(self.setting.partition("{id}")[0] + "_").parent.resolve()
+        path = Path(self.setting.replace("{id}", name)).resolve()
+        return path if path.is_relative_to(folder) else None
 
     def texts(self, rows):
         """The texts of these rows, "" where there is none. Memory: the JSON file, or the column of a shard."""

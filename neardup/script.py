@@ -1,5 +1,6 @@
 """How each script starts and ends: settings in, one line and an exit status where something is wrong."""
 
+import json
 import os
 import resource
 import signal
@@ -9,11 +10,12 @@ from contextlib import suppress
 from pathlib import Path
 
 from pydantic import ValidationError
-from pydantic_settings import SettingsError
+from pydantic_settings import CliSettingsSource, SettingsError
 
-from config import Config
+from config import SECTIONS, Config
 from neardup import NeardupError
 from neardup.lock import lock
+from neardup.plan import plan, print_plan
 
 EXIT_ERROR, EXIT_SETTING, EXIT_INTERRUPTED, EXIT_TERMINATED = 1, 2, 130, 143
 
@@ -25,7 +27,7 @@ def main(run, description):
         stream.reconfigure(errors="backslashreplace")
     Config.__doc__ = description
     try:
-        config = Config(_cli_parse_args=sys.argv[1:], _cli_prog_name=name, _cli_exit_on_error=False)
+        config = Config(_cli_settings_source=_command_line(name))
     except ValidationError as error:
         _fail(name, EXIT_SETTING, _setting_message(error))
     except (SettingsError, ArgumentError) as error:
@@ -34,8 +36,13 @@ def main(run, description):
     signal.signal(signal.SIGINT, lambda *_: _leave(name, EXIT_INTERRUPTED, "interrupted"))
     signal.signal(signal.SIGTERM, lambda *_: _leave(name, EXIT_TERMINATED, "terminated"))
     try:
-        lock(config.work_dir, name)
-        run(config)
+        if config.dry_run:
+            tell(config, plan(config), print_plan)
+        else:
+            lock(config.work_dir, name)
+            run(config)
+    except BrokenPipeError:  # whoever reads what is printed has enough; all results are there
+        os._exit(EXIT_ERROR)
     except NeardupError as error:
         _fail(name, EXIT_ERROR, str(error))
     except OSError as error:
@@ -43,6 +50,32 @@ def main(run, description):
         _fail(name, EXIT_ERROR, f"{where}: {error.strerror or error}; mend that, then start it again to go on")
     except MemoryError:
         _fail(name, EXIT_ERROR, "out of memory: set a lower memory_limit or n_workers, then start it again to go on")
+
+
+def tell(config, found, report):
+    """Print what was found: by report(found), or as one JSON object where that is wanted."""
+    if not config.json_output:
+        report(found)
+    else:
+        print(json.dumps(found if isinstance(found, dict) else found.results | {"folder": str(found.folder)}))
+
+
+def _command_line(name):
+    """The settings on the command line; --help shows them by section."""
+    section, group_of = None, {}
+    for field in Config.model_fields:
+        group_of[field] = section = SECTIONS.get(field, section)
+
+    def add(parser, *names, **options):
+        title = group_of.get(names[-1].lstrip("-").replace("-", "_"))
+        groups = {group.title: group for group in parser._action_groups}
+        return (groups.get(title) or (parser.add_argument_group(title) if title else parser)).add_argument(
+            *names, **options
+        )
+
+    return CliSettingsSource(
+        Config, cli_parse_args=sys.argv[1:], cli_prog_name=name, cli_exit_on_error=False, add_argument_method=add
+    )
 
 
 def _leave(name, status, word):

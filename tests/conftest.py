@@ -18,7 +18,7 @@ from config import ROOT, Config
 from neardup.artifacts import STAGES
 
 SCRIPTS = [script for script, _ in STAGES.values()]
-NOTES = {".lock", ".lock.json", ".input.json"}
+NOTES = {".lock", ".lock.json", ".input.json", "times.json", "report.html"}
 EXAMPLE = ROOT / "examples" / "debian"
 
 

@@ -40,7 +40,7 @@ def test_help_lists_every_setting(script):
     done = command(script, "--help", COLUMNS="1000")
     assert (done.returncode, done.stderr) == (0, "")
     said = " ".join(done.stdout.split())
-    options = dict(re.findall(r" --([a-z-]+) (.*?)(?= --[a-z]|$)", said.split(" options: ")[1]))
+    options = dict(re.findall(r" --([a-z-]+),? (.*?)(?= --[a-z]|$)", said.split(" options: ")[1]))
     assert {option.replace("-", "_") for option in options} - {"help"} == SETTINGS
     for name, field in Config.model_fields.items():
         option = options[name.replace("_", "-")]
@@ -68,7 +68,7 @@ def test_readme_names_every_file_of_a_run(files):
 
 
 def test_readme_names_only_settings_that_exist(example):
-    options = set(re.findall(r"--([a-z][a-z-]*)", README)) - {"help"}
+    options = set(re.findall(r"--([a-z][a-z-]*)", README)) - {"help", *Config.model_config["cli_shortcuts"].values()}
     assert {option.replace("-", "_") for option in options} <= SETTINGS
     assert {name.lower() for name in re.findall(r"NEARDUP_([A-Z_]+)", README)} <= SETTINGS
     prose = re.sub(r"```.*?```", "", README, flags=re.DOTALL)
@@ -151,6 +151,7 @@ def test_every_dependency_has_a_row():
 def test_every_import_is_a_dependency():
     """What the scripts and neardup import is in requirements.txt, and all of that is imported."""
     module_of = {"scikit-learn": "sklearn", "faiss-cpu": "faiss", "pydantic-settings": "pydantic_settings"}
+    module_of["pillow"] = "PIL"
     text = "\n".join(path.read_text() for path in [*ROOT.glob("*.py"), *ROOT.glob("neardup/*.py")])
     imported = {name.split(".")[0] for name in re.findall(r"^\s*(?:from|import) ([\w.]+)", text, flags=re.MULTILINE)}
     for package in packages("requirements.txt"):

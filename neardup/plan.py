@@ -1,0 +1,92 @@
+"""What a run would take, without running it: rows and shards from headers, the rest from a short measurement."""
+
+import shutil
+import time
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from neardup import geometry
+from neardup.artifacts import find_input, reading_of
+from neardup.copies import files_at
+from neardup.embeddings import open_shards
+from neardup.shards import is_wanted
+
+_SAMPLE, _RUN = 4096, 256  # rows that are read and multiplied; of them that follow each other
+_PIPELINE = 3.8, 0.12  # of docs/performance.md: all five scripts take so many times the products' seconds at 10^6 rows,
+# and more by this power of the number of rows
+_FIXED_S = 6  # seconds that five processes take to start and end
+_BYTES_A_ROW = 24, 700  # kept of each row: in memory; on disk while stage 4 runs
+_LIBRARIES = 170e6  # bytes of memory
+
+
+def plan(config):
+    """Rows, shards, disk, memory and time as small values. Reads headers, and a few thousand rows where they lie."""
+    if not isinstance(config.data_dir, Path):
+        sizes = files_at(config.data_dir, partial(is_wanted, reading_of(config)))
+        return {"files": len(sizes), "input_bytes": sum(sizes)}
+    shards = find_input(config)
+    rows, dim = sum(s.rows for s in shards), shards[0].dim
+    copied = sum(s.rows * s.dim * s.dtype.itemsize for s in shards if s.copy)
+    found = {"rows": rows, "dim": dim, "shards": len(shards), "input_bytes": sum(s.path.stat().st_size for s in shards)}
+    readable = [s for s in shards if s.stored]
+    seconds_a_row, components = _measure(open_shards(readable), config) if readable else (None, dim // 3)
+    sketch = min(config.sketch_dims, components) + 1
+    ids = sum(s.ids_path.stat().st_size if s.ids_path and s.ids_path != s.path else 16 * s.rows for s in shards)
+    disk = copied + rows * (4 * components + 8 * sketch + 16 + _BYTES_A_ROW[1]) + 3 * ids
+    memory = min(config.memory_limit, 8 * rows * dim) + _LIBRARIES + _BYTES_A_ROW[0] * rows
+    found |= {
+        "components": components,
+        "disk_bytes": int(disk),
+        "disk_free_bytes": shutil.disk_usage(_existing(config.work_dir)).free,
+    }
+    found |= {"memory_bytes": int(memory), "seconds": None}
+    if seconds_a_row is not None:
+        factor = _PIPELINE[0] * max(1, rows / 1e6) ** _PIPELINE[1]
+        found["seconds"] = round(_FIXED_S + rows * seconds_a_row * factor, 1)
+    return found
+
+
+def _measure(rows, config):
+    """Seconds that a row takes to be multiplied as PCA does, and about how many components there will be."""
+    starts = np.linspace(0, max(0, len(rows) - _RUN), _SAMPLE // _RUN).astype(np.int64)
+    numbers = np.unique(np.concatenate([np.arange(s, min(s + _RUN, len(rows))) for s in starts]))
+    unit, bad = geometry.unit_rows32(rows.gather(numbers))
+    gram = unit.T @ unit
+    start = time.perf_counter()
+    gram = unit.T @ unit
+    unit @ gram[:, : max(1, rows.dim // 3)]
+    seconds = (time.perf_counter() - start) / len(numbers)
+    count = max(1, len(unit) - np.count_nonzero(bad))
+    mean = unit.sum(axis=0, dtype=np.float64) / count
+    variances = np.maximum(np.linalg.eigvalsh(gram / count - np.outer(mean, mean))[::-1], 0)
+    shares = np.cumsum(variances) / max(variances.sum(), 1e-30)
+    return seconds, min(rows.dim, int(np.searchsorted(shares, config.target_variance)) + 1)
+
+
+def _existing(folder):
+    """A folder, or the nearest above it that is there."""
+    return next(f for f in (folder.resolve(), *folder.resolve().parents) if f.exists())
+
+
+def print_plan(found):
+    """Say it."""
+    size = f"{found['input_bytes'] / 1e9:.3g} GB"
+    if "rows" not in found:
+        print(f"{found['files']:,} files of {size} to fetch: how many rows they hold is known when they are here")
+        return
+    print(f"{found['rows']:,} rows of {found['dim']} values in {found['shards']} shards, {size}")
+    print(f"disk: about {found['disk_bytes'] / 1e9:.3g} GB, of {found['disk_free_bytes'] / 1e9:.3g} GB free")
+    print(f"memory: at most about {found['memory_bytes'] / 1e9:.3g} GB")
+    if found["seconds"] is None:
+        print("time: not known before the input is decoded")
+    else:
+        print(f"time: about {_in_words(found['seconds'])} for all five scripts, at thresholds of 0.95 and above")
+
+
+def _in_words(seconds):
+    for size, unit in ((86_400, "days"), (3600, "hours"), (60, "minutes")):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds:.0f} seconds"

@@ -1,0 +1,117 @@
+"""Pictures of what was found: as PNG files, and as SVG that takes the colours of the page it is in."""
+
+import io
+import re
+
+import numpy as np
+
+from neardup.files import atomic
+
+_INK, _BLUE, _RED = "#010203", "#1f77b4", "#d62728"  # of an SVG, to be exchanged for those of the page
+_ON_A_PAGE = {
+    **dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), _INK),
+    "svg.fonttype": "none",
+    "svg.hashsalt": "neardup",
+}
+
+
+def save_png(path, figure):
+    """Write a figure as a PNG file, whole or not at all, with the same bytes each time."""
+    with atomic(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=120, metadata={"Software": None})
+
+
+def page_svg(draw, *values):
+    """The figure that draw(*values) makes, as an SVG element to be put into a page; text is text, in its colours."""
+    from matplotlib import rc_context
+
+    with rc_context(_ON_A_PAGE):
+        figure, text = draw(*values), io.StringIO()
+        figure.savefig(text, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    svg = text.getvalue()
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    for color, of_page in ((_INK, "currentColor"), (_BLUE, "var(--accent)"), (_RED, "var(--mark)")):
+        svg = svg.replace(color, of_page)
+    return svg
+
+
+def _figure(height=3.6, width=6):
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def scree(variances, n_components, target_variance):
+    """The share of the variance that the first components keep, with the chosen count marked, and each one's own."""
+    figure, numbers = _figure(4.5, 8), np.arange(1, len(variances) + 1)
+    shares = np.cumsum(variances) / (variances.sum() or 1)
+    axes = figure.add_subplot(
+        title=f"{n_components} of {len(variances)} components keep {target_variance:.0%} of the variance"
+    )
+    axes.plot(numbers, shares, color=_BLUE)
+    axes.axhline(target_variance, color="0.7", linewidth=0.8, linestyle="--")
+    axes.axvline(n_components, color=_RED, linewidth=1, label=f"n_components = {n_components}")
+    axes.set(xlabel="component", ylabel="share of the variance, cumulative", xscale="log", ylim=(0, 1.02))
+    axes.tick_params(axis="y", colors=_BLUE)
+    single = axes.twinx()
+    single.plot(numbers, variances, color="tab:gray", linewidth=0.9)
+    single.set(ylabel="variance of the component", yscale="log" if variances.any() else "linear")
+    axes.legend(loc="center left", frameon=False)
+    return figure
+
+
+def groups(counts, edges, threshold, sizes):
+    """How many pairs have which similarity, and how many groups which size, side by side."""
+    figure = _figure(3.5, 8)
+    left, right = figure.subplots(1, 2)
+    _draw_similarities(left, counts, edges, threshold)
+    _draw_sizes(right, sizes)
+    return figure
+
+
+def similarities(counts, edges, threshold):
+    """How many pairs have which similarity. counts: (b,), edges: (b + 1,) of a histogram."""
+    figure = _figure()
+    _draw_similarities(figure.subplots(), counts, edges, threshold)
+    return figure
+
+
+def sizes(found):
+    """How many groups have which size. found: (G,) int64."""
+    figure = _figure()
+    _draw_sizes(figure.subplots(), found)
+    return figure
+
+
+def thresholds(table, threshold):
+    """How many rows each threshold would drop, and the largest group at each. table: of `thresholds.csv`."""
+    figure = _figure(3.5, 8)
+    steps = [line["threshold"] for line in table]
+    shown = {"dropped": "rows that would be dropped", "largest": "rows of the largest group"}
+    for axes, (column, title) in zip(figure.subplots(1, 2), shown.items(), strict=True):
+        axes.plot(steps, [line[column] for line in table], "o-", color=_BLUE, markersize=4)
+        axes.axvline(threshold, color=_RED, linewidth=1, label=f"threshold = {threshold:g}")
+        axes.set(xlabel="threshold", title=title, ylim=(0, None))
+        axes.legend(frameon=False)
+    return figure
+
+
+def _draw_similarities(axes, counts, edges, threshold):
+    axes.stairs(counts, edges, fill=True, color=_BLUE)
+    if threshold > edges[0]:
+        axes.axvline(threshold, color=_RED, linewidth=1, label=f"threshold = {threshold:g}")
+        axes.legend(frameon=False)
+    axes.set(xlabel="similarity", ylabel="pairs", title=f"{counts.sum():,} pairs at {edges[0]:g} and above")
+
+
+def _draw_sizes(axes, found):
+    from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
+
+    size, count = np.unique(found, return_counts=True)
+    axes.loglog(size, count, "o", color=_BLUE, markersize=5)
+    axes.set(xlabel="rows in the group", ylabel="groups", title=f"{len(found):,} groups")
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
+        axis.set_major_formatter(ScalarFormatter())
+        axis.set_minor_formatter(NullFormatter())

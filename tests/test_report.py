@@ -1,0 +1,208 @@
+"""The report: whole in one file, what is in it is what was found, and a browser shows it as it should."""
+
+import json
+import re
+import shutil
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from conftest import EXAMPLE, SCRIPTS, command, lay_out, run_stages
+from PIL import Image
+
+REPORT = "045_merge/report.html"
+MARKUP = "<b onmouseover=alert(1)>bold</b><script>document.title='run'</script>"
+
+
+class Tags(HTMLParser):
+    """Names and attributes of all elements."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.found = []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.found.append((tag, dict(attrs)))
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory):
+    """The report of the example, searched down to 0.9."""
+    work = tmp_path_factory.mktemp("texts") / "work"
+    run_stages(EXAMPLE, work, report_threshold=0.9, threshold=0.95)
+    return work / REPORT
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    """The report of pictures, some the same, ids with markup, one that leads out of its folder, one without a file."""
+    folder = tmp_path_factory.mktemp("images")
+    rng, rows, ids = np.random.default_rng(0), [], []
+    (folder / "pictures").mkdir()
+    for number in range(12):
+        color = rng.integers(0, 256, 3)
+        for copy in range(2):
+            name = f"{number}-{copy}"
+            Image.new("RGB", (40 + 20 * copy, 30), tuple(color.tolist())).save(folder / "pictures" / f"{name}.png")
+            rows.append(rng.normal(size=8) if not copy else rows[-1] + rng.normal(size=8) * 0.01)
+            ids.append(name)
+    secret = folder / "secret.png"
+    Image.new("RGB", (10, 10)).save(secret)
+    ids += [MARKUP, "../secret", "not-there", "n\0ul"]
+    rows += [rows[0], rows[0], rows[2], rows[2]]
+    data = lay_out(folder / "data", np.array(rows, dtype=np.float32), cuts=[9], ids=ids)
+    run_stages(data, folder / "work", preview=str(folder / "pictures" / "{id}.png"))
+    return folder / "work" / REPORT
+
+
+def test_it_is_whole_without_a_network(texts, images):
+    for path in (texts, images):
+        text = path.read_text()
+        assert path.stat().st_size < 5_000_000
+        tags = Tags(text).found
+        assert not {"script", "link", "iframe", "object"} & {tag for tag, _ in tags}
+        sources = [value for _, attrs in tags for name, value in attrs.items() if name in ("src", "href", "xlink:href")]
+        assert all(source.startswith(("data:image/webp;base64,", "#")) for source in sources)
+        assert not any(name.startswith("on") for _, attrs in tags for name in attrs)
+
+
+def test_what_it_says_is_what_was_found(texts):
+    manifest = json.loads((texts.parent / "manifest.json").read_text())["results"]
+    text = re.sub(r"<[^>]*>", " ", texts.read_text())
+    text = " ".join(text.split())
+    for name in ("kept", "groups", "rows_in_groups"):
+        assert f" {manifest[name]:,} " in text
+    for line in manifest["thresholds"]:
+        chosen = " (chosen)" if line["threshold"] == 0.95 else ""
+        cells = [f"{line['threshold']:g}{chosen}"]
+        cells += [f"{line[name]:,}" for name in ("pairs", "groups", "kept", "dropped", "largest", "chains")]
+        assert " ".join(cells) in text
+    for kind, found in manifest["groupings"].items():
+        assert f"{kind}{' (chosen)' if kind == 'connected' else ''} {found['groups']:,} {found['dropped']:,}" in text
+
+
+def test_ids_with_markup_are_text_and_lead_nowhere(images):
+    text = images.read_text()
+    assert MARKUP not in text
+    assert "&lt;script&gt;" in text
+    pictures = [attrs for tag, attrs in Tags(text).found if tag == "img"]
+    assert len(pictures) >= 20
+    assert not {"../secret", "not-there", MARKUP} & {attrs["alt"] for attrs in pictures}
+
+
+def test_pictures_stop_where_there_is_no_room(images, tmp_path, monkeypatch):
+    monkeypatch.setattr("neardup.report._IMAGE_BYTES", 500)
+    work = shutil.copytree(images.parent.parent, tmp_path / "work")
+    shutil.rmtree(work / "045_merge")
+    run_stages(
+        images.parent.parent.parent / "data",
+        work,
+        SCRIPTS[4:],
+        preview=str(images.parent.parent.parent / "pictures" / "{id}.png"),
+    )
+    assert sum(tag == "img" for tag, _ in Tags((work / REPORT).read_text()).found) < 12
+
+
+def test_it_is_made_anew_where_something_changed(tmp_path):
+    data = lay_out(tmp_path / "data", np.random.default_rng(0).normal(size=(30, 6)))
+    run_stages(data, tmp_path / "work")
+    path = tmp_path / "work" / REPORT
+    first = path.stat().st_mtime_ns
+    run_stages(data, tmp_path / "work")
+    assert path.stat().st_mtime_ns == first
+    run_stages(data, tmp_path / "work", SCRIPTS[4:], grouping="star")
+    assert "“star”" in path.read_text()
+
+
+def test_no_groups_and_no_pairs(tmp_path):
+    run_stages(lay_out(tmp_path / "data", np.eye(5)), tmp_path / "work")
+    assert "None." in (tmp_path / "work" / REPORT).read_text()
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """Headless Chromium."""
+    webdriver = pytest.importorskip("selenium.webdriver")
+    if not (shutil.which("chromium") and shutil.which("chromedriver")):
+        pytest.skip("needs chromium and chromedriver")
+    options = webdriver.ChromeOptions()
+    options.binary_location = shutil.which("chromium")
+    for flag in ("headless", "no-sandbox", "disable-gpu", "no-first-run", "disable-background-networking"):
+        options.add_argument(f"--{flag}")
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(shutil.which("chromedriver")))
+    yield driver
+    driver.quit()
+
+
+def shown(browser, path, width, scheme):
+    """Open a page as a window of this width shows it. Returns the page's background."""
+    size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    features = {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", features)
+    browser.get(path.as_uri())
+    return browser.execute_script("return getComputedStyle(document.body).backgroundColor")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [400, 1400])
+@pytest.mark.parametrize("kind", ["texts", "images"])
+def test_in_a_browser(browser, request, kind, width, scheme):
+    background = shown(browser, request.getfixturevalue(kind), width, scheme)
+    red = int(re.findall(r"\d+", background)[0])
+    assert (red > 200) == (scheme == "light")
+    assert browser.execute_script("return document.documentElement.scrollWidth") <= width
+    assert browser.get_log("browser") == []
+    assert browser.title.startswith("Near-duplicates in")
+    broken = (
+        "return [...document.images].filter(i => { i.loading = 'eager'; return i.complete && !i.naturalWidth }).length"
+    )
+    assert browser.execute_script(broken) == 0
+    browser.execute_cdp_cmd("Input.dispatchKeyEvent", {"type": "rawKeyDown", "key": "Tab", "windowsVirtualKeyCode": 9})
+    assert browser.execute_script("return document.activeElement.className") == "skip"
+
+
+def test_every_picture_and_table_has_a_name(texts, images):
+    """For those who hear the page."""
+    for path in (texts, images):
+        tags = Tags(path.read_text()).found
+        assert all(attrs.get("alt") for tag, attrs in tags if tag == "img")
+        assert all(attrs.get("aria-label") for tag, attrs in tags if tag == "figure")
+        assert all("scope" in attrs for tag, attrs in tags if tag == "th")
+
+
+def test_json_for_other_programs(texts):
+    """What is printed is one JSON object."""
+    work = texts.parent.parent
+    done = command(
+        *(SCRIPTS[4], "--data-dir", EXAMPLE, "--work-dir", work),
+        *("--threshold", "0.95", "--report-threshold", "0.9", "--json"),
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    found = json.loads(done.stdout)
+    assert found["groups"] == 208
+    assert found["folder"] == str(work / "045_merge")
+
+
+def test_a_dry_run_writes_nothing(tmp_path):
+    done = command(SCRIPTS[0], "--work-dir", tmp_path / "work", "--dry-run")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "3,054 rows of 384 values in 3 shards" in done.stdout
+    assert all(f"{word}: " in done.stdout for word in ("disk", "memory", "time"))
+    assert not (tmp_path / "work").exists()
+
+
+def test_a_dry_run_of_header_and_nothing_else(tmp_path):
+    """A billion rows that are a hole in the file are planned at once, in little memory."""
+    path = tmp_path / "data" / "all.npy"
+    path.parent.mkdir()
+    rows, dim = 10**9, 1024
+    with path.open("wb") as file:
+        header = {"descr": "<f4", "fortran_order": False, "shape": (rows, dim)}
+        np.lib.format.write_array_header_1_0(file, header)
+        file.truncate(file.tell() + 4 * rows * dim)
+    done = command(SCRIPTS[0], "--data-dir", path.parent, "--work-dir", tmp_path / "work", "--dry-run", "--json")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert json.loads(done.stdout)["rows"] == rows
