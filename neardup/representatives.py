@@ -36,9 +36,11 @@ def preference(wanted, shards, lengths):
             f"representative {wanted!r} needs a table with a column {column!r}, but {without.path} has none"
         )
     values = pa.chunked_array([read_column(s.table, column, s.rows) for s in shards])
-    descending = {"highest": "descending", "lowest": "ascending"}[order]
+    if pa.types.is_floating(values.type):
+        values = pc.if_else(pc.is_nan(values), None, values)
+    direction = {"highest": "descending", "lowest": "ascending"}[order]
     try:
-        ranks = pc.rank(values, sort_keys=descending, null_placement="at_end", tiebreaker="dense")
+        ranks = pc.rank(values, sort_keys=[(column, direction, "at_end")], tiebreaker="dense")
     except (pa.ArrowNotImplementedError, pa.ArrowTypeError) as error:
         raise NeardupError(
             f"column {column!r} holds {values.type}, which has no order: set representative to another"

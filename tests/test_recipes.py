@@ -1,0 +1,159 @@
+"""Every command and snippet in the docs runs, on data laid out as each says."""
+
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+
+import faiss
+import h5py
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from conftest import SCRIPTS
+from moto.server import ThreadedMotoServer
+from PIL import Image
+
+from config import ROOT
+
+N, DIM = 300, 32
+DOCS = ["formats", "thresholds", "outputs"]
+
+
+def make_rows():
+    """200 rows, and 100 that are near one of them."""
+    rng = np.random.default_rng(0)
+    rows = rng.normal(size=(N, DIM)).astype(np.float32)
+    rows[200:] = rows[:100] + rng.normal(size=(100, DIM)) * np.linspace(0.01, 0.3, 100)[:, None]
+    return rows
+
+
+def vectors_of(rows):
+    return pa.FixedSizeListArray.from_arrays(pa.array(rows.ravel()), rows.shape[1])
+
+
+def metadata(ids):
+    """Columns that the recipes name."""
+    numbers = list(range(N))
+    return {
+        "id": ids,
+        "caption": [f"caption {'x' * (i % 7)}" for i in numbers],
+        "width": [i % 50 for i in numbers],
+        "date": [f"2026-01-{1 + i % 28:02}" for i in numbers],
+        "source": [f"source {i % 3}" for i in numbers],
+        "language": [["en", "de", None][i % 3] for i in numbers],
+    }
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder with what the docs name in it."""
+    folder, rows, ids = tmp_path_factory.mktemp("recipes"), make_rows(), [f"id-{i}" for i in range(N)]
+
+    def within(*parts):
+        path = folder.joinpath(*parts)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path
+
+    np.save(within("my_embeddings", "part_0.npy"), rows)
+    pq.write_table(pa.table(metadata(ids)), within("my_embeddings", "part_0.parquet"))
+    within("texts.json").write_text(json.dumps(dict(zip(ids, metadata(ids)["caption"], strict=True))))
+    Image.new("RGB", (20, 20)).save(within("images", "id-0.png"))
+    for kind in ("img_emb", "text_emb"):
+        np.save(within("laion", kind, f"{kind}_0.npy"), rows)
+    pq.write_table(pa.table({"image_path": ids, "caption": ids}), within("laion", "metadata", "metadata_0.parquet"))
+    table = pa.table({"title": ids, "embedding": vectors_of(rows)})
+    with pa.ipc.new_stream(within("my_dataset", "data-00000-of-00001.arrow"), table.schema) as writer:
+        writer.write_table(table)
+    pq.write_table(table.rename_columns(["id", "embeddings"]), within("my_parquet", "data", "train-0.parquet"))
+    np.savez(within("datacomp", "0.npz"), b32_img=rows, l14_img=rows)
+    pq.write_table(pa.table({"uid": [f"{i:032x}" for i in range(N)]}), within("datacomp", "0.parquet"))
+    with h5py.File(within("glove-100-angular.hdf5"), "w") as file:
+        file["train"], file["test"] = rows, rows[:10]
+    within("base.1M.fbin").write_bytes(np.array(rows.shape, "<u4").tobytes() + rows.tobytes())
+    index = faiss.IndexFlatIP(DIM)
+    index.add(rows)
+    faiss.write_index(index, str(within("my.index")))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def bucket(place):
+    """The embeddings on a local S3 server. Returns the environment that leads there."""
+    import boto3
+
+    server = ThreadedMotoServer(port=0)
+    server.start()
+    host, port = server.get_host_and_port()
+    keys = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAULT_REGION": "us-east-1"}
+    environment = keys | {"AWS_ENDPOINT_URL": f"http://{host}:{port}"}
+    client = boto3.client(
+        "s3", endpoint_url=environment["AWS_ENDPOINT_URL"], aws_access_key_id="test", aws_secret_access_key="test"
+    )
+    client.create_bucket(Bucket="bucket")
+    for path in (place / "my_embeddings").iterdir():
+        client.upload_file(str(path), "bucket", f"embeddings/{path.name}")
+    yield environment
+    server.stop()
+
+
+def blocks(name):
+    """The snippets of a page, in order: [(language, text)]."""
+    return re.findall(r"```(sh|python|sql|r)\n(.*?)```", (ROOT / "docs" / f"{name}.md").read_text(), flags=re.DOTALL)
+
+
+def execute(command, place, environment):
+    """Run a command where the docs' data is. Returns what it printed."""
+    done = subprocess.run(
+        command, cwd=place, env=os.environ | environment, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, ""), command
+    return done.stdout
+
+
+def run_line(line, place, environment):
+    """A line of the shell: a script of this project, with its settings."""
+    python, script, *settings = shlex.split(line)
+    assert python == ".venv/bin/python"
+    assert script in SCRIPTS
+    return execute([sys.executable, str(ROOT / script), *settings], place, environment | {"NEARDUP_WORK_DIR": "work"})
+
+
+def run_block(language, text, place, environment):
+    if language == "sh":
+        for line in text.splitlines():
+            run_line(line, place, environment)
+    elif language == "python":
+        execute([sys.executable, "-c", text], place, environment)
+    elif language == "sql":
+        import duckdb
+
+        inside = text.replace("'work/", f"'{place}/work/")
+        assert inside != text
+        assert duckdb.sql(inside).fetchall()
+    elif shutil.which("Rscript"):
+        execute(["Rscript", "-e", text], place, environment)
+
+
+@pytest.mark.parametrize("name", DOCS)
+def test_what_the_docs_say_runs(name, place, bucket):
+    shutil.rmtree(place / "work", ignore_errors=True)
+    if name == "outputs":  # which reads what a run left
+        for line in blocks("thresholds")[0][1].splitlines():
+            run_line(line, place, bucket)
+    found = blocks(name)
+    assert len(found) >= 5
+    for language, text in found:
+        run_block(language, text, place, bucket)
+
+
+def test_no_command_is_left_out():
+    """Each block of the docs says what it is, and every page is one of those above or has no commands."""
+    for path in (ROOT / "docs").glob("*.md"):
+        text = path.read_text()
+        assert not re.findall(r"```(sh|python|sql|r)\n", text) or path.stem in DOCS
+        assert "faiss_0" not in re.sub(r"```sh\n.*?```", "", text, flags=re.DOTALL) or path.stem not in DOCS
