@@ -120,6 +120,13 @@ class Config(BaseSettings):
         None, description="texts of the ids: a JSON file of id: text, or a column; None: texts.json beside the shards"
     )
 
+    export: bool = Field(
+        False, description="write a copy of the input with just the rows kept, in its own format, into 045_merge/export"
+    )
+    graph_group: int | None = Field(
+        None, ge=0, description="number of a group to write as GraphML, with all its pairs, into graphs/"
+    )
+
     # the machine, and how scripts run
     memory_limit: ByteSize = Field(
         "2GiB", ge=64 * 2**20, description="memory that block sizes are made to fit (bytes, or '2GiB'), from 64MiB"

@@ -10,12 +10,13 @@ from neardup import engine, plots
 from neardup.artifacts import begin
 from neardup.chains import cut_chains, explain_chains
 from neardup.embeddings import open_shards
+from neardup.export import write_copy, write_datacomp, write_graph
 from neardup.files import write_csv, write_json, write_npy
 from neardup.groups import Groups, members_and_bounds
 from neardup.guard import losses, warnings
 from neardup.ids import IdTable
 from neardup.npy import map_npy, read_npy
-from neardup.outputs import write_hdf5, write_lists, write_parquet, write_pickle
+from neardup.outputs import read_groups, write_hdf5, write_lists, write_parquet, write_pickle
 from neardup.pairs import read_pairs
 from neardup.preview import Preview
 from neardup.report import write_report
@@ -61,8 +62,11 @@ def run(config):
         found |= write_choices(stage, search, (table, threshold, groups), ids, preview)
         found |= write_warnings(stage, shards, groups, neighbors, threshold, ids, config)
         found["groupings"] = {name: outline(some, threshold) for name, some in groupings.items()}
+        write_copies(stage, shards, groups.dropped(len(ids)), rejected, ids, config)
         write_report(stage, found, earlier, config, preview)
         stage = stage.finish(found)
+    if config.graph_group is not None:
+        draw_graph(config.work_dir / "graphs", stage, earlier["04_neighbor_search"], ids, config.graph_group)
     tell(config, stage, partial(report, preview, config.grouping))
 
 
@@ -201,6 +205,23 @@ def write_examples(stage, search, table, ids, preview):
         numbers = (pairs[name].tolist() for name in ("similarity", "row_a", "row_b"))
         lines += [(step, *line) for line in zip(*numbers, *named, strict=True)]
     write_csv(stage.path("examples.csv"), lines)
+
+
+def write_copies(stage, shards, dropped, rejected, ids, config):
+    """What is kept, in the formats of others: DataComp's subset file, if ids are its uids; a copy of the input."""
+    keep = ~dropped
+    keep[rejected] = False
+    write_datacomp(stage.path("keep_datacomp.npy"), ids, keep)
+    if config.export:
+        stage.needs(sum(s.path.stat().st_size for s in shards))
+        write_copy(shards, keep, stage.path("export"), config.n_workers)
+
+
+def draw_graph(folder, stage, search, ids, number):
+    """Write a group as GraphML."""
+    groups = read_groups(stage.path("merged_clusters.h5"))
+    neighbors = partial(open_search(search, len(ids)).pairs, stage.results["threshold"])
+    write_graph(folder / f"group_{number}.graphml", groups, number, neighbors=neighbors, ids=ids)
 
 
 def histogram(search):

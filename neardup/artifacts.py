@@ -12,7 +12,7 @@ from neardup import NeardupError, copies, engine
 from neardup.checksums import digest_of_bytes, digest_of_file
 from neardup.files import read_json, sync_folder, write_json
 from neardup.freshness import changed_shards, fingerprint, remember, tables_digest, times
-from neardup.shards import Reading, blocks, find_shards, is_wanted
+from neardup.shards import Reading, blocks, find_shards, wanted
 
 STAGES = {  # folder of a stage, in their order: the script that writes it, and the settings that shape it
     "01_pca_variance": ("faiss_01_pca_variance.py", ("target_variance", "bad_rows", "duplicate_ids")),
@@ -21,7 +21,7 @@ STAGES = {  # folder of a stage, in their order: the script that writes it, and 
     "04_neighbor_search": ("faiss_04_neighbor_search.py", ("search_threshold", "pairs", "audit_rows", "random_state")),
     "045_merge": (
         "faiss_045_merge.py",
-        ("threshold", "target_rows", "grouping", "representative", "tabulate", "preview"),
+        ("threshold", "target_rows", "grouping", "representative", "tabulate", "preview", "export"),
     ),
 }
 _LOOKS_AT_TABLES = "045_merge"  # which reads metadata, whose change concerns no other stage
@@ -178,8 +178,8 @@ def find_input(config):
     copy_dir, data_dir = config.work_dir / copies.FOLDER, config.data_dir
     ours = [*_stage_folders(config.work_dir), copy_dir]
     if not isinstance(data_dir, Path):
-        data_dir, ours = copies.fetch(data_dir, copy_dir, partial(is_wanted, reading), config.n_workers), []
-    return find_shards(data_dir, reading, copy_dir, ours)
+        data_dir, ours = copies.fetch(data_dir, copy_dir, partial(wanted, reading), config.n_workers), []
+    return find_shards(data_dir, reading, copy_dir / copies.DECODED, ours)
 
 
 def _stage_folders(work_dir):

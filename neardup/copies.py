@@ -2,27 +2,29 @@
 
 import shutil
 from functools import partial
+from pathlib import PurePosixPath
 
 import numpy as np
 
 from neardup import NeardupError, engine
 from neardup.files import atomic, npy_rows, read_json, write_json
 from neardup.formats import Vectors
+from neardup.metadata import SUFFIXES
 
 FOLDER = "input"  # in the work folder
-_REMOTE = "remote"  # in that
-_IDENTITY = "size", "ETag", "etag", "md5Hash", "generation", "mtime", "LastModified", "last_modified", "updated"
+_FETCHED, DECODED = "fetched", "decoded"  # in that
+_BESIDE = ".txt", *SUFFIXES  # what a shard's ids and metadata may be in
 
 
 def fetch(url, folder, wanted, n_workers):
     """Copy the files of a remote folder, or a single one, that aren't here or have changed since, a file a task.
 
-    url: as fsspec has it (`s3://bucket/folder`); wanted(name): whether to copy a file, by its name below the folder.
+    url: as fsspec has it (`s3://bucket/folder`); wanted(names): which of its files to copy, by their names below it.
     Returns the path of the local copy. Raises NeardupError where the folder can't be listed.
     """
-    mirror = folder / _REMOTE
+    mirror = folder / _FETCHED
     system, root, found, names = _listed(url, wanted)
-    identity = {path: {k: str(found[path][k]) for k in _IDENTITY if k in found[path]} for path in names}
+    identity = {path: {key: str(value) for key, value in found[path].items()} for path in names}
     kept = {p for name in names.values() for p in (mirror / name, _note(mirror / name))}
     for path in mirror.rglob("*"):
         if path.is_file() and path not in kept:
@@ -46,16 +48,24 @@ def _listed(url, wanted):
     try:
         system, root = fsspec.core.url_to_fs(url)
         root = root.rstrip("/")
-        found = system.find(root, detail=True)
+        found = {path: info for path, info in system.find(root, detail=True).items() if info["type"] == "file"}
+        if root in found:  # a single file, and what may lie beside it
+            beside = [f"{root.removesuffix(PurePosixPath(root).suffix)}{suffix}" for suffix in _BESIDE]
+            found |= {path: system.info(path) for path in beside if system.exists(path)}
     except ImportError as error:
         raise NeardupError(f"data_dir {url}: {error}") from error
     except Exception as error:  # each file system has its own
         raise NeardupError(f"data_dir {url} can't be listed ({type(error).__name__}: {error}): mend that") from error
-    names = {path: path.removeprefix(root).lstrip("/") or path.rpartition("/")[2] for path in found}
-    names = {path: name for path, name in names.items() if found[path]["type"] == "file" and wanted(name)}
-    if not names:
-        raise NeardupError(f"data_dir {url} holds no embeddings: set data_dir to the folder of your embeddings")
-    return system, root, found, names
+    above = root if root not in found else root.rpartition("/")[0]
+    names = {path.removeprefix(above).lstrip("/"): path for path in found}
+    if any(".." in PurePosixPath(name).parts for name in names):
+        raise NeardupError(f"data_dir {url} holds names with '..', which lead out of it: rename them")
+    chosen = {names[name]: name for name in wanted([*names])}
+    if not chosen:
+        deeper = next((PurePosixPath(name) for name in names if wanted([PurePosixPath(name).name])), None)
+        hint = f", or shard_pattern to '**/*{deeper.suffix}'" if deeper else ""
+        raise NeardupError(f"data_dir {url} holds no embeddings: set data_dir to the folder of your embeddings{hint}")
+    return system, root, found, chosen
 
 
 def _fetch(system, remote, path, identity):
@@ -73,7 +83,7 @@ def known(path, name, copy):
 
     path: the file; name: of its vectors; copy: where its copy is, beside which lies a note of both files' times.
     """
-    if not _is_of(copy, [*_state(path), name]):
+    if not _is_of(copy, _source(path, name)):
         return None
     found = read_json(_note(copy))
     return Vectors(found["rows"], found["dim"], np.dtype(found["dtype"]))
@@ -96,13 +106,13 @@ def is_current(shard):
 
 
 def _make(shard, blocks_of):
-    before, copy, rows = [*_state(shard.path), shard.vectors], shard.copy, 0
+    before, copy, rows = _source(shard.path, shard.vectors), shard.copy, 0
     with npy_rows(copy, (shard.rows, shard.dim), shard.dtype) as write:
         _note(copy).unlink(missing_ok=True)
         for block in blocks_of(shard.path, shard.vectors):
             write(block)
             rows += len(block)
-    if rows != shard.rows or [*_state(shard.path), shard.vectors] != before:
+    if rows != shard.rows or _source(shard.path, shard.vectors) != before:
         raise NeardupError(f"the input ({shard.name}) changed while it was read: run the script again")
     found = {"rows": shard.rows, "dim": shard.dim, "dtype": shard.dtype.str}
     write_json(_note(copy), {"of": before, "copy": _state(copy)} | found)
@@ -130,6 +140,11 @@ def _is_of(copy, identity):
     except (FileNotFoundError, NeardupError):  # it is made anew
         return False
     return copy.exists() and note.get("of") == identity and note.get("copy") == _state(copy)
+
+
+def _source(path, name):
+    """What a copy is of: a file as it is, and the name of its vectors."""
+    return [str(path.resolve()), *_state(path), name]
 
 
 def _state(path):

@@ -29,11 +29,11 @@ def read_ids(shard):
     if shard.id_column is None:
         return pa.array(id_map(path)).cast(pa.large_string())
     values = read_column(path, shard.id_column, shard.rows, pa.large_string())
+    if pa.types.is_dictionary(values.type):
+        values = values.dictionary_decode()
     if values.null_count:
         row = values.is_null().index(True).as_py()
         raise NeardupError(f"{path}: row {row} has no id in column {shard.id_column!r}: mend it, or set id_column")
-    if pa.types.is_dictionary(values.type):
-        values = values.dictionary_decode()
     if not any(f(values.type) for f in (pa.types.is_string, pa.types.is_large_string, pa.types.is_integer)):
         raise NeardupError(f"{path}: column {shard.id_column!r} holds {values.type}, no ids: set id_column to another")
     values = values.cast(pa.large_string())
@@ -49,8 +49,8 @@ def _read_text(shard):
     path = shard.ids_path
     advice = f"write a JSON list of the {shard.rows} ids of {shard.path.name}"
     try:
-        text = path.read_text(encoding="utf-8")
-        is_json = text.lstrip().startswith(("[", "{"))
+        text = path.read_text(encoding="utf-8-sig")
+        is_json = text.lstrip().startswith(("[", "{")) and not _has_lines(text, shard.rows)
         ids = json.loads(text) if is_json else _lines(text)
     except (ValueError, RecursionError) as error:  # not UTF-8, not JSON, a number too long
         raise NeardupError(f"{path} is not JSON in UTF-8 ({error}): {advice}") from error
@@ -63,6 +63,16 @@ def _read_text(shard):
     if all(type(i) is str for i in ids) and not any(map(_has_surrogate, ids)):
         return pa.array(ids, pa.large_string())
     return pa.array([_as_text(path, row, value) for row, value in enumerate(ids)], pa.large_string())
+
+
+def _has_lines(text, rows):
+    """Whether a text that begins as JSON does is ids, one a line."""
+    if text.removesuffix("\n").count("\n") + 1 != rows:
+        return False
+    try:
+        return not isinstance(json.loads(text), list)
+    except (ValueError, RecursionError):
+        return True
 
 
 def _lines(text):

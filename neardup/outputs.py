@@ -2,11 +2,13 @@
 
 import json
 
+import h5py
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from neardup.files import atomic, hdf5, write_stream
+from neardup.groups import Groups
 from neardup.ids import store_ids
 from neardup.pairs import both_ways
 
@@ -72,6 +74,13 @@ def write_hdf5(path, groups, ids, threshold):
             names[low:high] = np.array([groups.name(g).encode() for g in range(low, high)])
         store_ids(file, ids, groups.rows)
         file.attrs["threshold"] = threshold
+
+
+def read_groups(path):
+    """The `Groups` of merged_clusters.h5. Memory: 24 bytes a row in groups."""
+    with h5py.File(path) as file:
+        names = "row", "bounds", "similarity", "representative_row", "cluster"
+        return Groups(*(file[name][:] for name in names))
 
 
 def write_pickle(path, groups, ids):

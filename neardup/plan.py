@@ -11,7 +11,7 @@ from neardup import geometry
 from neardup.artifacts import find_input, reading_of
 from neardup.copies import files_at
 from neardup.embeddings import open_shards
-from neardup.shards import is_wanted
+from neardup.shards import wanted
 
 _SAMPLE, _RUN = 4096, 256  # rows that are read and multiplied; of them that follow each other
 _PIPELINE = 3.8, 0.12  # of docs/performance.md: all five scripts take so many times the products' seconds at 10^6 rows,
@@ -24,7 +24,7 @@ _LIBRARIES = 170e6  # bytes of memory
 def plan(config):
     """Rows, shards, disk, memory and time as small values. Reads headers, and a few thousand rows where they lie."""
     if not isinstance(config.data_dir, Path):
-        sizes = files_at(config.data_dir, partial(is_wanted, reading_of(config)))
+        sizes = files_at(config.data_dir, partial(wanted, reading_of(config)))
         return {"files": len(sizes), "input_bytes": sum(sizes)}
     shards = find_input(config)
     rows, dim = sum(s.rows for s in shards), shards[0].dim

@@ -1,6 +1,8 @@
 """What a folder of embeddings holds: its format, its shards in order, and where their ids are."""
 
 import re
+from fnmatch import fnmatch
+from glob import escape
 from pathlib import Path, PurePath
 from typing import NamedTuple
 
@@ -42,13 +44,18 @@ def blocks(path, name):
     return _MODULES[path.suffix].blocks(path, name)
 
 
-def is_wanted(reading, name):
-    """Whether a file of a remote folder, by its name below it, may be a shard, or hold the ids of one."""
-    path = PurePath(name)
-    if path.suffix not in (".txt", *SUFFIXES, *_MODULES):
-        return False
-    deep = "/" in (reading.shard_pattern or "") or path.parts[0] in (*_CLIP, "metadata")
-    return deep or len(path.parts) == 1
+def wanted(reading, names):
+    """Those files of a remote folder, by their names below it, that may be shards, or hold ids or texts of some."""
+    pattern, chosen = reading.shard_pattern, []
+    suffixes = FORMATS.get(reading.input_format) or (*_MODULES,)
+    folders = [f for f in (reading.vectors, *_CLIP) if any(name.startswith(f"{f}/") for name in names)][:1]
+    for name in names:
+        path = PurePath(name)
+        is_near = len(path.parts) == 1 or path.parts[0] in (*folders, "metadata") or "/" in (pattern or "")
+        is_shard = path.suffix in suffixes and (pattern is None or fnmatch(name, pattern))
+        if is_near and (is_shard or path.suffix in (".txt", *SUFFIXES) or name == "texts.json"):
+            chosen.append(name)
+    return chosen if any(PurePath(name).suffix in suffixes for name in chosen) else []
 
 
 def find_shards(data_dir, reading=AS_FOUND, copy_dir=None, ours=()):
@@ -58,7 +65,7 @@ def find_shards(data_dir, reading=AS_FOUND, copy_dir=None, ours=()):
     shards, or a file isn't what its name says, or not of as many values as the others.
     """
     if data_dir.is_file():
-        data_dir, reading = data_dir.parent, reading._replace(shard_pattern=data_dir.name)
+        data_dir, reading = data_dir.parent, reading._replace(shard_pattern=escape(data_dir.name))
     if not data_dir.is_dir():
         raise NeardupError(f"data_dir {data_dir} is not a folder: set data_dir to the folder of your embeddings")
     paths, kind, name = _choose(data_dir, reading, {folder.resolve() for folder in ours})
@@ -90,7 +97,7 @@ def _choose(data_dir, reading, ours):
     """The shards' paths, in order, their format, and the name of their vectors."""
     pattern, kind = reading.shard_pattern, reading.input_format
     clip = [f for f in _CLIP if any(data_dir.glob(f"{f}/*.npy"))]
-    if kind == "clip-retrieval" or (clip and not pattern and not kind):
+    if kind == "clip-retrieval" or (kind is None and clip and (pattern is None or PurePath(pattern).parts[0] in _CLIP)):
         folder = reading.vectors or (clip or _CLIP)[0]
         paths = _matching(data_dir, pattern or f"{folder}/*.npy", ours)
         if not paths:

@@ -113,7 +113,9 @@ def test_the_table_of_artifacts_is_complete(files):
     for first, *_ in table(ARCHITECTURE, "Artifacts"):
         stage = first.split()[0]
         named |= {(stage, name) for name in re.findall(r"`([^`]+)`", first)}
-    assert named == {kind(file) for file in files if not file.endswith("/manifest.json")}
+    sometimes = {("045", "export/"), ("045", "keep_datacomp.npy")}  # asked for; of such ids
+    assert named - sometimes == {kind(file) for file in files if not file.endswith("/manifest.json")}
+    assert sometimes <= named
     assert {kind(file)[0] for file in files if file.endswith("/manifest.json")} == {"01", "02", "03", "04", "045"}
     assert "`manifest.json`" in ARCHITECTURE
 

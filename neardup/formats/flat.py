@@ -3,6 +3,7 @@
 import numpy as np
 
 from neardup import NeardupError
+from neardup.files import atomic
 from neardup.formats import Vectors, block_rows
 
 
@@ -20,6 +21,29 @@ def blocks(path, _name=None):
     step = block_rows(index.d, np.dtype(np.float32))
     for start in range(0, index.ntotal, step):
         yield index.reconstruct_n(start, min(step, index.ntotal - start))
+
+
+def write_kept(path, _name, target, keep):
+    """Write an index of just the vectors to keep, of the same metric, with their ids if it has any. keep: (n,) bool.
+
+    Memory: the vectors that are kept, up to three times while the index grows, for FAISS has no other way to write one.
+    """
+    import faiss
+
+    (_outer_owner, outer), (_owner, index), ids = _read(path), _flat(path), id_map(path)
+    copy = faiss.IndexFlat(index.d, index.metric_type)
+    copy.metric_arg, start = index.metric_arg, 0
+    if ids is not None:
+        copy = type(outer)(copy)
+    for block in blocks(path):
+        here = keep[start : start + len(block)]
+        if ids is None:
+            copy.add(block[here])
+        else:
+            copy.add_with_ids(block[here], ids[start : start + len(block)][here])
+        start += len(block)
+    with atomic(target) as temporary, temporary.open("wb") as file:
+        faiss.write_index(copy, faiss.PyCallbackIOWriter(file.write))  # its own writer doesn't tell if closing fails
 
 
 def id_map(path):
@@ -46,9 +70,14 @@ def _flat(path):
     """An index, and the flat one that it is or that it gives other ids."""
     import faiss
 
-    owner, index = _read(path)
-    if isinstance(index, faiss.IndexIDMap):
-        index = faiss.downcast_index(index.index)
+    owner, outer = _read(path)
+    index = faiss.downcast_index(outer.index) if isinstance(outer, faiss.IndexIDMap) else outer
     if not isinstance(index, faiss.IndexFlat):
         raise NeardupError(f"{path} holds an {type(index).__name__}, not a flat index: its vectors aren't as they were")
+    empty, record = faiss.IndexFlat(index.d, index.metric_type), 4 * index.d
+    if index is not outer:
+        empty, record = type(outer)(empty), record + 8
+    expected = faiss.serialize_index(empty).nbytes + index.ntotal * record
+    if path.stat().st_size != expected:  # what is mapped beyond its end would be zeros
+        raise NeardupError(f"{path} has {path.stat().st_size} bytes, not {expected}: it is damaged, copy it again")
     return owner, index

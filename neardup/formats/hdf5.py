@@ -1,10 +1,17 @@
 """An HDF5 file, as ann-benchmarks has it: a two-dimensional data set, such as `train`."""
 
+import math
+from contextlib import contextmanager
+
 import h5py
+import numpy as np
 
 from neardup import NeardupError
+from neardup.files import hdf5
 from neardup.formats import Vectors, block_rows, is_vector_dtype, the_one
 from neardup.layout import Layout
+
+_ROWS = 1 << 16  # of a block at most: of a string just its pointer counts as its size
 
 
 def describe(path, name=None):
@@ -31,17 +38,93 @@ def blocks(path, name=None):
             yield data[start : start + step]
 
 
+def write_kept(path, _name, target, keep):
+    """Write a copy with just the rows to keep of every data set whose first dimension is n; all else as it is.
+
+    keep: (n,) bool. Types, chunks, filters and attributes stay, but for attributes that are references to objects,
+    which mean nothing in another file. Memory: a block; of variable-length values 65,536 rows. Raises NeardupError
+    where such a data set holds references.
+    """
+    with opened(path) as source, hdf5(target) as copy:
+        _copy_group(source, copy, keep, {})
+
+
+def _copy_group(source, copy, keep, copied):
+    """Copy what is in a group. copied: {object: its copy}, for an object may have several names."""
+    copied[source] = copy
+    _copy_attributes(source, copy)
+    for name in source:
+        link = source.get(name, getlink=True)
+        if not isinstance(link, h5py.HardLink):
+            copy[name] = link
+            continue
+        item = source[name]
+        if item in copied:
+            copy[name] = copied[item]
+        elif isinstance(item, h5py.Group):
+            _copy_group(item, copy.create_group(name), keep, copied)
+        elif isinstance(item, h5py.Dataset) and item.shape and item.shape[0] == len(keep):
+            copied[item] = copy[name] = _created(item, copy, int(np.count_nonzero(keep)))
+            _copy_attributes(item, copied[item])
+            _copy_rows(item, copied[item], keep)
+        else:
+            source.copy(item, copy, name=name)
+            copied[item] = copy[name]
+
+
+def _copy_attributes(source, copy):
+    for name in map(str.encode, source.attrs):
+        attribute = h5py.h5a.open(source.id, name)
+        kind, space = attribute.get_type(), attribute.get_space()
+        if not kind.detect_class(h5py.h5t.REFERENCE):
+            new = h5py.h5a.create(copy.id, name, kind.copy(), space)
+            if space.get_simple_extent_type() != h5py.h5s.NULL:
+                value = np.empty(attribute.shape, attribute.dtype)
+                attribute.read(value)
+                new.write(value)
+
+
+def _created(source, group, rows):
+    """A data set like another, of so many rows, that has no name yet."""
+    kind, shape, properties = source.id.get_type().copy(), (rows, *source.shape[1:]), source.id.get_create_plist()
+    if kind.detect_class(h5py.h5t.REFERENCE):
+        raise NeardupError(f"{source.file.filename} ({source.name}) holds references to objects: leave it out")
+    most = (source.maxshape[0] and rows, *source.maxshape[1:])
+    if source.external or source.is_virtual:  # its values lie in other files, to which the copy's must not be written
+        properties, most = h5py.h5p.create(h5py.h5p.DATASET_CREATE), shape
+    elif source.chunks and most[0]:
+        properties.set_chunk((min(source.chunks[0], rows), *source.chunks[1:]))
+    properties.set_obj_track_times(False)  # two copies are the same bytes
+    space = h5py.h5s.create_simple(shape, tuple(h5py.h5s.UNLIMITED if m is None else m for m in most))
+    return h5py.Dataset(h5py.h5d.create(group.id, None, kind, space, properties))
+
+
+def _copy_rows(source, copy, keep):
+    record, at = math.prod(source.shape[1:]), 0
+    step = min(_ROWS, block_rows(max(1, record), source.dtype))
+    for low in range(0, len(keep) if record else 0, step):
+        rows = source[low : low + step][keep[low : low + step]]
+        if len(rows):
+            copy.write_direct(rows, dest_sel=np.s_[at : at + len(rows)])
+        at += len(rows)
+
+
+@contextmanager
 def opened(path):
-    """The file. Raises NeardupError where it is none."""
+    """Yield the file. Raises NeardupError where it is none, or what is read of it is damaged."""
     try:
-        return h5py.File(path)
-    except OSError as error:
-        if error.errno:
+        with h5py.File(path) as file:
+            yield file
+    except (OSError, RuntimeError, KeyError, UnicodeDecodeError) as error:
+        if getattr(error, "errno", None):
             raise
-        raise NeardupError(f"{path} is not an HDF5 file ({error}): write it with h5py") from error
+        raise NeardupError(f"{path} is no HDF5 file that can be read ({error}): write it with h5py") from error
 
 
 def _name(path, file, name):
+    name = name and name.strip("/")
+    if name and _is_vectors(file.get(name)):
+        return name
     found = []
     file.visititems(lambda n, o: found.append(n) if _is_vectors(o) else None)
     return the_one(path, name, found, "data set")

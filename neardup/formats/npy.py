@@ -1,7 +1,10 @@
 """A .npy file of NumPy: an (n, d) array."""
 
+import numpy as np
+
 from neardup import NeardupError
-from neardup.formats import Vectors, is_vector_dtype
+from neardup.files import npy_rows
+from neardup.formats import Vectors, block_rows, is_vector_dtype
 from neardup.layout import npy_layout
 from neardup.npy import UNREADABLE
 
@@ -20,6 +23,19 @@ def describe(path, _name=None):
             f"{path} has {path.stat().st_size} bytes where its header promises {expected}: it is damaged, copy it again"
         )
     return Vectors(*layout.shape, layout.dtype, layout)
+
+
+def write_kept(path, _name, target, keep):
+    """Write a copy with just the rows to keep, of the same dtype and byte order, in C order. keep: (n,) bool.
+
+    Memory: a block. Raises NeardupError as `describe`.
+    """
+    vectors = describe(path)
+    step = block_rows(vectors.dim, vectors.dtype)
+    with npy_rows(target, (int(np.count_nonzero(keep)), vectors.dim), vectors.dtype) as write:
+        for low in range(0, vectors.rows, step):
+            high = min(low + step, vectors.rows)
+            write(vectors.layout.read(low, high)[keep[low:high]])
 
 
 def check(path, header):

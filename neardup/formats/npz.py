@@ -1,15 +1,20 @@
 """A .npz file of NumPy, as DataComp has it: an (n, d) array of several, such as `l14_img`."""
 
+import math
+import shutil
 import zipfile
+import zlib
 
 import numpy as np
 
 from neardup import NeardupError
+from neardup.files import atomic
 from neardup.formats import Vectors, block_rows, the_one
 from neardup.formats.npy import check
 from neardup.layout import Layout
 from neardup.npy import UNREADABLE, header_of
 
+_DAMAGED = zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError  # what zipfile raises of such files
 _LOCAL_HEADER = 30  # bytes of a ZIP file's local header, before a name and an extra field (APPNOTE 4.3.7)
 
 
@@ -45,8 +50,53 @@ def blocks(path, name=None):
         step = block_rows(header.shape[1], header.dtype)
         for start in range(0, header.shape[0], step):
             count = min(step, header.shape[0] - start)
-            values = np.frombuffer(file.read(count * header.shape[1] * header.dtype.itemsize), header.dtype)
-            yield values.reshape(count, header.shape[1])
+            try:
+                values = np.frombuffer(file.read(count * header.shape[1] * header.dtype.itemsize), header.dtype)
+                values = values.reshape(count, header.shape[1])
+            except (ValueError, EOFError, *_DAMAGED) as error:
+                raise NeardupError(f"{path} is damaged ({error}): copy it again") from error
+            yield values
+
+
+def write_kept(path, _name, target, keep):
+    """Write a copy with just the rows to keep of every array of n rows; the others, and compression, as they are.
+
+    keep: (n,) bool. Memory: a block, or a column of an array in Fortran order. Raises NeardupError where such an array
+    holds Python objects, or the file is damaged.
+    """
+    try:
+        with _opened(path) as archive, atomic(target) as temporary, zipfile.ZipFile(temporary, "w") as copy:
+            for member in archive.infolist():
+                info = zipfile.ZipInfo(member.filename, member.date_time)
+                info.compress_type, info.external_attr = member.compress_type, member.external_attr
+                with archive.open(member) as file, copy.open(info, "w", force_zip64=True) as out:
+                    header = header_of(file) if member.filename.endswith(".npy") else None
+                    if header and header.shape[:1] == keep.shape:
+                        _write_rows(f"{path} ({member.filename})", header, (file, out), keep)
+                    else:
+                        file.seek(0)
+                        shutil.copyfileobj(file, out)
+    except (*UNREADABLE, *_DAMAGED) as error:
+        raise NeardupError(f"{path} is damaged ({error}): copy it again") from error
+
+
+def _write_rows(what, header, files, keep):
+    """Copy an array from one file to another, just the rows to keep. what: of an error; keep: (n,) bool."""
+    if header.dtype.hasobject:
+        raise NeardupError(f"{what} holds pickled Python objects, which are never loaded: save strings or numbers")
+    (n, *others), item, (file, out) = header.shape, header.dtype.itemsize, files
+    descr = np.lib.format.dtype_to_descr(header.dtype)
+    found = {"descr": descr, "fortran_order": header.fortran_order, "shape": (int(np.count_nonzero(keep)), *others)}
+    np.lib.format.write_array_header_1_0(out, found)
+    count, record = (math.prod(others), n * item) if header.fortran_order else (n, math.prod(others) * item)
+    step = block_rows(max(1, record), np.dtype(np.uint8))
+    for low in range(0, count, step):
+        high = min(low + step, count)
+        records = np.frombuffer(file.read((high - low) * record), np.uint8)
+        if header.fortran_order:  # a record is a column, of all rows
+            out.write(records.reshape(high - low, n, item)[:, keep].tobytes())
+        else:
+            out.write(records.reshape(high - low, record)[keep[low:high]].data)
 
 
 def _opened(path):
@@ -60,10 +110,12 @@ def _member(path, archive, name):
     """The entry of the array of this name."""
     shapes = {}
     for member in archive.infolist():
+        if not member.filename.endswith(".npy"):
+            continue
         try:
             with archive.open(member) as file:
                 shapes[member.filename.removesuffix(".npy")] = header_of(file).shape, member
-        except (*UNREADABLE, zipfile.BadZipFile, NotImplementedError, RuntimeError) as error:
+        except (*UNREADABLE, *_DAMAGED) as error:
             raise NeardupError(f"{path} ({member.filename}) can't be read ({error}): write it again") from error
     found = [n for n, (shape, _) in shapes.items() if len(shape) == 2]
     return shapes[the_one(path, name, found, "array")][1]

@@ -1,19 +1,24 @@
 """Parquet and Arrow files with a column of vectors, as Hugging Face datasets and NeMo Curator have them."""
 
+from contextlib import contextmanager
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from neardup import NeardupError
+from neardup import NeardupError, formats
+from neardup.files import atomic
 from neardup.formats import Vectors, block_rows, is_vector_dtype, the_one
 
 _ROWS = 1 << 12  # of a batch at most: lists come with numbers of their own
+_PLAIN = {pa.string_view(): pa.large_string(), pa.binary_view(): pa.large_binary()}  # of views, which can't be filtered
 
 
 def describe(path, name=None):
     """The `Vectors` of a column of lists; as long as the first of them, where the type doesn't say."""
     schema, rows = schema_and_rows(path)
     name = _name(path, schema, name)
+    check_once(path, schema.names, name)
     kind = schema.field(name).type
     dtype = np.dtype(kind.value_type.to_pandas_dtype())
     if not rows:
@@ -41,34 +46,121 @@ def blocks(path, name=None):
         start += len(lists)
 
 
+def write_kept(path, _name, target, keep):
+    """Write a copy with just the rows to keep: all columns, the same schema. keep: (n,) bool.
+
+    Parquet keeps the compression of its columns; Arrow's stream stays a stream, its file a file, uncompressed. Memory:
+    a few blocks, or a record batch of Arrow that is compressed. Raises NeardupError where the file can't be read, or
+    holds a type that pyarrow can't filter.
+    """
+    schema, _rows = schema_and_rows(path)
+    try:
+        with atomic(target) as temporary, _new_like(path, temporary, schema) as writer:
+            for batches_kept in _kept_blocks(path, schema, keep):
+                writer.write_table(pa.Table.from_batches(batches_kept, schema))
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise NeardupError(f"{path} can't be copied ({reason}): write it again, with other types") from error
+
+
+def _kept_blocks(path, schema, keep):
+    """Yield lists of record batches of the rows to keep, all of a list together about a block."""
+    columns, found, start = list(range(len(schema))), [], 0
+    for batch in batches(path, None if path.suffix == ".parquet" else columns, _rows_at_a_time(path)):
+        found.append(_filtered(batch, pa.array(keep[start : start + len(batch)])))
+        start += len(batch)
+        if sum(b.nbytes for b in found) >= formats.BLOCK_BYTES:
+            yield found
+            found = []
+    if any(map(len, found)):
+        yield found
+
+
+def _filtered(batch, keep):
+    plain = pa.schema([f.with_type(_PLAIN.get(f.type, f.type)) for f in batch.schema])
+    if plain == batch.schema:
+        return batch.filter(keep)
+    return batch.cast(plain).filter(keep).cast(batch.schema)
+
+
+def _rows_at_a_time(path):
+    """Rows of a batch, of all columns."""
+    if path.suffix != ".parquet":
+        return _ROWS
+    with pq.ParquetFile(path) as file:
+        found = file.metadata
+        size = sum(found.row_group(i).total_byte_size for i in range(found.num_row_groups))
+    return min(_ROWS, block_rows(1 + size // max(1, found.num_rows), np.dtype(np.uint8)))
+
+
+@contextmanager
+def _new_like(path, target, schema):
+    """Yield a writer of a new file of the same kind."""
+    if path.suffix == ".parquet":
+        with pq.ParquetFile(path) as file:
+            groups = [file.metadata.row_group(0)] if file.metadata.num_row_groups else []
+        columns = [g.column(i) for g in groups for i in range(g.num_columns)]
+        codecs = {c.path_in_schema: c.compression.replace("UNCOMPRESSED", "NONE") for c in columns}
+        codec = codecs if len({*codecs.values()}) > 1 else next(iter(codecs.values()), "snappy")
+        names = {"use_compliant_nested_type": False}  # those of lists' elements as they are
+        with pq.ParquetWriter(target, schema, compression=codec, **names) as writer:
+            yield writer
+        return
+    with pa.memory_map(str(path)) as source:
+        new = pa.ipc.new_file if hasattr(_reader(source), "num_record_batches") else pa.ipc.new_stream
+    with pa.OSFile(str(target), "wb") as sink, new(sink, schema) as writer:
+        yield writer
+
+
+def check_once(path, names, name):
+    """Raises NeardupError where two columns have this name."""
+    if names.count(name) > 1:
+        raise NeardupError(f"{path} has {names.count(name)} columns {name!r}: rename all but one")
+
+
+@contextmanager
+def _reading(path):
+    """Where reading fails because the file is damaged, a NeardupError that names it."""
+    try:
+        yield
+    except (pa.ArrowException, OSError, UnicodeDecodeError, SystemError) as error:
+        if getattr(error, "errno", None):
+            raise
+        reason = str(error).splitlines()[0]
+        raise NeardupError(f"{path} is no {path.suffix} file that can be read ({reason}): write it again") from error
+
+
 def schema_and_rows(path):
     """The schema of a file, and its number of rows. Raises NeardupError where it is neither Parquet nor Arrow."""
-    try:
+    with _reading(path):
         if path.suffix == ".parquet":
             with pq.ParquetFile(path) as file:
                 return file.schema_arrow, file.metadata.num_rows
         with pa.memory_map(str(path)) as source:
             reader = _reader(source)
-            if hasattr(reader, "num_record_batches"):
-                return reader.schema, sum(reader.get_batch(i).num_rows for i in range(reader.num_record_batches))
-            return reader.schema, sum(batch.num_rows for batch in reader)
-    except pa.ArrowInvalid as error:
-        raise NeardupError(f"{path} is not a {path.suffix} file ({error}): write it again") from error
+            return reader.schema, sum(batch.num_rows for batch in _batches(reader))
 
 
 def batches(path, columns, rows):
-    """Yield record batches of these columns, of at most so many rows."""
-    if path.suffix == ".parquet":
-        with pq.ParquetFile(path, memory_map=True) as file:
-            yield from file.iter_batches(rows, columns=columns)
-        return
-    with pa.memory_map(str(path)) as source:
-        reader = _reader(source)
-        numbered = hasattr(reader, "num_record_batches")
-        for batch in (reader.get_batch(i) for i in range(reader.num_record_batches)) if numbered else reader:
-            chosen = batch.select(columns)
-            for start in range(0, batch.num_rows, rows):
-                yield chosen.slice(start, rows)
+    """Yield record batches of these columns, of at most so many rows. Raises NeardupError where they are damaged."""
+    with _reading(path):
+        if path.suffix == ".parquet":
+            with pq.ParquetFile(path, memory_map=True) as file:
+                yield from file.iter_batches(rows, columns=columns)
+            return
+        with pa.memory_map(str(path)) as source:
+            for batch in _batches(_reader(source)):
+                chosen = batch.select(columns)
+                chosen.validate(full=True)  # an offset that leads out of the file would end the process
+                for start in range(0, batch.num_rows, rows):
+                    yield chosen.slice(start, rows)
+
+
+def _batches(reader):
+    """Those of Arrow's file format are numbered, those of its stream format follow each other."""
+    if hasattr(reader, "num_record_batches"):
+        return (reader.get_batch(number) for number in range(reader.num_record_batches))
+    return reader
 
 
 def _reader(source):
@@ -93,8 +185,10 @@ def _is_vectors(kind):
 
 
 def _first_length(path, name):
-    first = next(batches(path, [name], 1)).column(0)
-    return len(first[0]) if first[0].is_valid else 0
+    first = next(batches(path, [name], 1)).column(0)[0]
+    if not first.is_valid:
+        raise NeardupError(f"{path} (column {name}): row 0 is missing: mend it")
+    return len(first)
 
 
 def _raise_odd(path, name, dim, start, lists):

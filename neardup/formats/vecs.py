@@ -7,7 +7,8 @@ begin with the numbers of rows and of values, two little-endian uint32 (big-ann-
 import numpy as np
 
 from neardup import NeardupError
-from neardup.formats import Vectors
+from neardup.files import atomic
+from neardup.formats import Vectors, block_rows
 from neardup.layout import Layout
 
 DTYPES = {".fvecs": "<f4", ".bvecs": "u1", ".fbin": "<f4", ".u8bin": "u1", ".i8bin": "i1"}
@@ -30,3 +31,20 @@ def describe(path, _name=None):
     if dim < 1 or size != 8 + rows * dim * dtype.itemsize:
         raise NeardupError(f"{path} has {size} bytes, which are no {rows} rows of {dim} values: it is damaged")
     return Vectors(rows, dim, dtype, Layout(path, (rows, dim), dtype, offset=8))
+
+
+def write_kept(path, _name, target, keep):
+    """Write a copy with just the rows to keep. keep: (n,) bool. Memory: a block, twice.
+
+    Raises NeardupError as `describe`, and where a row is not of as many values as the first.
+    """
+    vectors = describe(path)
+    step, is_led = block_rows(vectors.dim, vectors.dtype), vectors.layout.lead > 0
+    with atomic(target) as temporary, temporary.open("wb") as file:
+        if not is_led:
+            file.write(np.array([np.count_nonzero(keep), vectors.dim], "<u4").tobytes())
+        for low in range(0, vectors.rows, step):
+            high = min(low + step, vectors.rows)
+            rows = np.ascontiguousarray(vectors.layout.read(low, high)[keep[low:high]]).view(np.uint8)
+            leads = np.full((len(rows), 1), vectors.dim, "<i4").view(np.uint8)
+            file.write(np.hstack([leads, rows]) if is_led else rows)

@@ -1,0 +1,238 @@
+"""The answer in the formats of others: a copy of the input without duplicates, DataComp's subset file, GraphML."""
+
+import binascii
+import csv
+import json
+import re
+from itertools import chain, compress
+from pathlib import PurePath
+
+import numpy as np
+import pyarrow.compute as pc
+
+from neardup import NeardupError, engine
+from neardup.chains import pairs_of_groups
+from neardup.files import atomic, write_npy
+from neardup.formats import flat, hdf5, npy, npz, tables, vecs
+from neardup.metadata import SUFFIXES
+from neardup.outputs import id_line
+from neardup.shards import FORMATS
+
+_MODULES = {"npy": npy, "npz": npz, "hdf5": hdf5, "vecs": vecs, "faiss": flat, "arrow": tables, "parquet": tables}
+_NEVER_EMPTY = ".fvecs", ".bvecs", ".index", ".faiss"  # which without rows don't say how many values a row has
+_CLIP = "img_emb", "text_emb"  # folders of clip-retrieval, whose files of one number are about the same rows
+_BLOCK_ROWS = 1 << 16  # rows whose ids are handled together
+_LONGEST_CELL = 2**31 - 1  # characters; csv's own limit is 131,072
+_DIGITS = 32  # of a uid of DataComp, hexadecimal
+_GRAPH_PAIRS = 250_000  # pairs of a group that are written as GraphML, in about 430 MB and 6 s
+_NOT_XML = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ufffe\uffff]")  # what XML 1.0 can't hold (its section 2.2)
+
+
+def write_copy(shards, keep, folder, n_workers):
+    """Copy the shards with just the rows to keep, in their formats, and what lies beside them, a shard a task.
+
+    keep: (n,) bool, over all rows; folder: of the copy; files of an earlier one there are removed first. Beside a shard
+    lie its ids (.txt), its tables and, as clip-retrieval has them, its files in the other *_emb folder and in metadata.
+
+    Returns the names of what is left out: a shard of no rows in a format that can't say so, with all beside it, and
+    what lies beside a shard but hasn't as many rows. Memory: a few blocks a worker; the ids of a shard where they are
+    a JSON list; of FAISS the vectors of a shard. Raises NeardupError where the folder is that of the input, where two
+    shards share what lies beside them, and where a file can't be read.
+    """
+    assert keep.shape == (sum(s.rows for s in shards),)
+    paths = {s.path for s in shards}
+    beside = [_names_beside(s, paths) for s in shards]
+    _make_way(shards, beside, folder)
+    masks = [keep[s.start : s.start + s.rows] for s in shards]
+    arguments = [(*a, folder) for a in zip(shards, masks, beside, strict=True)]
+    return [name for left_out in engine.run(_write_shard, arguments, n_workers, "045 export") for name in left_out]
+
+
+def _root(shard):
+    """The folder that its name starts from."""
+    return shard.path.parents[len(PurePath(shard.name).parts) - 1]
+
+
+def _names_beside(shard, paths):
+    """Names of the files that have a row for each of a shard's, as far as they are no shards. paths: of all shards."""
+    root, name = _root(shard), PurePath(shard.name)
+    found = [name.with_suffix(suffix) for suffix in (".txt", *SUFFIXES)]
+    folder, above = name.parent.name, name.parent.parent
+    if folder in _CLIP:
+        found += [above / other / name.name.replace(folder, other) for other in _CLIP]
+        found.append(above / "metadata" / f"metadata_{re.search(r'[0-9]*$', name.stem)[0]}.parquet")
+    found += [path.relative_to(root) for path in (shard.ids_path, shard.table) if path]
+    return [n.as_posix() for n in dict.fromkeys(found) if (root / n).is_file() and root / n not in paths]
+
+
+def _make_way(shards, beside, folder):
+    """Remove what is where the copy will be. Raises NeardupError where it can't be there."""
+    owner = {}
+    for shard, names in zip(shards, beside, strict=True):
+        for name in (shard.name, *names):
+            other = owner.setdefault(name, shard)
+            if other is not shard:
+                raise NeardupError(
+                    f"{_root(shard) / name} lies beside both {other.name} and {shard.name}, which keep different rows: "
+                    "leave one of the two out with shard_pattern"
+                )
+    sources = {(_root(shard) / name).resolve() for name, shard in owner.items()}
+    if any((folder / name).resolve() in sources for name in owner):
+        raise NeardupError(f"{folder} is the folder of the input, which is never written to: choose another one")
+    for name in owner:
+        (folder / name).unlink(missing_ok=True)
+
+
+def _write_shard(shard, keep, beside, folder):
+    """Copy what lies beside a shard, then the shard: never there without. Returns the names of what is left out."""
+    if shard.path.suffix in _NEVER_EMPTY and not keep.any():
+        return [shard.name, *beside]
+    left_out = [name for name in beside if not _write_beside(_root(shard) / name, folder / name, keep)]
+    module = next(_MODULES[kind] for kind, suffixes in FORMATS.items() if shard.path.suffix in suffixes)
+    module.write_kept(shard.path, shard.vectors, folder / shard.name, keep)
+    return left_out
+
+
+def _write_beside(path, target, keep):
+    """Copy the rows to keep of a file. Returns whether it has n rows; otherwise nothing is written."""
+    if path.suffix in (".txt", ".csv"):
+        return (_write_ids if path.suffix == ".txt" else _write_csv)(path, target, keep)
+    module = npy if path.suffix == ".npy" else tables
+    fits = len(keep) == (npy.describe(path).rows if module is npy else tables.schema_and_rows(path)[1])
+    if fits:
+        module.write_kept(path, None, target, keep)
+    return fits
+
+
+def _write_csv(path, target, keep):
+    """As `_write_beside`; what is kept is as it was, to the byte."""
+    with path.open(encoding="latin-1", newline="") as file:
+        if sum(1 for _ in _records(file)) != 1 + len(keep):
+            return False
+        file.seek(0)
+        with atomic(target) as temporary, temporary.open("w", encoding="latin-1", newline="") as out:
+            out.writelines(compress(_records(file), chain([True], keep)))
+    return True
+
+
+def _records(file):
+    """Yield the records of a CSV file as they are written, over several lines where a cell does; no empty lines."""
+    lines = []
+
+    def read():
+        for line in file:
+            lines.append(line)
+            yield line
+
+    csv.field_size_limit(_LONGEST_CELL)
+    for cells in csv.reader(read()):
+        if cells:
+            yield "".join(lines)
+        lines.clear()
+
+
+def _write_ids(path, target, keep):
+    """As `_write_beside`: a JSON list stays one, lines stay lines."""
+    with path.open(encoding="utf-8-sig") as file:
+        kept = _kept_ids(file, keep)
+        if kept is not None:
+            with atomic(target) as temporary, temporary.open("w", encoding="utf-8", newline="\n") as out:
+                out.writelines(kept)
+    return kept is not None
+
+
+def _kept_ids(file, keep):
+    """The text of the ids to keep, in pieces, of a JSON list of n or of n lines; None of another file."""
+    try:
+        first = next(filter(str.strip, file), "")
+        file.seek(0)
+        ids = _json(file) if first.lstrip().startswith("[") else None
+        file.seek(0)
+        count = sum(1 for _ in file) or 1 if ids is None else len(ids)  # no line is an empty one
+    except UnicodeDecodeError:
+        return None
+    file.seek(0)
+    if count != len(keep):
+        return None
+    if ids is not None or not keep.any():  # no ids are no lines, but a list
+        return [json.dumps(list(compress(ids or [], keep))), "\n"]
+    return _as_lines(compress(file, keep))
+
+
+def _json(file):
+    """What a file holds as JSON; None if it doesn't, as lines may begin like it."""
+    try:
+        return json.load(file)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _as_lines(lines):
+    """Yield lines, the first so that together they aren't taken for JSON, if another line stood before it."""
+    begun = False
+    for line in lines:
+        name = line.removesuffix("\n")
+        yield (json.dumps(name) if not begun and name.lstrip().startswith(("[", "{")) else name) + "\n"
+        begun = begun or name.strip() != ""
+
+
+def write_datacomp(path, ids, keep):
+    """DataComp's subset file, if every id to keep is one of its uids: 32 hexadecimal digits. Returns whether it was.
+
+    ids: an `IdTable`; keep: (n,) bool. The file is an .npy, (kept,) of dtype "u8,u8", ascending: the first and the last
+    16 digits of each, as its resharder expects. Memory: 16 bytes a kept row, and the ids of a block.
+    """
+    uids, at = np.empty(int(np.count_nonzero(keep)), dtype=f"S{_DIGITS // 2}"), 0
+    for low in range(0, len(keep), _BLOCK_ROWS):
+        rows = low + np.nonzero(keep[low : low + _BLOCK_ROWS])[0]
+        if len(rows):
+            packed = _packed(ids.array(rows))
+            if packed is None:
+                return False
+            uids[at : at + len(rows)] = packed
+        at += len(rows)
+    uids.sort()  # as bytes: numpy compares structures four times as slowly
+    uids.view(">u8").byteswap(inplace=True)
+    write_npy(path, uids.view("<u8,<u8"))
+    return True
+
+
+def _packed(names):
+    """Ids of 32 hexadecimal digits as (r,) S16, big-endian; None if any isn't one. names: Arrow strings, not none."""
+    if not pc.all(pc.equal(pc.binary_length(names), _DIGITS)).as_py():
+        return None
+    _, offsets, text = names.buffers()
+    first = int(np.frombuffer(offsets, np.int64)[names.offset])
+    try:
+        return np.frombuffer(binascii.unhexlify(text[first : first + _DIGITS * len(names)]), f"S{_DIGITS // 2}")
+    except binascii.Error:
+        return None
+
+
+def write_graph(path, groups, number, *, neighbors, ids):
+    """One group as GraphML: its rows, with id, kept and similarity to the representative; its pairs, with similarity.
+
+    neighbors(): yields (p,) PAIR; ids: an `IdTable`. An id that XML or a line of text can't hold, or that begins with
+    a quote, is a JSON string, which begins with a quote. Memory: 8 bytes a row, and 1.5 KB a pair of the group. Raises
+    NeardupError where there is no group of that number, or it has over 250,000 pairs.
+    """
+    import networkx as nx
+
+    if not 0 <= number < len(groups):
+        raise NeardupError(f"there is no group {number}: choose one below {len(groups)}, as in groups.parquet")
+    [(_, pairs)] = pairs_of_groups(groups, [number], neighbors, (len(ids), _GRAPH_PAIRS, np.inf))
+    if not len(pairs):
+        raise NeardupError(f"group {number} has over {_GRAPH_PAIRS:,} pairs, too many for GraphML: see neighbors.h5")
+    graph, here = nx.Graph(), groups.members(number)
+    rows, representative = groups.rows[here], groups.representative[number]
+    columns = rows.tolist(), ids.take(rows), (rows == representative).tolist(), groups.similarity[here].tolist()
+    for row, name, kept, similarity in zip(*columns, strict=True):
+        graph.add_node(row, id=_xml_text(name), kept=kept, similarity=similarity)
+    graph.add_weighted_edges_from(pairs.tolist(), weight="similarity")
+    with atomic(path) as temporary, temporary.open("wb") as file:
+        nx.write_graphml(graph, file)
+
+
+def _xml_text(name):
+    """An id as `id_line` has it, or as a JSON string where it holds what XML can't."""
+    return json.dumps(name) if _NOT_XML.search(name) else id_line(name)

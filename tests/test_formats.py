@@ -1,0 +1,702 @@
+"""Every input format gives the answer that the same rows give as .npy; what is wrong with a file is said in a line."""
+
+import os
+import re
+import tracemalloc
+from functools import cache, partial
+from itertools import pairwise
+
+import faiss
+import fsspec
+import h5py
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet as pq
+import pytest
+from conftest import EXAMPLE, SCRIPTS, command, found_groups, found_pairs, lay_out, read_ids, run_stages, tree_bytes
+
+from neardup import NeardupError, copies
+from neardup.artifacts import STAGES
+from neardup.outputs import id_lines
+from neardup.shards import find_shards
+
+BOUNDS = 0, 130, 300  # rows of the example, in two shards
+SETTINGS = {"threshold": 0.95, "n_clusters": 3, "audit_rows": 20}
+IDS = ['"quoted"', "two\nlines", "comma, ünï", "007", *(f"id-{i}" for i in range(4, 300))]
+NUMBERS = list(range(5, 305))
+HEAD = np.load(EXAMPLE / "demo_0.npy")[:300]
+ROWS = {  # by dtype; a third has digits that no narrower one holds
+    "f2": HEAD,
+    "f4": HEAD.astype("f4") / 3,
+    "f8": HEAD.astype("f8") / 3,
+    "i1": np.rint(HEAD.astype("f4") * 400).clip(-127, 127).astype("i1"),
+    "u1": np.rint(HEAD.astype("f4") * 800).clip(0, 255).astype("u1"),
+}
+FEW = np.random.default_rng(0).normal(size=(20, 8)).astype("f4")
+NAMES = [f"id-{i}" for i in range(20)]
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch):
+    """Several blocks a shard; and no pictures, for drawing takes half of the time."""
+    monkeypatch.setattr("neardup.formats.BLOCK_BYTES", 1 << 16)
+    monkeypatch.setattr("matplotlib.figure.Figure.draw", lambda *_: None)
+    monkeypatch.setattr("neardup.plots.page_svg", lambda *_: "")
+
+
+@pytest.fixture
+def made(monkeypatch):
+    """Names of the shards that are decoded, as they are."""
+    names, make = [], copies._make
+    monkeypatch.setattr(copies, "_make", lambda shard, of: [names.append(shard.name), make(shard, of)])
+    return names
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory):
+    """Pairs and groups of the rows of a dtype as .npy; integers as float32."""
+
+    @cache
+    def of(dtype):
+        folder = tmp_path_factory.mktemp("plain")
+        rows = ROWS[dtype] if dtype[0] == "f" else ROWS[dtype].astype("f4")
+        run_stages(lay_out(folder / "data", rows, BOUNDS[1:2], IDS), folder / "work", **SETTINGS)
+        assert read_ids(folder / "work") == IDS
+        return pairs(folder / "work"), found_groups(folder / "work")
+
+    return of
+
+
+def pairs(work):
+    """Rows and the bits of their similarities."""
+    row_a, row_b, similarity = found_pairs(work)
+    assert len(row_a) > 30
+    return row_a.tolist(), row_b.tolist(), similarity.tolist()
+
+
+def in_shards(write, folder, dtype="f4", ids=IDS):
+    """Write the rows of a dtype as two shards. Returns the folder. write: of those below, by a format's own library."""
+    folder.mkdir(exist_ok=True)
+    for number, (low, high) in enumerate(pairwise(BOUNDS)):
+        write(folder, number, ROWS[dtype][low:high], ids[low:high])
+    return folder
+
+
+def write_table(path, columns, stream=False, **options):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    table = pa.table(columns)
+    if path.suffix == ".parquet":
+        pq.write_table(table, path, **options)
+    elif path.suffix == ".csv":
+        pa.csv.write_csv(table, path)
+    else:
+        new = pa.ipc.new_stream if stream else pa.ipc.new_file
+        with new(str(path), table.schema, options=pa.ipc.IpcWriteOptions(**options)) as writer:
+            writer.write_table(table, max_chunksize=70)
+
+
+def lists(rows, kind="fixed"):
+    """Rows as an Arrow array of lists."""
+    values = pa.array(rows.reshape(-1))
+    if kind == "fixed":
+        return pa.FixedSizeListArray.from_arrays(values, rows.shape[1])
+    ends = np.arange(0, rows.size + 1, rows.shape[1])
+    return pa.LargeListArray.from_arrays(ends, values) if kind == "large" else pa.ListArray.from_arrays(ends, values)
+
+
+def tables(folder, number, rows, ids, name="p_{}.parquet", kind="fixed", **options):
+    columns = {"n": np.arange(len(ids)), "emb": lists(rows, kind), "id": ids, "url": ids[::-1]}
+    write_table(folder / name.format(number), columns, **options)
+
+
+def npy(folder, number, rows, ids, beside=None, column="id"):
+    np.save(folder / f"p_{number}.npy", rows)
+    if beside == ".txt":
+        (folder / f"p_{number}.txt").write_text(id_lines(ids), encoding="utf-8")
+    elif beside:
+        write_table(folder / f"p_{number}{beside}", {"n": np.arange(len(ids)), column: ids})
+
+
+def npz(folder, number, rows, ids, save=np.savez):
+    save(folder / f"p_{number}.npz", b32_img=rows[::-1], l14_img=rows, other=rows[:, :5])
+    write_table(folder / f"p_{number}.parquet", {"uid": ids, "url": ids[::-1]})
+
+
+def clip(folder, number, rows, ids, of="img_emb", column="image_path"):
+    """As clip-retrieval has it: pictures, texts and their metadata in a folder each."""
+    for name in ("img_emb", "text_emb"):
+        (folder / name).mkdir(exist_ok=True)
+        np.save(folder / name / f"{name}_{number}.npy", rows if name == of else rows[::-1])
+    columns = {"caption": ids[::-1], "image_path": [f"{number}/{i}" for i in range(len(ids))]} | {column: ids}
+    write_table(folder / "metadata" / f"metadata_{number}.parquet", columns)
+
+
+def hdf5(folder, number, rows, ids, name="train", **options):
+    with h5py.File(folder / f"p_{number}.hdf5", "w") as file:
+        for each in ("test", "train"):
+            file.create_dataset(each, data=rows if each == name else rows[::-1], **options)
+        file["id"] = ids
+
+
+def vecs(folder, number, rows, ids, suffix):
+    """corpus-texmex.irisa.fr: before each row its length; big-ann-benchmarks.com: first the numbers of rows, values."""
+    with (folder / f"p_{number}{suffix}").open("wb") as file:
+        if suffix.endswith("vecs"):
+            lengths = np.full((len(rows), 1), rows.shape[1], "<i4").view("u1")
+            np.hstack([lengths, rows.view("u1")]).tofile(file)
+        else:
+            np.array(rows.shape, "<u4").tofile(file)
+            rows.tofile(file)
+
+
+def flat(folder, number, rows, ids, kind=faiss.IndexFlatIP, named=None):
+    index = kind(rows.shape[1])
+    if named:
+        index = named(index)
+        index.add_with_ids(rows, np.array(ids))
+    else:
+        index.add(rows)
+    faiss.write_index(index, str(folder / f"p_{number}.index"))
+
+
+fvecs, arrow = partial(vecs, suffix=".fvecs"), partial(tables, name="p_{}.arrow")
+
+
+def case(write, ids=IDS, dtype="f4", **settings):
+    """ids: what they are, or None where the rows are numbered; integers are expected as text."""
+    return write, ids, dtype, settings
+
+
+MAPPED = {
+    "npy, ids in lines": case(partial(npy, beside=".txt")),
+    "npy, CSV": case(partial(npy, beside=".csv")),
+    "npy, CSV of digits": case(partial(npy, beside=".csv"), [f"{i:04}" for i in range(300)]),
+    "npy, Parquet": case(partial(npy, beside=".parquet", column="key"), dtype="f2"),
+    "npy, integers of a named column": case(partial(npy, beside=".arrow", column="no"), NUMBERS, id_column="no"),
+    "npy, no ids": case(npy, None),
+    "npy, integers": case(npy, None, "i1"),
+    "clip-retrieval": case(clip),
+    "clip-retrieval, texts": case(partial(clip, of="text_emb"), vectors="text_emb"),
+    "clip-retrieval, another column": case(partial(clip, column="sha256"), id_column="sha256"),
+    "npz": case(npz, vectors="l14_img"),
+    "hdf5": case(hdf5),
+    "hdf5, integers": case(hdf5, NUMBERS),
+    "hdf5, test": case(partial(hdf5, name="test"), vectors="test"),
+    "fvecs": case(fvecs, None),
+    "bvecs": case(partial(vecs, suffix=".bvecs"), None, "u1"),
+    "fbin": case(partial(vecs, suffix=".fbin"), None),
+    "u8bin": case(partial(vecs, suffix=".u8bin"), None, "u1"),
+    "i8bin": case(partial(vecs, suffix=".i8bin"), None, "i1"),
+}
+DECODED = {
+    "parquet": case(partial(tables, row_group_size=37)),
+    "parquet, named": case(partial(tables, name="DFN_{}.parquet"), shard_pattern="DFN*", id_column="id"),
+    "parquet, lists": case(partial(tables, kind="list", row_group_size=37)),
+    "parquet, large lists": case(partial(tables, kind="large", compression="zstd")),
+    "parquet, float64": case(partial(tables, kind="list"), dtype="f8"),
+    "parquet, float16": case(partial(tables, kind="list"), dtype="f2"),
+    "parquet, int8": case(tables, dtype="i1"),
+    "parquet, nested": case(partial(tables, name="year={}/p.parquet"), shard_pattern="**/*.parquet"),
+    "arrow": case(arrow),
+    "arrow, lists in a stream": case(partial(arrow, kind="list", stream=True)),
+    "feather, lz4": case(partial(tables, name="p_{}.feather", compression="lz4")),
+    "npz, compressed": case(partial(npz, save=np.savez_compressed), vectors="l14_img"),
+    "hdf5, chunks": case(partial(hdf5, chunks=(50, 100), compression="gzip"), dtype="f2"),
+    "IndexFlatIP": case(flat, None),
+    "IndexFlatL2": case(partial(flat, kind=faiss.IndexFlatL2), None),
+    "IndexIDMap": case(partial(flat, named=faiss.IndexIDMap), NUMBERS),
+    "IndexIDMap2": case(partial(flat, named=faiss.IndexIDMap2), NUMBERS),
+}
+FORMATS = MAPPED | DECODED
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_each_format_gives_the_same_answer(plain, tmp_path, made, name):
+    """Found by itself, memory-mapped where it can be or decoded once, and never written to."""
+    write, ids, dtype, settings = FORMATS[name]
+    data, work = in_shards(write, tmp_path / "data", dtype, ids or IDS), tmp_path / "work"
+    expected, before = plain(dtype), tree_bytes(data)
+    for scripts in (SCRIPTS, SCRIPTS[:1]):
+        run_stages(data, work, scripts, **SETTINGS, **settings)
+        assert len(made) == len(list(work.glob("input/**/*.npy"))) == (2 if name in DECODED else 0)
+    assert (pairs(work), found_groups(work)) == expected
+    numbered = [f"p_{n}:{i}" for n, (low, high) in enumerate(pairwise(BOUNDS)) for i in range(high - low)]
+    assert read_ids(work) == ([str(i) for i in ids] if ids else numbered)
+    assert tree_bytes(data) == before
+
+
+@pytest.mark.parametrize("place", ["{}/p_1.npy", "{}/p_1.parquet", "memory://bucket/set/p_1.parquet"])
+def test_a_single_file(tmp_path, memory, place):
+    """With its ids; the others beside it don't matter."""
+    data = in_shards(tables if "parquet" in place else partial(npy, beside=".txt"), tmp_path / "data")
+    upload(memory, data)
+    run_stages(place.format(data), tmp_path / "work", SCRIPTS[:1])
+    assert read_ids(tmp_path / "work") == IDS[BOUNDS[1] :]
+
+
+@pytest.mark.parametrize(("chosen", "first"), [(None, "p_0:0"), ("npy", "p_0:0"), ("parquet", "id-0")])
+def test_a_table_beside_other_files_is_read_if_asked_for(tmp_path, chosen, first):
+    few(npy, tables)(tmp_path)
+    run_stages(tmp_path, tmp_path / "work", SCRIPTS[:1], input_format=chosen)
+    assert read_ids(tmp_path / "work")[0] == first
+
+
+def few(*writers, below="."):
+    """A writer of a few rows as each of these has them: p_0, p_1."""
+    return lambda d: [write(make_folder(d / below), number, FEW, NAMES) for number, write in enumerate(writers)]
+
+
+def make_folder(path):
+    path.mkdir(exist_ok=True)
+    return path
+
+
+def table(name, **columns):
+    return lambda d: write_table(d / name, columns)
+
+
+def odd(row, *others, kind=None, count=20):
+    """Lists of which some are others, from this row on."""
+    values = np.resize(FEW, (count, 8)).tolist()
+    values[row : row + len(others)] = others
+    return pa.array(values, kind or pa.list_(pa.float32()))
+
+
+def beside(ids, suffix):
+    """A writer of two shards, the second with these ids beside it."""
+    return lambda d: [npy(d, 0, FEW, NAMES, suffix), npy(d, 1, FEW, ids, suffix if ids else None)]
+
+
+def bytes_of(name, content):
+    return lambda d: (d / name).write_bytes(content)
+
+
+def index(content, d):
+    faiss.write_index(content, str(d / "p.index"))
+
+
+def datasets(**found):
+    def write(d):
+        with h5py.File(d / "p.h5", "w") as file:
+            file.update(found)
+
+    return write
+
+
+FIXED, LISTS = pa.list_(pa.float32(), 8), lists(FEW)
+NOISE = b"neither of them, nor anything else"
+BENT = np.hstack([np.full((20, 1), 8, "<i4"), FEW.view("<i4")])
+BENT[13, 0] = 7
+BAD = {  # how to write it, message, settings
+    "npy, fvecs": (few(npy, fvecs), "several formats, npy (p_0.npy) and vecs (p_1.fvecs): set input_format"),
+    "npz, hdf5": (few(npz, hdf5), "several formats, npz (p_0.npz) and hdf5 (p_1.hdf5): set input_format"),
+    "tables": (few(tables, arrow), "several formats, arrow (p_1.arrow) and parquet (p_0.parquet): set input_f"),
+    "nothing": (bytes_of("README.md", b""), "(names that end in .npy, .npz, .hdf5, .h5, .fvecs, .bvecs, .fbin, .u8bin"),
+    "below": (few(tables, below="a"), "data/a, or shard_pattern to '**/*.parquet'"),
+    "pattern": (few(npy), "matches shard_pattern 'q*' (names that end in .npy, ", {"shard_pattern": "q*"}),
+    "format": (few(npy), "(names that end in .hdf5, .h5 were looked for)", {"input_format": "hdf5"}),
+    "no clip-retrieval": (few(npy), "has no img_emb/*.npy", {"input_format": "clip-retrieval"}),
+    "no texts": (few(npy, below="img_emb"), "no text_emb/*.npy: set vectors to one of", {"vectors": "text_emb"}),
+    "no Parquet": (bytes_of("p.parquet", NOISE), "p.parquet is no .parquet file that can be read ("),
+    "no Arrow": (bytes_of("p.arrow", NOISE), "p.arrow is no .arrow file that can be read ("),
+    "no HDF5": (bytes_of("p.h5", NOISE), "p.h5 is no HDF5 file that can be read ("),
+    "no npz": (bytes_of("p.npz", NOISE), "p.npz is not a .npz file ("),
+    "no index": (bytes_of("p.index", NOISE), "p.index is not an index of FAISS ("),
+    "no vecs": (bytes_of("p.fvecs", NOISE), "p.fvecs has 34 bytes, which are no rows of "),
+    "empty vecs": (bytes_of("p.bvecs", b""), "p.bvecs is empty"),
+    "dimension below zero": (bytes_of("p.bvecs", b"\xff" * 8), "p.bvecs has 8 bytes, which are no rows of -1 values"),
+    "another length": (table("p.parquet", emb=odd(7, [1.0] * 5)), "p.parquet (column emb): row 7 is of 5 values, not"),
+    "lengths that make 16": (table("p.arrow", emb=odd(7, [1.0] * 7, [1.0] * 9)), "(column emb): row 7 is of 7 values"),
+    "far in": (table("p.parquet", emb=odd(9000, [1.0], count=9500)), "(column emb): row 9000 is of 1 values, not 8"),
+    "another length, Arrow": (table("p.arrow", emb=odd(7, [])), "p.arrow (column emb): row 7 is of 0 values, not 8"),
+    "null list": (table("p.parquet", emb=odd(7, None)), "p.parquet (column emb): row 7 is missing"),
+    "null list of fixed size": (
+        table("p.arrow", emb=odd(7, None, kind=FIXED)),
+        "p.arrow (column emb): row 7 is missing",
+    ),
+    "null in a list": (table("p.parquet", emb=odd(7, [None] * 8)), "row 7 is not a number in every place"),
+    "null in a fixed list": (table("p.parquet", emb=odd(7, [1.0] * 7 + [None], kind=FIXED)), "row 7 is not a num"),
+    "no rows": (table("p.parquet", emb=lists(FEW[:0])), "p.parquet has no rows"),
+    "no vectors": (table("p.arrow", id=NAMES), "p.arrow has no column of vectors"),
+    "several": (table("p.arrow", a=LISTS, b=LISTS), "p.arrow has several columns of vectors (a, b): set vectors"),
+    "others": (table("p.arrow", a=LISTS, b=LISTS), "no column 'c' of vectors (there are: a, b)", {"vectors": "c"}),
+    "no data set": (datasets(x=np.arange(3)), "p.h5 has no data set of vectors (there are: none): set vectors"),
+    "several data sets": (datasets(x=FEW, y=FEW), "p.h5 has several data sets of vectors (x, y): set vectors"),
+    "no array": (lambda d: np.savez(d / "p.npz", x=FEW[0]), "p.npz has no array of vectors"),
+    "integers": (lambda d: np.savez(d / "p.npz", x=FEW.astype(int)), "p.npz (x.npy) holds int64, not float16"),
+    "objects": (lambda d: np.savez(d / "p.npz", x=FEW.astype(object)), "(x.npy) holds pickled Python objects"),
+    "widths": (lambda d: [npz(d, 0, FEW, NAMES), npz(d, 1, FEW[:, :6], NAMES)], "p_1.npz has rows of 6 values"),
+    "no id_column": (table("p.arrow", a=LISTS, b=NAMES), "has no column 'c' (it has: a, b)", {"id_column": "c"}),
+    "no table for id_column": (beside(None, None), "p_0.npy has no table beside it", {"id_column": "name"}),
+    "null id": (table("p.arrow", emb=LISTS, id=[*NAMES[:19], None]), "p.arrow: row 19 has no id in column 'id'"),
+    "float ids": (table("p.arrow", emb=LISTS, id=np.arange(20.0)), "p.arrow: column 'id' holds double, no ids"),
+    "ids twice": (table("p.arrow", emb=LISTS, id=[*NAMES[:19], "id-3"]), "2 rows share their id with another: 'id-3'"),
+    "ids short in CSV": (beside(NAMES[:19], ".csv"), "p_1.csv has 19 rows, not the 20 of its shard"),
+    "ids short in Parquet": (beside(NAMES[:19], ".parquet"), "p_1.parquet has 19 rows, not the 20 of its shard"),
+    "ids short in HDF5": (datasets(train=FEW, id=NAMES[1:]), "p.h5 has 19 rows, not the 20 of its shard"),
+    "ids of one": (beside(None, ".csv"), "p_1.txt is missing, while p_0.npy has its ids in p_0.csv"),
+    "fvecs of two widths": (bytes_of("p.fvecs", BENT.tobytes()), "p.fvecs: row 13 is not of 8 values like the first"),
+    "IVF": (partial(index, faiss.index_factory(8, "IVF1,Flat")), "p.index holds an IndexIVFFlat, not a flat index"),
+    "HNSW": (partial(index, faiss.IndexIDMap(faiss.IndexHNSWFlat(8, 4))), "p.index holds an IndexHNSWFlat, not a flat"),
+    "empty index": (partial(index, faiss.IndexFlatIP(8)), "p.index holds no vectors"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_a_bad_file_is_named(tmp_path, case):
+    write, message, *rest = BAD[case]
+    write(make_folder(tmp_path / "data"))
+    with pytest.raises(NeardupError, match=re.escape(message)) as caught:
+        run_stages(tmp_path / "data", tmp_path / "work", SCRIPTS[:1], **dict(*rest))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("case", ["no Parquet", "null list", "fvecs of two widths"])
+def test_a_bad_file_is_one_line_to_users(tmp_path, case):
+    """Found by header, decoding, and reading."""
+    write, message, *_ = BAD[case]
+    write(tmp_path)
+    done = command(SCRIPTS[0], "--data-dir", tmp_path, "--work-dir", tmp_path / "work")
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1)
+    assert message in done.stderr
+
+
+CUT = ["parquet", "arrow", "arrow, lists in a stream", "feather, lz4", "npz", "npz, compressed", "hdf5", "hdf5, chunks"]
+CUT += ["fvecs", "fbin", "i8bin", "IndexFlatIP", "IndexIDMap"]
+
+
+@pytest.mark.parametrize("name", CUT)
+def test_a_file_that_is_cut_off(tmp_path, name):
+    """Anywhere: never an error of a library's own."""
+    write, _, dtype, settings = FORMATS[name]
+    data = in_shards(write, tmp_path / "data", dtype, NUMBERS)
+    [path] = [p for p in data.glob("p_1.*") if "npz" not in name or p.suffix == ".npz"]
+    content = path.read_bytes()
+    for size in (3, 11, len(content) // 3 + 1, len(content) - 1000, len(content) - 9):
+        path.write_bytes(content[:size])
+        with pytest.raises((NeardupError, OSError)):
+            run_stages(data, tmp_path / "work", SCRIPTS[:1], **settings)
+    path.write_bytes(content)
+    run_stages(data, tmp_path / "work", SCRIPTS[:1], **settings)
+
+
+def test_a_header_that_promises_too_much(tmp_path):
+    """Is refused before anything is allocated for it."""
+    (tmp_path / "p.fbin").write_bytes(np.array([10**9, 8], "<u4").tobytes() + FEW.tobytes())
+    tracemalloc.start()
+    with pytest.raises(NeardupError, match="which are no 1000000000 rows of 8 values"):
+        find_shards(tmp_path)
+    assert tracemalloc.get_traced_memory()[1] < 2**20
+    tracemalloc.stop()
+
+
+@pytest.fixture
+def run(tmp_path, made):
+    """Two finished stages of two Parquet shards, and what starts them again, or others."""
+    in_shards(tables, tmp_path / "data")
+    again = partial(run_stages, tmp_path / "data", tmp_path / "work", scripts=SCRIPTS[:2], **SETTINGS)
+    again()
+    assert sorted(made) == ["p_0.parquet", "p_1.parquet"]
+    made.clear()
+    return again
+
+
+def test_a_changed_file_is_decoded_again(tmp_path, run, made):
+    """And what was made from it is stale."""
+    tables(tmp_path / "data", 1, ROWS["f4"][129:299][::-1], IDS[130:])
+    with pytest.raises(NeardupError, match=r"from other input \(p_1.parquet changed\): run faiss_01_pca"):
+        run(scripts=SCRIPTS[1:2])
+    run(scripts=SCRIPTS[:4])
+    assert made == ["p_1.parquet"]
+    run_stages(tmp_path / "data", tmp_path / "new", SCRIPTS[:4], **SETTINGS)
+    assert pairs(tmp_path / "work") == pairs(tmp_path / "new")
+    for name in [*STAGES][:4]:
+        assert tree_bytes(tmp_path / "work" / name) == tree_bytes(tmp_path / "new" / name)
+
+
+def test_other_vectors_of_the_same_file(tmp_path, made):
+    """Are decoded in place of those before, whose results are stale."""
+    few(partial(npz, save=np.savez_compressed))(tmp_path)
+    run = partial(run_stages, tmp_path, tmp_path / "work")
+    run(SCRIPTS[:2], vectors="l14_img")
+    with pytest.raises(NeardupError, match=r"from other input \(p_0.npz changed\)"):
+        run(SCRIPTS[1:2], vectors="b32_img")
+    run(SCRIPTS[:2], vectors="b32_img")
+    assert made == ["p_0.npz"] * 2
+    assert np.array_equal(np.load(tmp_path / "work" / "input" / "decoded" / "p_0.npz.npy"), FEW[::-1])
+
+
+DAMAGE = {  # what is done to a copy
+    "bytes": lambda copy: copy.write_bytes(copy.read_bytes()[:-4] + b"\0\1\2\3"),
+    "size": lambda copy: os.truncate(copy, 1000),
+    "gone": lambda copy: copy.unlink(),
+    "killed before its note": lambda copy: note_of(copy).unlink(),
+    "killed while it was written": lambda copy: copy.rename(copy.with_name(f".{copy.name}.tmp")),
+    "its note": lambda copy: note_of(copy).write_text("{"),
+    "its source touched": lambda copy: os.utime(copy.parents[3] / "data" / copy.stem),
+}
+
+
+def note_of(copy):
+    return copy.with_name(copy.name + ".json")
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_copy_in_doubt_is_made_anew(tmp_path, run, made, damage):
+    """Once, and no stage runs again."""
+    copy = tmp_path / "work" / "input" / "decoded" / "p_0.parquet.npy"
+    manifests = list((tmp_path / "work").glob("*/manifest.json"))
+    content, before = copy.read_bytes(), [path.stat().st_mtime_ns for path in manifests]
+    DAMAGE[damage](copy)
+    run()
+    run()
+    assert made == ["p_0.parquet"]
+    assert copy.read_bytes() == content
+    assert [path.stat().st_mtime_ns for path in manifests] == before
+
+
+def test_earlier_results_stay_after_an_error(tmp_path, run, made):
+    path, stages = tmp_path / "data" / "p_1.parquet", [tmp_path / "work" / name for name in [*STAGES][:2]]
+    content, before = path.read_bytes(), [tree_bytes(stage) for stage in stages]
+    path.write_bytes(content[:-100])
+    with pytest.raises(NeardupError, match=r"p_1\.parquet is no "):
+        run()
+    write_table(path, {"emb": odd(7, None)})
+    with pytest.raises(NeardupError, match=r"p_1\.parquet .column emb.: row 7 is missing"):
+        run(shard_pattern="p_1*")
+    assert [tree_bytes(stage) for stage in stages] == before
+    path.write_bytes(content)
+    run()
+    assert [tree_bytes(stage) for stage in stages] == before
+
+
+@pytest.fixture
+def memory():
+    """fsspec's file system in memory, empty before and after."""
+    system = fsspec.filesystem("memory")
+    system.store.clear()
+    yield system
+    system.store.clear()
+
+
+@pytest.fixture
+def fetched(monkeypatch):
+    """Paths of the files that are fetched, as they are."""
+    paths, fetch = [], copies._fetch
+    monkeypatch.setattr(copies, "_fetch", lambda system, path, *rest: [paths.append(path), fetch(system, path, *rest)])
+    return paths
+
+
+def upload(system, folder, to="/bucket/set"):
+    for name, content in tree_bytes(folder).items():
+        system.pipe_file(f"{to}/{name}", content)
+
+
+@pytest.mark.parametrize("name", ["npy, ids in lines", "clip-retrieval", "parquet", "hdf5", "parquet, nested"])
+def test_a_remote_folder_gives_the_same_answer(plain, tmp_path, memory, fetched, name):
+    """And each of its files is fetched once, by the first stage."""
+    write, ids, dtype, settings = FORMATS[name]
+    data, work = in_shards(write, tmp_path / "data", dtype, ids), tmp_path / "work"
+    (data / "README.md").write_text("not wanted")
+    upload(memory, data)
+    for scripts in (SCRIPTS[:4], SCRIPTS[:1]):
+        run_stages("memory://bucket/set", work, scripts, **SETTINGS, **settings)
+        assert len(fetched) == len(tree_bytes(data)) - 1 - sum("text_emb" in file for file in tree_bytes(data))
+    assert pairs(work) == plain(dtype)[0]
+    assert read_ids(work) == ids
+
+
+def test_a_remote_folder_that_changes(tmp_path, memory, fetched):
+    """What changed is fetched again; what was removed is there no more."""
+    few(tables, tables)(tmp_path / "data")
+    upload(memory, tmp_path / "data")
+    run = partial(run_stages, "memory://bucket/set", tmp_path / "work", duplicate_ids="allow")
+    run(SCRIPTS[:2])
+    fetched.clear()
+    tables(tmp_path / "data", 1, FEW[:15] * -1, NAMES[:15])
+    memory.put_file(str(tmp_path / "data" / "p_1.parquet"), "/bucket/set/p_1.parquet")
+    with pytest.raises(NeardupError, match=r"\(p_1.parquet changed\)"):
+        run(SCRIPTS[1:2])
+    run(SCRIPTS[:2])
+    assert fetched == ["/bucket/set/p_1.parquet"]
+    assert read_ids(tmp_path / "work") == NAMES + NAMES[:15]
+    memory.rm("/bucket/set/p_0.parquet")
+    run(SCRIPTS[:2])
+    assert len(fetched) == 1
+    assert read_ids(tmp_path / "work") == NAMES[:15]
+
+
+@pytest.mark.parametrize("url", ["nowhere://bucket/set", "memory://bucket/set", "memory://bucket/text"])
+def test_a_url_of_nothing(tmp_path, memory, url):
+    memory.pipe_file("/bucket/text/README.md", b"not wanted")
+    what = "can't be listed (ValueError: Protocol not known" if "nowhere" in url else "holds no embeddings"
+    with pytest.raises(NeardupError, match=re.escape(f"data_dir {url} {what}")):
+        run_stages(url, tmp_path / "work", SCRIPTS[:1])
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_bucket(plain, tmp_path):
+    """Of a server that speaks S3, as a user runs the scripts."""
+    import boto3
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(port=0)
+    server.start()
+    try:
+        url = "http://{}:{}".format(*server.get_host_and_port())
+        client = boto3.client("s3", "us-east-1", endpoint_url=url, aws_access_key_id="x", aws_secret_access_key="x")
+        client.create_bucket(Bucket="bucket")
+        for name, content in tree_bytes(in_shards(tables, tmp_path / "data")).items():
+            client.put_object(Bucket="bucket", Key=f"set/{name}", Body=content)
+        arguments = [x for s, v in SETTINGS.items() for x in (f"--{s.replace('_', '-')}", v)]
+        arguments += ["--data-dir", "s3://bucket/set", "--work-dir", tmp_path / "work"]
+        for script in SCRIPTS:
+            keys = {"AWS_ACCESS_KEY_ID": "x", "AWS_SECRET_ACCESS_KEY": "x", "AWS_ENDPOINT_URL": url}
+            done = command(script, *arguments, **keys)
+            assert (done.returncode, done.stderr) == (0, "")
+    finally:
+        server.stop()
+    assert (pairs(tmp_path / "work"), found_groups(tmp_path / "work")) == plain("f4")
+    assert read_ids(tmp_path / "work") == IDS
+
+
+def evil(tmp_path, memory):
+    memory.store["/bucket/evil/img_emb/../../../../evil.npy"] = memory.store.pop("/bucket/set/p.npy")
+    return "memory://bucket/evil"
+
+
+def arrow_with_an_offset_that_leads_away(folder):
+    table = pa.table({"id": NAMES[:3], "embedding": pa.array([[1.0, 2.0]] * 3, pa.list_(pa.float32()))})
+    with pa.ipc.new_file(folder / "p.arrow", table.schema) as writer:
+        writer.write_table(table)
+    path = folder / "p.arrow"
+    content, offsets = path.read_bytes(), np.array([0, 2, 4, 6], "<i4").tobytes()
+    assert content.count(offsets) == 1
+    path.write_bytes(content.replace(offsets, np.array([0, 2, 2**30, 6], "<i4").tobytes()))
+
+
+def dictionary_with_a_null(folder):
+    ids = pa.DictionaryArray.from_arrays(pa.array(range(3)), pa.array(["a", "b", None]))
+    table = pa.table({"id": ids, "emb": pa.array([[1.0, 2.0]] * 3)})
+    with pa.ipc.new_file(folder / "p.arrow", table.schema) as writer:
+        writer.write_table(table)
+
+
+def index_that_is_cut(folder):
+    index = faiss.IndexIDMap(faiss.IndexFlatIP(4))
+    index.add_with_ids(np.eye(4, dtype=np.float32), np.arange(4) + 2**40)
+    faiss.write_index(index, str(folder / "p.index"))
+    (folder / "p.index").write_bytes((folder / "p.index").read_bytes()[:-1])
+
+
+def npz_with_a_flipped_byte(folder):
+    np.savez_compressed(folder / "p.npz", emb=np.random.default_rng(0).normal(size=(500, 16)))
+    content = bytearray((folder / "p.npz").read_bytes())
+    content[len(content) // 2] ^= 255
+    (folder / "p.npz").write_bytes(content)
+
+
+def csv_that_breaks_late(folder):
+    np.save(folder / "p.npy", np.eye(100_000, 4) + 1)
+    (folder / "p.csv").write_text("id,n\n" + "".join(f"{i:020},1\n" for i in range(99_999)) + "x\n")
+
+
+def columns_of_one_name(folder):
+    vectors = pa.array([[1.0, 2.0]] * 3)
+    pq.write_table(
+        pa.Table.from_arrays([pa.array("abc"), pa.array("abc"), vectors], ["id", "id", "emb"]), folder / "p.parquet"
+    )
+
+
+def hdf5_ids(values):
+    def write(folder):
+        with h5py.File(folder / "p.h5", "w") as file:
+            file["train"], file["id"] = np.eye(3), values
+
+    return write
+
+
+FOUND = {
+    "offset": (arrow_with_an_offset_that_leads_away, "p.arrow is no .arrow file that can be read"),
+    "null in a dictionary": (dictionary_with_a_null, "row 2 has no id in column 'id'"),
+    "index that is cut": (index_that_is_cut, "it is damaged, copy it again"),
+    "flipped byte": (npz_with_a_flipped_byte, "p.npz is damaged"),
+    "late in a CSV file": (csv_that_breaks_late, "p.csv is not a CSV file in UTF-8"),
+    "one name": (columns_of_one_name, "p.parquet has 2 columns 'id'"),
+    "compound ids": (hdf5_ids(np.zeros(3, [("a", "i4")])), "not text or numbers"),
+}
+
+
+@pytest.mark.parametrize("name", FOUND)
+def test_what_was_found_and_mended(tmp_path, name):
+    make, message = FOUND[name]
+    (tmp_path / "data").mkdir()
+    make(tmp_path / "data")
+    with pytest.raises(NeardupError, match=re.escape(message)):
+        run_stages(tmp_path / "data", tmp_path / "work", SCRIPTS[:1])
+
+
+def test_ids_of_another_byte_order(tmp_path):
+    (tmp_path / "data").mkdir()
+    hdf5_ids(np.arange(3, dtype=">i8"))(tmp_path / "data")
+    run_stages(tmp_path / "data", tmp_path / "work", SCRIPTS[:1])
+    assert read_ids(tmp_path / "work") == ["0", "1", "2"]
+
+
+def test_two_folders_whose_files_look_alike(tmp_path):
+    """Of one size and time, but not one path: the copy of one is not that of the other."""
+    for number, name in enumerate(("a", "b")):
+        folder = tmp_path / name
+        folder.mkdir()
+        tables(folder, 0, FEW + number, NAMES)
+        os.utime(folder / "p_0.parquet", (10**9, 10**9))
+    for name in ("a", "b"):
+        run_stages(tmp_path / name, tmp_path / "work", SCRIPTS[:1])
+        copy = np.load(tmp_path / "work" / "input" / "decoded" / "p_0.parquet.npy")
+        assert np.array_equal(copy, FEW + (name == "b"))
+
+
+def test_a_remote_name_that_leads_out(tmp_path, memory):
+    npy(tmp_path, 0, FEW, NAMES)
+    memory.pipe_file("/bucket/set/p.npy", (tmp_path / "p_0.npy").read_bytes())
+    with pytest.raises(NeardupError, match=re.escape("names with '..'")):
+        run_stages(evil(tmp_path, memory), tmp_path / "work", SCRIPTS[:1])
+
+
+def test_a_remote_file_has_its_ids(tmp_path, memory):
+    npy(tmp_path, 0, FEW, NAMES, ".txt")
+    for path in tmp_path.glob("p_0.*"):
+        memory.pipe_file(f"/bucket/set/{path.name}", path.read_bytes())
+    run_stages("memory://bucket/set/p_0.npy", tmp_path / "work", SCRIPTS[:1])
+    assert read_ids(tmp_path / "work") == NAMES
+
+
+def test_part_of_a_remote_folder(tmp_path, memory, fetched):
+    few(tables, tables)(tmp_path / "data")
+    upload(memory, tmp_path / "data")
+    run_stages("memory://bucket/set", tmp_path / "work", SCRIPTS[:1], shard_pattern="p_1*")
+    assert "/bucket/set/p_0.npy" not in fetched
+    with pytest.raises(NeardupError, match=re.escape("or shard_pattern to '**/*.parquet'")):
+        run_stages("memory://bucket", tmp_path / "other", SCRIPTS[:1])
+
+
+def test_ids_that_begin_as_json_does(tmp_path):
+    np.save(tmp_path / "p.npy", FEW[:2])
+    (tmp_path / "p.txt").write_text("\ufeff[draft] one\n{two}\n", encoding="utf-8")
+    run_stages(tmp_path, tmp_path / "work", SCRIPTS[:1])
+    assert read_ids(tmp_path / "work") == ["[draft] one", "{two}"]
+
+
+def test_a_single_file_whose_name_is_a_pattern(tmp_path):
+    np.save(tmp_path / "a[1].npy", FEW[:2])
+    run_stages(tmp_path / "a[1].npy", tmp_path / "work", SCRIPTS[:1])
+    assert read_ids(tmp_path / "work") == ["a[1]:0", "a[1]:1"]
+
+
+def test_clip_retrieval_with_a_pattern(tmp_path):
+    (tmp_path / "data" / "metadata").mkdir(parents=True)
+    for number in range(2):
+        clip(tmp_path / "data", number, FEW, [f"{n}-{number}" for n in NAMES])
+    run_stages(tmp_path / "data", tmp_path / "work", SCRIPTS[:1], shard_pattern="img_emb/*_1.npy")
+    assert read_ids(tmp_path / "work") == [f"{name}-1" for name in NAMES]
