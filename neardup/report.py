@@ -12,7 +12,7 @@ from neardup import plots
 from neardup.artifacts import REPORT, TIMES
 from neardup.files import atomic, read_json
 
-_SAMPLE, _CHAINS, _MEMBERS, _LOSSES = 12, 30, 12, 30  # groups of a kind, chains, rows of a group, lines of a table
+_SAMPLE, _CHAINS, _MEMBERS, _LOSSES = 12, 200, 12, 30  # groups of a kind, chains, rows of a group, lines of a table
 _EXAMPLES = 6  # pairs a threshold
 _TEXT = 400  # characters of a text
 _PIXELS, _IMAGE_BYTES = 112, 3_000_000  # of a thumbnail's longer side; of all thumbnails
