@@ -45,6 +45,7 @@ def run(config):
     variance = earlier["01_pca_variance"]
     ids = IdTable.open(variance.path("ids.arrow"))
     preview = Preview(config.preview, shards, ids)
+    preview.check()
     if not stage.finished:
         stage.needs(4 * variance.path("ids.arrow").stat().st_size)
         engine.preload("matplotlib.figure")
@@ -60,9 +61,10 @@ def run(config):
         counts = write_groups(stage, groups, ids, threshold, (rejected, repeated))
         found = summary(groups, threshold, counts)
         found |= write_choices(stage, search, (table, threshold, groups), ids, preview)
-        found |= write_warnings(stage, shards, groups, neighbors, threshold, ids, config)
+        within = forest[forest["similarity"] >= threshold]
+        found |= write_warnings(stage, shards, (groups, within, threshold), neighbors, ids, config)
         found["groupings"] = {name: outline(some, threshold) for name, some in groupings.items()}
-        write_copies(stage, shards, groups.dropped(len(ids)), rejected, ids, config)
+        found["not_exported"] = write_copies(stage, shards, groups.dropped(len(ids)), rejected, ids, config)
         write_report(stage, found, earlier, config, preview)
         stage = stage.finish(found)
     if config.graph_group is not None:
@@ -186,14 +188,18 @@ def write_choices(stage, search, chosen, ids, preview):
     return {"thresholds": table, "similarities": [counts.tolist(), edges.tolist()]}
 
 
-def write_warnings(stage, shards, groups, neighbors, threshold, ids, config):
-    """What holds chains together, what is dropped of each shard, and lines about what is suspiciously much."""
+def write_warnings(stage, shards, found, neighbors, ids, config):
+    """What holds chains together, what is dropped of each shard, and lines about what is suspiciously much.
+
+    found: the groups, the pairs of the forest that hold them together, the threshold.
+    """
+    groups, forest, threshold = found
     chains = np.nonzero(groups.weakest < threshold)[0]
     explained = explain_chains(groups, chains, neighbors, ids, config)
     write_json(stage.path("chains.json"), explained)
     lost = losses(shards, config.tabulated, groups.dropped(len(ids)))
     write_csv(stage.path("losses.csv"), [("by", "value", "rows", "dropped"), *lost])
-    return {"warnings": warnings(groups, lost, len(ids), explained)}
+    return {"warnings": warnings(groups, lost, len(ids), forest)}
 
 
 def write_examples(stage, search, table, ids, preview):
@@ -208,13 +214,17 @@ def write_examples(stage, search, table, ids, preview):
 
 
 def write_copies(stage, shards, dropped, rejected, ids, config):
-    """What is kept, in the formats of others: DataComp's subset file, if ids are its uids; a copy of the input."""
+    """What is kept, in the formats of others: DataComp's subset file, if ids are its uids; a copy of the input.
+
+    Returns the names of the files that the copy leaves out.
+    """
     keep = ~dropped
     keep[rejected] = False
     write_datacomp(stage.path("keep_datacomp.npy"), ids, keep)
-    if config.export:
-        stage.needs(sum(s.path.stat().st_size for s in shards))
-        write_copy(shards, keep, stage.path("export"), config.n_workers)
+    if not config.export:
+        return []
+    stage.needs(sum(p.stat().st_size for s in shards for p in {s.path, s.ids_path, s.table} if p))
+    return write_copy(shards, keep, stage.path("export"), config.n_workers)
 
 
 def draw_graph(folder, stage, search, ids, number):
@@ -277,6 +287,8 @@ def report(preview, grouping, stage):
         if name != grouping:
             print(f"with grouping {name!r}: {other['groups']:,} groups, {other['chains']:,} of them chains", end="; ")
             print(f"drop {other['dropped']:,}")
+    if found["not_exported"]:
+        print(f"not exported, for no row of them is kept, or they aren't one a row: {', '.join(found['not_exported'])}")
     for line in found["warnings"]:
         print(f"look at this: {line}")
     print(f"-> {stage.folder} (report.html to look at, groups.parquet, keep.txt, drop.txt; README.md lists all)")

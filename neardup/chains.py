@@ -83,7 +83,7 @@ def cut_chains(groups, threshold, neighbors, limits):
     """The smallest row of each part that chains fall into, for the rows of those that can be cut: (rows, parts).
 
     From each member below the threshold from its representative, the weakest bridge between the two is cut, of equal
-    ones that of the lowest rows. A pair is a bridge if nothing else joins its ends, so what isn't joined by a bridge
+    ones the one nearest to the member. A pair is a bridge if nothing else joins its ends, so what isn't joined by one
     stays, and so do chains of over 250,000 pairs. limits: number of all rows; budget, in bytes.
     """
     rows, parts = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
@@ -109,7 +109,7 @@ def _parts(pairs, representative, far):
     for before, row in nx.bfs_edges(graph, representative):
         weakest[row] = weakest[before]
         if frozenset((before, row)) in bridges:
-            link = graph.edges[before, row]["similarity"], *sorted((before, row))
-            weakest[row] = min(link, weakest[before] or link)
+            link = graph.edges[before, row]["similarity"], before, row
+            weakest[row] = link if link[0] <= (weakest[before] or link)[0] else weakest[before]
     graph.remove_edges_from({weakest[row][1:] for row in far if weakest[row]})
     return list(nx.connected_components(graph))

@@ -19,7 +19,8 @@ from neardup.outputs import id_line
 from neardup.shards import FORMATS
 
 _MODULES = {"npy": npy, "npz": npz, "hdf5": hdf5, "vecs": vecs, "faiss": flat, "arrow": tables, "parquet": tables}
-_NEVER_EMPTY = ".fvecs", ".bvecs", ".index", ".faiss"  # which without rows don't say how many values a row has
+# what without rows doesn't say how many values a row has
+_NEVER_EMPTY = ".fvecs", ".bvecs", ".index", ".faiss", ".parquet", ".arrow", ".feather"
 _CLIP = "img_emb", "text_emb"  # folders of clip-retrieval, whose files of one number are about the same rows
 _BLOCK_ROWS = 1 << 16  # rows whose ids are handled together
 _LONGEST_CELL = 2**31 - 1  # characters; csv's own limit is 131,072

@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import pickle
+import re
 import zipfile
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +14,7 @@ import numpy as np
 
 from neardup import NeardupError
 
+_NUMBER = re.compile(r"[-+]?[0-9]+(\.[0-9]+)?")
 _FORMULA = ("=", "+", "-", "@", '"')  # beginnings of text that isn't written to a CSV file as it is
 
 
@@ -65,7 +67,8 @@ def write_csv(path, lines):
 
 
 def _cell(text):
-    return json.dumps(text, ensure_ascii=False) if text.lstrip().startswith(_FORMULA) else text
+    is_formula = text.lstrip().startswith(_FORMULA) and not _NUMBER.fullmatch(text)
+    return json.dumps(text, ensure_ascii=False) if is_formula else text
 
 
 def write_npy(path, array, flush=True):

@@ -4,11 +4,13 @@ import os
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 
 from neardup import NeardupError, engine
 from neardup.checksums import Digest, digest_of_bytes, digest_of_file, digest_of_sample
 from neardup.embeddings import block_ranges, open_shards
 from neardup.files import read_json, write_json
+from neardup.ids import read_ids
 
 _MEMO = ".input.json"  # in the work folder: when which shard was last seen to hold what
 _BLOCK_ROWS = 8192  # rows hashed together
@@ -22,9 +24,9 @@ def fingerprint(shards):
             "rows": shard.rows,
             "dim": shard.dim,
             "dtype": shard.dtype.str,
-            "sample": digest_of_sample(shard.path),
+            "sample": None if shard.copy else digest_of_sample(shard.path),  # what is decoded is looked at there
             "vectors": shard.vectors,
-            "ids": digest_of_sample(shard.ids_path) if shard.ids_path else None,
+            "ids": digest_of_sample(shard.ids_path) if shard.ids_path and shard.ids_path.suffix == ".txt" else None,
             "id_column": shard.id_column,
         }
         for shard in shards
@@ -32,13 +34,12 @@ def fingerprint(shards):
 
 
 def tables_digest(config, shards):
-    """What identifies the metadata that the settings name, without reading it all; None if they name none."""
-    paths = [Path(config.preview)] if config.preview and Path(config.preview).is_file() else []
-    if config.representative == "longest_text" and config.preview is None:
-        paths += [path for path in [shards[0].path.parent / "texts.json"] if path.is_file()]
+    """What identifies the texts and the metadata that the settings name. Reads those, but for what shards hold."""
+    named = Path(config.preview) if config.preview else shards[0].path.parent / "texts.json"
+    paths = [named] if named.is_file() else []
     if ":" in config.representative or config.tabulated or (config.preview and not paths):
-        paths += [shard.table for shard in shards if shard.table]
-    return [digest_of_sample(path) for path in paths] or None
+        paths += [shard.table for shard in shards if shard.table and shard.table != shard.path]
+    return [digest_of_file(path) for path in paths]
 
 
 def times(shards):
@@ -72,8 +73,16 @@ def content(shards, digests):
     for shard in shards:
         count = len(block_ranges((0, shard.rows), piece_rows(shard.dim)))
         rows = digest_of_bytes(*(next(digests).encode() for _ in range(count)))
-        found.append([rows, digest_of_file(shard.ids_path) if shard.ids_path else None])
+        found.append([rows, _digest_of_ids(shard)])
     return found
+
+
+def _digest_of_ids(shard):
+    """Of the file of ids, or of their column in a table, which may hold more; None where rows are numbered."""
+    if shard.ids_path is None or shard.ids_path.suffix == ".txt":
+        return digest_of_file(shard.ids_path) if shard.ids_path else None
+    ids = pa.concat_arrays([read_ids(shard), pa.array([], pa.large_string())])  # without an offset
+    return digest_of_bytes(*(buffer for buffer in ids.buffers() if buffer))
 
 
 def read_content(shards, n_workers):

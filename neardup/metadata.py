@@ -22,7 +22,7 @@ def column_names(path):
             file.visititems(lambda n, o: found.append(n) if isinstance(o, h5py.Dataset) and o.ndim == 1 else None)
             return found
     if path.suffix == ".csv":
-        with _open_csv(path) as reader, _mending(path):
+        with _mending(path), pa.csv.open_csv(path, **_csv_options()) as reader:
             return reader.schema.names
     return schema_and_rows(path)[0].names
 
@@ -43,10 +43,11 @@ def read_column(path, name, rows, kind=None):
             if h5py.check_string_dtype(data.dtype) is None and data.dtype.kind not in "iufb":
                 raise NeardupError(f"{path} ({name}) holds {data.dtype}, not text or numbers: choose another")
             is_text = h5py.check_string_dtype(data.dtype) is not None
-            values = pa.array(data.asstr()[:] if is_text else data[:].astype(data.dtype.newbyteorder("=")))
+            numbers = None if is_text else data[:].astype(data.dtype.newbyteorder("="))
+            values = pa.array(data.asstr()[:], pa.large_string()) if is_text else pa.array(numbers)
     elif path.suffix == ".csv":
-        with _open_csv(path, name, kind) as reader, _mending(path):
-            values = reader.read_all().column(0)
+        with _mending(path):
+            values = pa.csv.read_csv(path, **_csv_options(name, kind)).column(0)
     else:
         values = [batch.column(0) for batch in batches(path, [name], _BATCH)]
         values = pa.chunked_array(values, schema_and_rows(path)[0].field(name).type)
@@ -55,16 +56,22 @@ def read_column(path, name, rows, kind=None):
     return values.combine_chunks() if isinstance(values, pa.ChunkedArray) else values
 
 
-def _open_csv(path, name=None, kind=None):
-    """A reader of a CSV file, of one column of it where it is named."""
-    parse = pa.csv.ParseOptions(newlines_in_values=True)
+def as_text(values, path, name):
+    """A column as Arrow strings. Raises NeardupError where it holds no single values."""
+    try:
+        return values.cast(pa.large_string())
+    except (pa.ArrowNotImplementedError, pa.ArrowInvalid) as error:
+        raise NeardupError(f"{path}: column {name!r} holds {values.type}, no text: name another") from error
+
+
+def _csv_options(name=None, kind=None):
+    """Of one column, where it is named; its type is that of all its cells, not of the first ones."""
     convert = pa.csv.ConvertOptions(
         include_columns=[name] if name else None,
         column_types={name: kind} if kind else None,
         strings_can_be_null=False,
     )
-    with _mending(path):
-        return pa.csv.open_csv(path, parse_options=parse, convert_options=convert)
+    return {"parse_options": pa.csv.ParseOptions(newlines_in_values=True), "convert_options": convert}
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """What the ids stand for, to look at groups by: texts from a JSON file or a column, or images."""
 
 import json
-from functools import cached_property
+from functools import cache
 from pathlib import Path
 from urllib.parse import quote
 
@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from neardup import NeardupError
-from neardup.metadata import read_column
+from neardup.metadata import as_text, read_column
 
 _BLOCK_ROWS = 1 << 16  # rows whose ids are handled together
 
@@ -56,7 +56,7 @@ class Preview:
     def texts(self, rows):
         """The texts of these rows, "" where there is none. Memory: the JSON file, or the column of a shard."""
         if self.is_file:
-            return [str(self._by_id.get(name, "")) for name in self.ids.take(rows)]
+            return [self._text_of(name) for name in self.ids.take(rows)]
         if not self.is_column:
             return [""] * len(rows)
         rows, found = np.asarray(rows, dtype=np.int64), [""] * len(rows)
@@ -73,7 +73,7 @@ class Preview:
         if self.is_column:
             parts = []
             for shard in self.shards:
-                values = self._column(shard).cast(pa.large_string())
+                values = as_text(self._column(shard), shard.table, self.setting)
                 parts.append(pc.fill_null(pc.utf8_length(values), 0).to_numpy(zero_copy_only=False))
             return np.concatenate(parts).astype(np.int64)
         if not self.is_file:
@@ -81,16 +81,27 @@ class Preview:
         found = np.empty(len(self.ids), dtype=np.int64)
         for start in range(0, len(found), _BLOCK_ROWS):
             names = self.ids.take(np.arange(start, min(start + _BLOCK_ROWS, len(found))))
-            found[start : start + len(names)] = [len(str(self._by_id.get(name, ""))) for name in names]
+            found[start : start + len(names)] = [len(self._text_of(name)) for name in names]
         return found
+
+    def check(self):
+        """Raises NeardupError where the setting names what isn't there."""
+        if self.is_file:
+            self._load()
+        if self.is_column:
+            self._column(self.shards[0])
+
+    def _text_of(self, name):
+        text = self._load().get(name)
+        return "" if text is None else str(text)
 
     def _column(self, shard):
         if shard.table is None:
             raise NeardupError(f"preview {self.setting!r} is a column, but {shard.path} has no table: set it right")
         return read_column(shard.table, self.setting, shard.rows)
 
-    @cached_property
-    def _by_id(self):
+    @cache  # noqa: B019 - one a run
+    def _load(self):
         """{id: text}. A texts.json that wasn't named and isn't such a file is somebody else's."""
         try:
             texts = json.loads(Path(self.setting).read_text(encoding="utf-8"))

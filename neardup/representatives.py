@@ -26,7 +26,7 @@ def preference(wanted, shards, lengths):
     if wanted == "central":
         return None
     if wanted == "first":
-        return np.zeros(n_rows, dtype=np.int64)  # of equal ones the first is taken
+        return np.arange(n_rows)
     if wanted == "longest_text":
         return -lengths()
     order, _, column = wanted.partition(":")
@@ -35,9 +35,7 @@ def preference(wanted, shards, lengths):
         raise NeardupError(
             f"representative {wanted!r} needs a table with a column {column!r}, but {without.path} has none"
         )
-    values = pa.chunked_array([read_column(s.table, column, s.rows) for s in shards])
-    if pa.types.is_floating(values.type):
-        values = pc.if_else(pc.is_nan(values), None, values)
+    values = _ordered(column, [read_column(s.table, column, s.rows) for s in shards])
     direction = {"highest": "descending", "lowest": "ascending"}[order]
     try:
         ranks = pc.rank(values, sort_keys=[(column, direction, "at_end")], tiebreaker="dense")
@@ -46,6 +44,25 @@ def preference(wanted, shards, lengths):
             f"column {column!r} holds {values.type}, which has no order: set representative to another"
         ) from error
     return ranks.to_numpy(zero_copy_only=False).astype(np.int64)
+
+
+def _ordered(column, parts):
+    """The values of a column, of all shards in one type that has an order, if there is one; missing ones are null."""
+    parts = [p.dictionary_decode() if pa.types.is_dictionary(p.type) else p for p in parts]
+    try:
+        tables = [pa.table({column: p}) for p in parts]
+        values = pa.concat_tables(tables, promote_options="permissive").column(0)
+    except (pa.ArrowTypeError, pa.ArrowInvalid) as error:
+        raise NeardupError(f"column {column!r} is not of one type in all shards ({error}): write it again") from error
+    if pa.types.is_float16(values.type):
+        values = values.cast(pa.float32())
+    if pa.types.is_null(values.type):
+        values = values.cast(pa.int8())
+    if pa.types.is_floating(values.type):
+        values = pc.if_else(pc.is_nan(values), None, values)
+    if pa.types.is_string(values.type) or pa.types.is_large_string(values.type):
+        values = pc.if_else(pc.equal(values, ""), None, values)
+    return values
 
 
 class Representatives:

@@ -94,7 +94,9 @@ def _open_more_files():
 
 def _setting_message(error):
     first = error.errors()[0]
-    setting = str(first["loc"][0]) if first["loc"] else "settings"
+    if not first["loc"]:  # of settings that don't go together
+        return first["msg"].removeprefix("Value error, ")
+    setting = str(first["loc"][0])
     return (
         f"setting {setting} = {first['input']!r}: {first['msg']}; give --{setting.replace('_', '-')}, "
         f"NEARDUP_{setting.upper()} or the default in config.py another value"

@@ -1,0 +1,437 @@
+"""What a user chooses in stage 5: a threshold from one search, which row to keep; and what that is said to cost."""
+
+import csv
+import json
+import math
+import shutil
+import sys
+from collections import Counter
+from datetime import datetime, timedelta
+from itertools import pairwise
+from types import SimpleNamespace
+
+import h5py
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet as pq
+import pytest
+from conftest import (
+    EXAMPLE,
+    SCRIPTS,
+    command,
+    components,
+    found_pairs,
+    lay_out,
+    pair_set,
+    read_ids,
+    run_stages,
+    tree_bytes,
+    unit,
+)
+from test_045_merge import bundles, load_chains, load_groups, load_list, load_pairs, load_table
+from test_groupings import arc, without_pictures
+
+from neardup import NeardupError
+from neardup.script import main
+
+STAGE, SEARCH, LAST = "045_merge", "04_neighbor_search", SCRIPTS[-1]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_pictures():
+    with without_pictures():
+        yield
+
+
+def write_tables(data, columns, suffix=".parquet", cuts=()):
+    """A table of metadata beside each shard. columns: {name: list or array}."""
+    n_rows = len(next(iter(columns.values())))
+    for number, (start, stop) in enumerate(pairwise([0, *cuts, n_rows])):
+        table = pa.table({name: values[start:stop] for name, values in columns.items()})
+        write = pq.write_table if suffix == ".parquet" else pa.csv.write_csv
+        write(table, data / f"part_{number}{suffix}")
+
+
+def make_case(folder, rows, cuts=(), columns=None, suffix=".parquet", **more):
+    """Stages 1 to 4 on rows with their metadata. Its `merge` runs stage 5, with other settings."""
+    data, work = lay_out(folder / "data", rows, cuts=cuts), folder / "work"
+    if columns:
+        write_tables(data, columns, suffix, cuts)
+    more = {"audit_rows": 0, "n_clusters": 2, "threshold": 0.94} | more
+    run_stages(data, work, SCRIPTS[:-1], **more)
+
+    def merge(**settings):
+        run_stages(data, work, [LAST], **more | settings)
+        return work
+
+    return SimpleNamespace(data=data, work=work, rows=rows, merge=merge)
+
+
+def results(work):
+    return json.loads((work / STAGE / "manifest.json").read_text())["results"]
+
+
+def read_csv(work, name):
+    with (work / STAGE / name).open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def one_line(done, status):
+    """What a script said that failed: one line."""
+    assert done.returncode == status, done.stderr
+    assert done.stderr.startswith(f"{LAST}: error: ") and done.stderr.count("\n") == 1
+    return done.stderr
+
+
+@pytest.fixture(scope="module")
+def searched(tmp_path_factory):
+    """The example, searched down to 0.85."""
+    work = tmp_path_factory.mktemp("searched") / "work"
+    run_stages(EXAMPLE, work, report_threshold=0.85, audit_rows=0, n_clusters=20)
+    return work
+
+
+@pytest.mark.parametrize("threshold", [1.0, 0.97, 0.92, 0.85])
+def test_a_line_of_the_table_is_what_a_run_at_that_threshold_gives(searched, tmp_path, threshold):
+    work = tmp_path / "work"
+    shutil.copytree(searched, work, ignore=shutil.ignore_patterns("04*", STAGE, ".lock*"))
+    run_stages(EXAMPLE, work, SCRIPTS[-2:], threshold=threshold, audit_rows=0, n_clusters=20)
+    groups = [members for _, members in load_groups(work)]
+    expected = {
+        "threshold": threshold,
+        "pairs": len(pair_set(work)),
+        "kept": len(load_list(work / STAGE / "keep.txt")),
+        "groups": len(groups),
+        "dropped": len(load_list(work / STAGE / "drop.txt")),
+        "largest": max(map(len, groups)),
+        "chains": len(load_chains(work)),
+    }
+    lines = {float(line["threshold"]): line for line in read_csv(searched, "thresholds.csv")}
+    assert list(lines) == [1.0, 0.995, 0.99, 0.98, 0.97, 0.96, 0.95, 0.94, 0.92, 0.9, 0.85]
+    assert lines[threshold] == {name: str(value) for name, value in expected.items()}
+    assert read_csv(work, "thresholds.csv")[-1] == lines[threshold]
+
+
+def test_examples_are_the_least_similar_pairs_of_each_step(searched):
+    texts, ids = json.loads((EXAMPLE / "texts.json").read_text()), read_ids(searched)
+    row_a, row_b, similarity = (column.tolist() for column in found_pairs(searched))
+    pairs = sorted(zip(similarity, row_a, row_b, strict=True))
+    steps, expected = [float(line["threshold"]) for line in read_csv(searched, "thresholds.csv")], []
+    for low, high in zip(steps, [math.inf, *steps[:-1]], strict=True):
+        some = [(s, a, b) for s, a, b in pairs if low <= s < high][:20]
+        expected += [(low, s, a, b, ids[a], ids[b], texts[ids[a]], texts[ids[b]]) for s, a, b in some]
+    with (searched / STAGE / "examples.csv").open(newline="", encoding="utf-8") as file:
+        lines = list(csv.reader(file))[1:]
+    assert [[json.loads(cell) if cell.startswith('"') else cell for cell in line] for line in lines] == [
+        [*map(str, line)] for line in expected
+    ]
+    assert max(Counter(line[0] for line in lines).values()) == 20
+
+
+def outputs(work):
+    """What stage 5 left, without what shows all that was searched."""
+    shown = "thresholds.csv", "thresholds.png", "examples.csv", "groups.png", "manifest.json"
+    return {name: content for name, content in tree_bytes(work / STAGE).items() if name not in shown}
+
+
+def test_a_higher_threshold_needs_no_new_search(tmp_path):
+    case = make_case(tmp_path, bundles(1), cuts=[40], threshold=0.98, report_threshold=0.9)
+    case.merge()
+    path = case.work / SEARCH / "neighbors.h5"
+    state, searched = (path.stat().st_mtime_ns, path.stat().st_ino), tree_bytes(case.work / SEARCH)
+    scratch = make_case(tmp_path / "scratch", bundles(1), cuts=[40], threshold=0.96).merge()
+    settings = "--data-dir", case.data, "--work-dir", case.work, "--audit-rows", 0, "--n-clusters", 2
+    done = command(LAST, *settings, "--threshold", 0.96)
+    assert (done.returncode, done.stderr) == (0, "")
+    found = [outputs(case.work)]
+    for report in (0.9, None):
+        case.merge(threshold=0.97, report_threshold=report)
+        found.append(outputs(case.merge(threshold=0.96, report_threshold=report)))
+    assert found == [outputs(scratch)] * 3
+    assert ((path.stat().st_mtime_ns, path.stat().st_ino), tree_bytes(case.work / SEARCH)) == (state, searched)
+    before = tree_bytes(case.work)
+    refused = one_line(command(LAST, *settings, "--threshold", 0.89), 1)
+    assert "with threshold 0.9, not 0.89: run faiss_04_neighbor_search.py again" in refused
+    assert tree_bytes(case.work) == before
+
+
+def rows_left(case, threshold):
+    """How many rows a threshold leaves, rejected ones aside."""
+    row_a, row_b, similarity = (column.tolist() for column in found_pairs(case.work))
+    pairs = [(a, b) for a, b, s in zip(row_a, row_b, similarity, strict=True) if s >= threshold]
+    return sum(case.rows.any(axis=1)) - sum(len(g) - 1 for g in components(pairs, len(case.rows)))
+
+
+def test_the_threshold_for_a_number_of_rows(tmp_path):
+    rows = np.concatenate([bundles(2), np.zeros((5, 6))])
+    case = make_case(tmp_path, rows, report_threshold=0.9, bad_rows="skip")
+    distinct = sorted({*found_pairs(case.work)[2].tolist(), 1.0})
+    for target in (105, 80, 41):
+        work = case.merge(target_rows=target)
+        found = results(work)
+        assert found["kept"] == len(load_list(work / STAGE / "keep.txt")) == rows_left(case, found["threshold"])
+        assert found["kept"] <= target
+        assert found["threshold"] == 1 or rows_left(case, min(s for s in distinct if s > found["threshold"])) > target
+        with h5py.File(work / STAGE / "merged_clusters.h5") as file:
+            assert file.attrs["threshold"] == found["threshold"]
+        lines = {line["threshold"]: int(line["kept"]) for line in read_csv(work, "thresholds.csv")}
+        assert lines[str(found["threshold"])] == found["kept"]
+    for more_than_all in (120, 10**9):
+        assert results(case.merge(target_rows=more_than_all))["threshold"] == 1
+    least = rows_left(case, 0.9)
+    before = tree_bytes(case.merge(target_rows=least) / STAGE)
+    with pytest.raises(NeardupError, match=f"{least} rows are left, .* set a lower report_threshold"):
+        case.merge(target_rows=least - 1)
+    assert tree_bytes(case.work / STAGE) == before
+
+
+WRONG = [
+    (["--pairs", "joining", "--grouping", "star"], "set pairs to 'all'"),
+    (["--pairs", "joining", "--target-rows", "9"], "set pairs to 'all'"),
+    (["--pairs", "joining", "--threshold", "0.9", "--report-threshold", "0.8"], "set report_threshold to None"),
+    (["--grouping", "split", "--target-rows", "9"], "set grouping to 'connected'"),
+    (["--representative", "longest"], "highest"),
+]
+
+
+def settings_error(arguments, monkeypatch, capsys):
+    """The one line about settings."""
+    monkeypatch.setattr(sys, "argv", [LAST, *arguments])
+    with pytest.raises(SystemExit) as stopped:
+        main(lambda config: pytest.fail("it ran"), "")
+    return one_line(SimpleNamespace(returncode=stopped.value.code, stderr=capsys.readouterr().err), 2)
+
+
+@pytest.mark.parametrize(("arguments", "advice"), WRONG)
+def test_settings_that_do_not_go_together(arguments, advice, monkeypatch, capsys):
+    assert advice in settings_error(arguments, monkeypatch, capsys)
+
+
+def test_what_is_said_of_settings_names_only_options_there_are(monkeypatch, capsys):
+    message = settings_error(WRONG[0][0], monkeypatch, capsys)
+    assert "--settings" not in message and "NEARDUP_SETTINGS" not in message
+
+
+RNG = np.random.default_rng(7)
+SCORES = RNG.integers(-9, 9, 120).tolist()
+MISSING = [None if RNG.random() < 0.3 else round(RNG.normal(), 3) for _ in range(120)]
+DATES = [
+    None if RNG.random() < 0.3 else datetime(2024, 1, 1) + timedelta(days=d) for d in RNG.permutation(120).tolist()
+]
+COLUMNS = {
+    "score": SCORES,
+    "floats": MISSING,
+    "nans": [math.nan if value is None else value for value in MISSING],
+    "date": pa.array(DATES, pa.timestamp("s")),
+    "name": [f"{letter}{RNG.integers(9)}" for letter in RNG.choice([*"abcÄ重"], 120)],
+    "text": [None if RNG.random() < 0.2 else "é" * int(RNG.integers(1, 9)) for _ in range(120)],
+}
+
+
+def first_of_lowest(values):
+    """A function of some rows: the one of the lowest value, the first of equal ones; those without one last."""
+    return lambda rows: min(rows, key=lambda row: (values[row] is None, values[row] or 0, row))
+
+
+@pytest.fixture(scope="module", params=[".parquet", ".csv"])
+def scored(request, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("scored")
+    return make_case(folder, bundles(2), cuts=[40], columns=COLUMNS, suffix=request.param)
+
+
+def check_kept(case, work, best):
+    """The row kept of each group is best(members); similarities are those to it, by the vectors themselves."""
+    rows, pairs, groups = unit(case.rows), load_pairs(work), load_groups(work)
+    assert {tuple(members) for _, members in groups} == components(pair_set(work), len(rows))
+    assert [representative for representative, _ in groups] == [best([*members]) for _, members in groups]
+    for representative, members in groups:
+        for row, similarity in members.items():
+            assert abs(similarity - rows[row] @ rows[representative]) <= 1e-14
+            assert similarity == pairs.get((min(row, representative), max(row, representative)), similarity)
+    dropped = sorted(row for representative, members in groups for row in {*members} - {representative})
+    assert load_list(work / STAGE / "drop.txt") == [f"id-{row}" for row in dropped]
+
+
+@pytest.mark.parametrize("column", ["score", "floats", "nans", "date", "name"])
+def test_the_row_of_the_highest_or_lowest_value_is_kept(scored, column):
+    values = COLUMNS[column].to_pylist() if column == "date" else COLUMNS[column]
+    ordered = sorted({v for v in values if v is not None and v == v})
+    place = {value: number for number, value in enumerate(ordered)}
+    lowest = [place.get(value) for value in values]
+    highest = [p if p is None else -p for p in lowest]
+    check_kept(scored, scored.merge(representative=f"lowest:{column}"), first_of_lowest(lowest))
+    check_kept(scored, scored.merge(representative=f"highest:{column}"), first_of_lowest(highest))
+
+
+@pytest.mark.parametrize("source", ["first", "column", "file"])
+def test_the_first_row_or_that_of_the_longest_text_is_kept(scored, tmp_path, source):
+    texts = COLUMNS["text"]
+    (tmp_path / "texts.json").write_text(json.dumps({f"id-{row}": t for row, t in enumerate(texts) if t}))
+    if source == "first":
+        return check_kept(scored, scored.merge(representative="first"), min)
+    preview = "text" if source == "column" else tmp_path / "texts.json"
+    work = scored.merge(representative="longest_text", preview=preview)
+    check_kept(scored, work, first_of_lowest([-len(text or "") for text in texts]))
+
+
+def small(folder, columns=None, cuts=()):
+    """Two groups of three equal rows each, and their metadata."""
+    return make_case(folder, np.repeat(np.eye(2), 3, axis=0), cuts=cuts, n_clusters=1, columns=columns)
+
+
+def kept(work):
+    return [representative for representative, _ in load_groups(work)]
+
+
+def test_missing_values_of_either_kind_are_alike(tmp_path):
+    case = small(tmp_path, {"score": pa.array([None, math.nan, None, 1.0, None, math.nan])})
+    assert kept(case.merge(representative="highest:score")) == [0, 3]
+
+
+def test_a_text_that_is_null_is_no_text(tmp_path):
+    case = small(tmp_path)
+    (case.data / "texts.json").write_text(json.dumps({"id-0": None, "id-1": "abc"}))
+    assert kept(case.merge(representative="longest_text")) == [1, 3]
+
+
+LATE = "score,text\n" + "".join(f"{score},{'z' * 600_000}\n" for score in (1, 2, 3, 4, 2.5, 1))
+
+
+TYPES = [
+    ("two tables"),
+    ("one CSV file"),
+]
+
+
+@pytest.mark.parametrize("how", TYPES)
+def test_integers_and_floats_are_numbers(tmp_path, how):
+    """Shard by shard, and line by line: where Arrow guesses, it looks at the first megabyte."""
+    if how == "one CSV file":
+        case = small(tmp_path)
+        (case.data / "part_0.csv").write_text(LATE)
+    else:
+        case = small(tmp_path, cuts=[4])
+        write_tables(case.data, {"score": [1, 2, 3, 4]})
+        pq.write_table(pa.table({"score": [2.5, 1]}), case.data / "part_1.parquet")
+    assert kept(case.merge(representative="highest:score")) == [2, 3]
+
+
+LISTS = {"tags": [["a"]] * 6}
+NOT_CAUGHT = "ArrowNotImplementedError: lists can't be cast to strings"
+MISTAKES = [
+    ({"representative": "highest:nope"}, LISTS, "has no column 'nope' \\(it has: tags\\)"),
+    ({"representative": "highest:tags"}, None, "needs a table with a column 'tags'"),
+    ({"representative": "highest:tags"}, LISTS, "column 'tags' holds list.* no order: set representative"),
+    ({"representative": "longest_text"}, LISTS, "set preview to"),
+    ({"representative": "longest_text", "preview": "nope"}, LISTS, "has no column 'nope'"),
+    ({"tabulate": "nope"}, LISTS, "has no column 'nope'"),
+    ({"tabulate": "tags"}, None, "no table with a column 'tags'"),
+    ({"preview": "nope"}, LISTS, "has no column 'nope'"),
+    ({"preview": "tags"}, None, "'tags' is a column, but .* has no table"),
+    ({"tabulate": "tags"}, LISTS, "tags"),
+    ({"representative": "longest_text", "preview": "tags"}, LISTS, "tags"),
+]
+
+
+@pytest.mark.parametrize(("settings", "columns", "message"), MISTAKES)
+def test_a_column_that_cannot_be_used_is_named(tmp_path, settings, columns, message):
+    case = small(tmp_path, columns)
+    with pytest.raises(NeardupError, match=message) as error:
+        case.merge(**settings)
+    assert "\n" not in str(error.value)
+    assert not (case.work / STAGE).exists()
+
+
+CHANGES = [
+    ".txt",
+    ("column"),
+    ("large"),
+]
+
+
+@pytest.mark.parametrize("how", CHANGES)
+def test_a_changed_score_changes_stage_5_only(tmp_path, how):
+    text = "z" * 150_001 if how == "large" else "z"
+    columns = {"id": [*"abcdef"], "text": [text] * 6, "score": [1, 2, 3, 3, 2, 1]}
+    data, work = lay_out(tmp_path / "data", np.repeat(np.eye(2), 3, axis=0)), tmp_path / "work"
+    if how == "column":
+        (data / "part_0.txt").unlink()
+    settings = {"audit_rows": 0, "n_clusters": 1, "representative": "highest:score"}
+    write_tables(data, columns, ".csv")
+    run_stages(data, work, **settings)
+    states = [work / stage / "manifest.json" for stage in sorted(p.name for p in work.glob("0*"))]
+    before = {path: path.stat().st_mtime_ns for path in states}
+    assert kept(work) == [2, 3]
+    write_tables(data, columns | {"score": [4, 2, 3, 3, 2, 1]}, ".csv")
+    run_stages(data, work, **settings)
+    assert kept(work) == [0, 3]
+    assert {path.parent.name for path in states if path.stat().st_mtime_ns != before[path]} == {STAGE}
+
+
+@pytest.mark.parametrize("grouping", ["connected", "star", "split"])
+def test_why_a_row_is_dropped_and_what_a_kept_one_stands_for(scored, grouping):
+    work = scored.merge(grouping=grouping, threshold=0.94)
+    table, rows = load_table(work), scored.rows
+    kept_of = {name: int(name.removeprefix("id-")) for name in table["representative"]}
+    whys = []
+    for row, name, similarity in zip(table["row"], table["representative"], table["similarity"], strict=True):
+        same, near = np.array_equal(rows[row], rows[kept_of[name]]), similarity >= 0.94
+        whys.append("kept" if row == kept_of[name] else "identical" if same else "near" if near else "linked")
+    assert table["why"] == whys
+    assert {*whys} >= {"kept", "identical", "near"} | ({"linked"} if grouping == "connected" else set())
+    dropped = Counter(name for names in table["stands_for"] for name in names or [])
+    assert dropped == Counter(load_list(work / STAGE / "drop.txt"))
+    assert max(dropped.values()) == 1
+    for why, name, number, stands_for in zip(*(table[c] for c in ("why", "id", "group", "stands_for")), strict=True):
+        others = [n for n, g, w in zip(table["id"], table["group"], whys, strict=True) if g == number and w != "kept"]
+        assert stands_for == (others if why == "kept" else None), name
+    found = results(work)
+    assert found["kept"] + found["dropped"] == len(rows) == 120
+    assert (found["dropped"], found["rows_in_groups"]) == (len(table["row"]) - whys.count("kept"), len(table["row"]))
+
+
+def test_losses_are_counted_by_shard_and_by_column(tmp_path):
+    kinds = ["plain", None, "", "=1+1", "@x", "-5", "+a", '"q"', " =2", "é"]
+    kind, group = [kinds[row % 10] for row in range(120)], [row % 3 - 1 for row in range(120)]
+    case = make_case(tmp_path, bundles(1), cuts=[40, 90], columns={"kind": kind, "group": group})
+    work = case.merge(tabulate="kind, group")
+    dropped = {int(name.removeprefix("id-")) for name in load_list(work / STAGE / "drop.txt")}
+    shard = [f"part_{0 if row < 40 else 1 if row < 90 else 2}.npy" for row in range(120)]
+    expected = []
+    for by, values in ("shard", shard), ("kind", [k or "" for k in kind]), ("group", [*map(str, group)]):
+        for value in sorted({*values}):
+            rows = [row for row, v in enumerate(values) if v == value]
+            expected.append((by, value, len(rows), len(dropped.intersection(rows))))
+    lines = [
+        (line["by"], line["value"], int(line["rows"]), int(line["dropped"])) for line in read_csv(work, "losses.csv")
+    ]
+    assert not [v for _, v, *_ in lines if v.lstrip().startswith((*"=+-@",)) and not v.removeprefix("-").isdigit()]
+    assert [(by, json.loads(v) if v.startswith('"') else v, *counts) for by, v, *counts in lines] == expected
+    for by in ("shard", "kind", "group"):
+        assert sum(line[2] for line in lines if line[0] == by) == 120
+        assert sum(line[3] for line in lines if line[0] == by) == len(dropped) > 0
+
+
+def test_what_takes_suspiciously_much_is_named(tmp_path, capsys):
+    """Of 400 rows a chain of 10 and a shard that is one row 20 times; not a group of 9."""
+    rows = np.random.default_rng(0).normal(size=(400, 60))
+    rows[:19] = 0
+    rows[:10, :2], rows[10:19, 2] = arc([0, 1, 2.1, 3, 4, 0, 1, 3, 4, 2.1], 0.2), 1
+    rows[300:320] = rows[300]
+    case = make_case(tmp_path, rows, cuts=[300, 320], threshold=float(np.cos(0.24)))
+    capsys.readouterr()
+    work = case.merge()
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("look at this: ")]
+    (chain,), (farthest, link) = load_chains(work), np.cos([0.42, 0.22])
+    with h5py.File(work / STAGE / "merged_clusters.h5") as file:
+        repeated = file["name"].asstr()[-1]
+    expected = [
+        f"{repeated} takes 5.0% of all rows (20): the farthest is 1.0000 similar to the one kept, "
+        "its weakest link 1.0000",
+        f"{chain} takes 2.5% of all rows (10): the farthest is {farthest:.4f} similar to the one kept, "
+        f"its weakest link {link:.4f}",
+        "part_1.npy loses 95.0% of its rows (19 of 20)",
+    ]
+    assert results(work)["warnings"] == expected
+    assert lines == [f"look at this: {line}" for line in expected]

@@ -1,0 +1,422 @@
+"""Stars, cut chains, thresholds and representatives: each against the plainest way to the same, and in whole runs."""
+
+from contextlib import contextmanager
+from itertools import pairwise
+from types import SimpleNamespace
+from unittest.mock import DEFAULT, patch
+
+import networkx as nx
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from conftest import EXAMPLE, SCRIPTS, components, found_pairs, lay_out, run_stages, unit
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_045_merge import bundles, load_chains, load_groups, load_list
+
+import faiss_045_merge as merge
+from config import Config
+from neardup import NeardupError, chains, pairs, plots, stars, thresholds
+from neardup.artifacts import Stage
+from neardup.embeddings import RowFiles
+from neardup.groups import Groups
+from neardup.layout import npy_layout
+from neardup.pairs import PAIR
+from neardup.representatives import Representatives
+
+STAGE = "045_merge"
+SEED = st.integers(0, 2**32 - 1)
+KINDS = "random", "path", "shuffled path", "star", "clique", "empty"
+
+
+@contextmanager
+def without_pictures():
+    """Drawing, and the report, take most of the time of a small run."""
+    drawing = dict.fromkeys(("scree", "groups", "thresholds", "save_png"), DEFAULT)
+    with patch.multiple(plots, create=True, **drawing), patch.object(merge, "write_report", create=True):
+        yield
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_pictures():
+    with without_pictures():
+        yield
+
+
+def graph(kind, n, rng):
+    """{(a, b): similarity} of n rows, with ties."""
+    edges = {
+        "random": [(a, b) for a in range(n) for b in range(a + 1, n) if rng.random() < 3 / n],
+        "path": list(pairwise(range(n))),
+        "shuffled path": [tuple(sorted(link)) for link in pairwise(rng.permutation(n).tolist())],
+        "star": [(0, b) for b in range(1, n)],
+        "clique": [(a, b) for a in range(n) for b in range(a + 1, n)],
+        "empty": [],
+    }[kind]
+    return dict(zip(edges, rng.choice([0.7, 0.75, 0.8, 0.9, 1.0], len(edges)).tolist(), strict=True))
+
+
+def packed(links):
+    return np.array([(a, b, s) for (a, b), s in sorted(links.items())], dtype=PAIR)
+
+
+def in_blocks(links, rng):
+    """The pairs in their order, in blocks of random sizes, some of them empty."""
+    cuts = np.sort(rng.integers(0, len(links) + 1, rng.integers(0, 5)))
+    return np.split(packed(links), cuts)
+
+
+def neighbors_of(links, n):
+    near = [set() for _ in range(n)]
+    for a, b in links:
+        near[a].add(b)
+        near[b].add(a)
+    return near
+
+
+def greedy(near, rank):
+    """Rows in order of their ranks, unless they are near one that was taken."""
+    taken = set()
+    for row in np.argsort(rank).tolist():
+        if near[row].isdisjoint(taken):
+            taken.add(row)
+    return taken
+
+
+def nearest_taken(links, n, taken, rank):
+    """(centre, similarity) of each row: of the most similar centre, the first by rank; itself where there is none."""
+    found = []
+    for row, near in enumerate(neighbors_of(links, n)):
+        ways = [(-links[min(row, c), max(row, c)], rank[c], c) for c in near & taken]
+        best = min(ways, default=(np.inf, 0, row))
+        found.append((row, 1.0) if row in taken else (best[2], -best[0]))
+    return found
+
+
+@given(seed=SEED, kind=st.sampled_from(KINDS), n=st.integers(1, 60), in_order=st.booleans())
+@settings(deadline=None, max_examples=150)
+def test_stars_are_those_of_the_sequential_greedy(seed, kind, n, in_order):
+    """The centres, whatever the budget; each row's nearest of them; the smallest row of each star."""
+    rng = np.random.default_rng(seed)
+    links = graph(kind, n, rng)
+    rank, near = np.arange(n) if in_order else rng.permutation(n), neighbors_of(links, n)
+    blocks, reads = in_blocks(links, rng), []
+
+    def neighbors():
+        reads.append(1)
+        return iter(blocks)
+
+    assert stars.degrees(neighbors(), n).tolist() == [len(some) for some in near]
+    taken = greedy(near, rank)
+    for budget in (0, 3, 10**6):
+        reads.clear()
+        is_centre = stars.centres(neighbors, rank, budget)
+        assert set(np.nonzero(is_centre)[0].tolist()) == taken
+        assert len(reads) == 1 or len(links) > budget
+        assert len(reads) > 1 or len(links) <= budget
+    nearest, similarity = stars.nearest_centre(neighbors, is_centre, rank)
+    assert list(zip(nearest.tolist(), similarity.tolist(), strict=True)) == nearest_taken(links, n, taken, rank)
+    smallest = [min(row for row in range(n) if nearest[row] == centre) for centre in nearest.tolist()]
+    assert stars.smallest_rows(nearest).tolist() == smallest
+
+
+@pytest.mark.parametrize("budget", [0, 10**6])
+def test_a_path_in_the_order_of_its_ranks(budget):
+    """The most rounds there can be: each takes one row."""
+    blocks = np.split(packed(dict.fromkeys(pairwise(range(1001)), 0.9)), [300, 301, 900])
+    assert np.nonzero(stars.centres(lambda: iter(blocks), np.arange(1001), budget))[0].tolist() == [*range(0, 1001, 2)]
+
+
+def lists_of(groups):
+    """[(representative, {row: similarity})] of `Groups`, as of `load_groups`."""
+    found = []
+    for number, representative in enumerate(groups.representative.tolist()):
+        here = groups.members(number)
+        similarity = zip(groups.rows[here].tolist(), groups.similarity[here].tolist(), strict=True)
+        found.append((representative, dict(similarity)))
+    return found
+
+
+def cut_by_hand(members, cosines, threshold):
+    """[(representative, {row: similarity})] of the parts of a connected group, its first row being kept."""
+    todo, found = [sorted(members)], []
+    while todo:
+        rows = todo.pop()
+        links = [(a, b) for a in rows for b in rows if a < b and cosines[a, b] >= threshold]
+        here = nx.Graph(links)
+        here.add_nodes_from(rows)
+        cuts, bridges = set(), [tuple(sorted(bridge)) for bridge in nx.bridges(here)]
+        for far in (row for row in rows if cosines[rows[0], row] < threshold):
+            apart = [b for b in bridges if not nx.has_path(nx.restricted_view(here, [], [b]), rows[0], far)]
+            depth = nx.single_source_shortest_path_length(here, rows[0])
+            cuts |= {min(apart, key=lambda b: (cosines[b], -min(depth[b[0]], depth[b[1]])))} if apart else set()
+        here.remove_edges_from(cuts)
+        if cuts:
+            todo += [sorted(part) for part in nx.connected_components(here)]
+        elif len(rows) > 1:
+            found.append((rows[0], {row: cosines[rows[0], row] for row in rows}))
+    return sorted(found, key=lambda group: group[0])
+
+
+class FirstRows:
+    """Stands for `Representatives`: keeps the first row of each group. rows: (n, n), similarities of all with all."""
+
+    def __init__(self, links, n):
+        self.rows, self.learn = np.where(np.eye(n), 1, 0.5), lambda groups: None
+        for (a, b), similarity in links.items():
+            self.rows[a, b] = self.rows[b, a] = similarity
+
+    def of(self, members, bounds):
+        first = members[bounds[:-1]]
+        similarity = self.rows[members, np.repeat(first, np.diff(bounds))]
+        return Groups(members, bounds, similarity, first, np.zeros(len(first), dtype=np.int32))
+
+
+def split(links, n, budget=1e9):
+    """The connected groups of pairs at 0.7, and what is left of them after cuts."""
+    blocks, rows = [packed(links)], FirstRows(links, n)
+    connected = rows.of(*thresholds.groups_at(thresholds.spanning_forest(blocks), n, 0.7))
+    return lists_of(connected), lists_of(merge.split(rows, connected, lambda: iter(blocks), 0.7, budget))
+
+
+@given(seed=SEED, kind=st.sampled_from(KINDS), n=st.integers(1, 40), budget=st.sampled_from([1, 1000, 1e9]))
+@settings(deadline=None, max_examples=150)
+def test_chains_are_cut_at_the_weakest_bridges(seed, kind, n, budget):
+    links = graph(kind, n, np.random.default_rng(seed))
+    (before, after), cosines = split(links, n, budget), FirstRows(links, n).rows
+    assert after == sorted((p for _, m in before for p in cut_by_hand(m, cosines, 0.7)), key=lambda g: min(g[1]))
+    check_split(before, after, links, 0.7)
+
+
+def test_a_chain_of_too_many_pairs_is_left_as_it_is(monkeypatch):
+    links = dict.fromkeys(pairwise(range(9)), 0.9)
+    monkeypatch.setattr(chains, "_CHAIN_PAIRS", 7)
+    before, after = split(links, 9)
+    assert (len(before), after) == (1, before)
+    monkeypatch.setattr(chains, "_CHAIN_PAIRS", 8)
+    assert split(links, 9)[1] != before
+
+
+def check_split(before, after, links, threshold):
+    """What holds of groups that were cut, whichever rows they keep."""
+    part_of = {row: number for number, (_, members) in enumerate(after) for row in members}
+    for _, members in after:
+        assert any(members.keys() <= whole.keys() for _, whole in before)
+    for representative, members in before:
+        if min(members.values()) >= threshold:
+            assert (representative, members) in after
+    cut = {pair for pair in links if part_of.get(pair[0], -1) != part_of.get(pair[1], -2)}
+    bridges = {tuple(sorted(bridge)) for bridge in nx.bridges(nx.Graph(list(links)))}
+    assert cut <= bridges
+    for representative, members in after:
+        here = nx.Graph([pair for pair in links if pair[0] in members and pair[1] in members])
+        for far in (row for row, similarity in members.items() if similarity < threshold):
+            assert nx.edge_connectivity(here, representative, far) > 1  # no bridge lies between
+    return cut
+
+
+def arc(places, step):
+    """Rows on a circle, at multiples of an angle."""
+    angle = np.array(places) * step
+    return np.column_stack([np.cos(angle), np.sin(angle)])
+
+
+def run_case(folder, rows, cuts=(), scores=None, **more):
+    """Stages 1 to 4 on rows, with scores in a table beside each shard. `regroup` runs stage 5 with other settings."""
+    data, work = lay_out(folder / "data", rows, cuts=cuts), folder / "work"
+    for number, (start, stop) in enumerate(pairwise([0, *cuts, len(rows)]) if scores else ()):
+        pq.write_table(pa.table({"score": scores[start:stop]}), data / f"part_{number}.parquet")
+    more = {"audit_rows": 0, "n_clusters": 2} | more
+    run_stages(data, work, SCRIPTS[:-1], **more)
+
+    def regroup(**settings):
+        run_stages(data, work, SCRIPTS[-1:], **more | settings)
+        return load_groups(work)
+
+    return SimpleNamespace(regroup=regroup, work=work, rows=rows)
+
+
+CLIQUES = [0, 0.2, 0.4, 1.4, 1.6, 1.8], [(0, 1, 2), (3, 4, 5)]  # that one pair joins
+ROW_BETWEEN = [0, 0.2, 0.4, 1.4, 2.4, 2.6, 2.8], [(0, 1, 2), (4, 5, 6)]  # left single
+
+
+@pytest.mark.parametrize(("places", "parts"), [CLIQUES, ROW_BETWEEN])
+def test_planted_chains_are_cut(tmp_path, places, parts):
+    case = run_case(tmp_path, arc(places, 0.1), threshold=float(np.cos(0.11)))
+    assert [tuple(members) for _, members in case.regroup()] == [tuple(range(len(places)))]
+    assert [tuple(members) for _, members in case.regroup(grouping="split")] == parts
+    assert load_chains(case.work) == {}
+    kept = {representative for representative, _ in load_groups(case.work)}
+    single = set(range(len(places))) - {row for part in parts for row in part}
+    assert load_list(case.work / STAGE / "keep.txt") == [f"id-{row}" for row in sorted(kept | single)]
+
+
+def test_a_long_path_falls_apart_and_a_ring_does_not(tmp_path):
+    for name, step in (("path", 0.05), ("ring", 2 * np.pi / 40)):
+        case = run_case(tmp_path / name, arc(range(40), step), threshold=float(np.cos(1.2 * step)))
+        before, after = case.regroup(), case.regroup(grouping="split")
+        assert [len(members) for _, members in before] == [40]
+        if name == "ring":
+            assert (after, len(load_chains(case.work))) == (before, 1)
+        else:
+            assert load_chains(case.work) == {}
+            assert {len(members) for _, members in after} <= {2, 3}
+            assert all(max(members) - min(members) == len(members) - 1 for _, members in after)
+
+
+SCORES = np.random.default_rng(9).integers(0, 9, 120).tolist()
+
+
+@pytest.fixture(scope="module", params=[0, 1])
+def case(request, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("groupings")
+    return run_case(folder, bundles(request.param), cuts=[40], scores=SCORES, threshold=0.9)
+
+
+def links_at(case, threshold):
+    row_a, row_b, similarity = (column.tolist() for column in found_pairs(case.work))
+    found = zip(zip(row_a, row_b, strict=True), similarity, strict=True)
+    return {pair: s for pair, s in found if s >= threshold}
+
+
+def stars_by_hand(links, n, preferred):
+    """[(centre, {row: similarity})] of the stars of two or more rows, by their smallest rows."""
+    near, found = neighbors_of(links, n), {}
+    rank = np.argsort(sorted(range(n), key=lambda row: (preferred[row], -len(near[row]), row))).tolist()
+    for row, (centre, similarity) in enumerate(nearest_taken(links, n, greedy(near, rank), rank)):
+        found.setdefault(centre, {})[row] = similarity
+    return sorted(((c, m) for c, m in found.items() if len(m) > 1), key=lambda group: min(group[1]))
+
+
+def check_stars(case, groups, links, threshold):
+    """By the vectors themselves: members are near the row kept, and no two rows kept are near each other."""
+    cosines, members = unit(case.rows) @ unit(case.rows).T, {row for _, some in groups for row in some}
+    for representative, some in groups:
+        assert min(cosines[representative, row] for row in some) >= threshold - 1e-14
+        assert min(some.values()) >= threshold
+    assert load_chains(case.work) == {}
+    kept = [int(name.removeprefix("id-")) for name in load_list(case.work / STAGE / "keep.txt")]
+    assert (np.triu(cosines[np.ix_(kept, kept)], 1) < threshold).all()
+    assert {row for pair in links for row in pair} <= members | set(kept)
+
+
+@pytest.mark.parametrize("threshold", [0.9, 0.94, 0.97])
+def test_groupings_of_a_whole_run(case, threshold):
+    links = links_at(case, threshold)
+    found = {name: case.regroup(threshold=threshold, grouping=name) for name in ("connected", "split", "star")}
+    assert {tuple(members) for _, members in found["connected"]} == components(links, len(case.rows))
+    check_split(found["connected"], found["split"], links, threshold)
+    check_stars(case, found["star"], links, threshold)
+    assert found["star"] == stars_by_hand(links, len(case.rows), [0] * len(case.rows))
+
+
+PREFERRED = {"lowest:score": SCORES, "highest:score": [-score for score in SCORES], "first": [*range(120)]}
+
+
+@pytest.mark.parametrize("representative", ["lowest:score", "highest:score", "first"])
+def test_stars_begin_with_the_rows_preferred(case, representative):
+    """Before those of the highest degree, which decides only among rows of the same value."""
+    groups, links = case.regroup(grouping="star", representative=representative), links_at(case, 0.9)
+    check_stars(case, groups, links, 0.9)
+    assert groups == stars_by_hand(links, len(case.rows), PREFERRED[representative])
+    assert groups != stars_by_hand(links, len(case.rows), [0] * len(case.rows))
+
+
+def test_the_example_at_090(tmp_path):
+    """Where stars differ much from what is joined, and there are chains to cut."""
+    rows = np.concatenate([np.load(EXAMPLE / f"demo_{s}.npy") for s in range(3)])
+    case = run_case(tmp_path, rows, threshold=0.9, n_clusters=20)
+    links = links_at(case, 0.9)
+    found = {name: case.regroup(grouping=name) for name in ("connected", "split", "star")}
+    check_stars(case, found["star"], links, 0.9)
+    assert found["star"] == stars_by_hand(links, len(rows), [0] * len(rows))
+    assert check_split(found["connected"], found["split"], links, 0.9)
+
+
+def test_shards_and_blocks_make_no_difference(tmp_path, monkeypatch):
+    """Stars are chosen with all in memory, and with nothing."""
+    found = []
+    for number, cuts in enumerate(([], [1, 50, 77])):
+        case = run_case(tmp_path / str(number), bundles(3), cuts=cuts, threshold=0.92)
+        for grouping in ("connected", "star", "split"):
+            case.regroup(grouping=grouping)
+            found.append((case.work / STAGE / "groups.parquet").read_bytes())
+        monkeypatch.setattr(pairs, "_BLOCK", 7)
+        monkeypatch.setattr(thresholds, "_AT_ONCE", 5)
+        monkeypatch.setattr(merge, "_BYTES_OF_EDGE", 1e12)
+    assert found[:3] == found[3:]
+    assert len(set(found)) == 3
+
+
+@given(seed=SEED, kind=st.sampled_from(KINDS), n=st.integers(1, 60), at_once=st.integers(1, 40))
+@settings(deadline=None, max_examples=100)
+def test_the_forest_joins_what_all_pairs_join(seed, kind, n, at_once):
+    """At every threshold; so the threshold that leaves so many rows is the highest of all that leave no more."""
+    rng, kept = np.random.default_rng(seed), {}
+    links = graph(kind, n, rng)
+    with patch.object(thresholds, "_AT_ONCE", at_once):
+        forest = thresholds.spanning_forest(in_blocks(links, rng))
+    assert forest.tolist() == thresholds.spanning_forest([packed(links)]).tolist()
+    assert forest.tolist() == sorted(forest.tolist(), key=lambda pair: (-pair[2], *pair[:2]))
+    assert {tuple(pair[:2]): pair[2] for pair in forest.tolist()}.items() <= links.items()
+    for threshold in {0.5, 1.0, *links.values()}:
+        members, bounds = thresholds.groups_at(forest, n, threshold)
+        found = {tuple(members[low:high].tolist()) for low, high in pairwise(bounds.tolist())}
+        assert found == components([pair for pair, s in links.items() if s >= threshold], n)
+        kept[threshold] = n - sum(len(group) - 1 for group in found)
+    assert len(forest) == n - kept[0.5]
+    for target in range(1, n + 3):
+        if target < kept[0.5]:
+            with pytest.raises(NeardupError, match="report_threshold"):
+                thresholds.threshold_for(forest, n, target, 0.7)
+        else:
+            highest = max(threshold for threshold in {1.0, *links.values()} if kept[threshold] <= target)
+            assert thresholds.threshold_for(forest, n, target, 0.7) == highest
+
+
+@given(seed=SEED, kind=st.sampled_from(KINDS), n=st.integers(1, 40), count=st.integers(1, 9))
+@settings(deadline=None, max_examples=100)
+def test_pairs_are_counted_and_shown_by_threshold(seed, kind, n, count):
+    rng = np.random.default_rng(seed)
+    links, wanted = graph(kind, n, rng), thresholds.steps(0.7, 0.85)
+    blocks = in_blocks(links, rng)
+    counts = thresholds.pair_counts(blocks, wanted)
+    assert counts.tolist() == [sum(s >= threshold for s in links.values()) for threshold in wanted]
+    found = thresholds.examples(blocks, wanted, count)
+    for some, low, high in zip(found, wanted, [np.inf, *wanted[:-1]], strict=True):
+        between = sorted((s, a, b) for (a, b), s in links.items() if low <= s < high)
+        assert [(s, a, b) for a, b, s in some.tolist()] == between[:count]
+
+
+def test_the_thresholds_that_are_tabulated():
+    assert thresholds.steps(0.98, 0.98) == [1.0, 0.995, 0.99, 0.98]
+    assert thresholds.steps(0.93, 0.971) == [1.0, 0.995, 0.99, 0.98, 0.971, 0.97, 0.96, 0.95, 0.94, 0.93]
+    assert thresholds.steps(1.0, 1.0) == [1.0]
+    assert thresholds.steps(0.1, 0.5) == [*sorted(thresholds.STEPS, reverse=True), 0.1]
+
+
+@pytest.mark.parametrize("preferred", [None, "first", "some order"])
+def test_groups_that_grow_keep_what_fresh_ones_would(tmp_path, preferred):
+    """Those that are there again at the next threshold aren't looked at again."""
+    values, n = bundles(5), 120
+    order = {None: None, "first": np.zeros(n, np.int64), "some order": np.random.default_rng(0).integers(0, 9, n)}
+    lay_out(tmp_path, values)
+    rows, labels = RowFiles([npy_layout(tmp_path / "part_0.npy")], [0, n]), np.arange(n, dtype=np.int32)
+    cosines = np.round(unit(values) @ unit(values).T, 15)
+    links = {(a, b): cosines[a, b] for a in range(n) for b in range(a + 1, n) if cosines[a, b] >= 0.85}
+    forest, config = thresholds.spanning_forest([packed(links)]), Config(_cli_parse_args=[])
+
+    def make(name):
+        return Representatives(Stage(STAGE, tmp_path / name, {}), "at", rows, order[preferred], labels, config)
+
+    grown = make("grown")
+    for threshold in (1.0, 0.98, 0.95, 0.93, 0.9, 0.85):
+        nested = thresholds.groups_at(forest, n, threshold)
+        found = grown.of(*nested)
+        assert lists_of(found) == lists_of(make(f"fresh {threshold}").of(*nested))
+        assert found.cluster.tolist() == found.representative.tolist()
+        calls = grown.calls
+        assert lists_of(grown.of(*nested)) == lists_of(found)
+        assert grown.calls == calls
+    assert calls > 1
