@@ -184,7 +184,6 @@ def write_choices(stage, search, chosen, ids, preview):
     write_examples(stage, search, table, ids, preview)
     counts, edges = histogram(search)
     plots.save_png(stage.path("groups.png"), plots.groups(counts, edges, threshold, groups.sizes))
-    plots.save_png(stage.path("thresholds.png"), plots.thresholds(table, threshold))
     return {"thresholds": table, "similarities": [counts.tolist(), edges.tolist()]}
 
 

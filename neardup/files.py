@@ -4,7 +4,6 @@ import csv
 import json
 import os
 import pickle
-import re
 import zipfile
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,7 +13,6 @@ import numpy as np
 
 from neardup import NeardupError
 
-_NUMBER = re.compile(r"[-+]?[0-9]+(\.[0-9]+)?")
 _FORMULA = ("=", "+", "-", "@", '"')  # beginnings of text that isn't written to a CSV file as it is
 
 
@@ -67,8 +65,7 @@ def write_csv(path, lines):
 
 
 def _cell(text):
-    is_formula = text.lstrip().startswith(_FORMULA) and not _NUMBER.fullmatch(text)
-    return json.dumps(text, ensure_ascii=False) if is_formula else text
+    return json.dumps(text, ensure_ascii=False) if text.lstrip().startswith(_FORMULA) else text
 
 
 def write_npy(path, array, flush=True):

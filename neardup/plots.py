@@ -36,19 +36,24 @@ def page_svg(draw, *values):
     return svg
 
 
-def _figure(height=3.6, width=6):
+def _figure(width=8, height=3.5, columns=1):
+    """A figure with so many axes side by side; fixed margins, for a layout that fits takes as long as all else."""
     from matplotlib.figure import Figure
 
-    return Figure(figsize=(width, height), layout="constrained")
+    figure = Figure(figsize=(width, height))
+    axes = figure.subplots(1, columns, squeeze=False)[0]
+    figure.subplots_adjust(
+        left=0.9 / width, right=1 - 0.3 / width, bottom=0.6 / height, top=1 - 0.4 / height, wspace=0.28
+    )
+    return figure, axes
 
 
 def scree(variances, n_components, target_variance):
     """The share of the variance that the first components keep, with the chosen count marked, and each one's own."""
-    figure, numbers = _figure(4.5, 8), np.arange(1, len(variances) + 1)
+    (figure, [axes]), numbers = _figure(height=4.5), np.arange(1, len(variances) + 1)
+    figure.subplots_adjust(right=0.88)
     shares = np.cumsum(variances) / (variances.sum() or 1)
-    axes = figure.add_subplot(
-        title=f"{n_components} of {len(variances)} components keep {target_variance:.0%} of the variance"
-    )
+    axes.set(title=f"{n_components} of {len(variances)} components keep {target_variance:.0%} of the variance")
     axes.plot(numbers, shares, color=_BLUE)
     axes.axhline(target_variance, color="0.7", linewidth=0.8, linestyle="--")
     axes.axvline(n_components, color=_RED, linewidth=1, label=f"n_components = {n_components}")
@@ -62,56 +67,39 @@ def scree(variances, n_components, target_variance):
 
 
 def groups(counts, edges, threshold, sizes):
-    """How many pairs have which similarity, and how many groups which size, side by side."""
-    figure = _figure(3.5, 8)
-    left, right = figure.subplots(1, 2)
-    _draw_similarities(left, counts, edges, threshold)
-    _draw_sizes(right, sizes)
-    return figure
+    """How many pairs have which similarity, and how many groups which size, side by side.
 
+    counts: (b,), edges: (b + 1,) of a histogram; sizes: (G,) int64.
+    """
+    from matplotlib.ticker import LogLocator, NullFormatter, NullLocator, ScalarFormatter
 
-def similarities(counts, edges, threshold):
-    """How many pairs have which similarity. counts: (b,), edges: (b + 1,) of a histogram."""
-    figure = _figure()
-    _draw_similarities(figure.subplots(), counts, edges, threshold)
-    return figure
-
-
-def sizes(found):
-    """How many groups have which size. found: (G,) int64."""
-    figure = _figure()
-    _draw_sizes(figure.subplots(), found)
+    figure, (left, right) = _figure(columns=2)
+    left.stairs(counts, edges, fill=True, color=_BLUE)
+    if threshold > edges[0]:
+        left.axvline(threshold, color=_RED, linewidth=1, label=f"threshold = {threshold:g}")
+        left.legend(frameon=False)
+    left.locator_params(axis="x", nbins=5)
+    left.set(xlabel="similarity", ylabel="pairs", title=f"{counts.sum():,} pairs at {edges[0]:g} and above")
+    size, count = np.unique(sizes, return_counts=True)
+    right.loglog(size, count, "o", color=_BLUE, markersize=5)
+    right.set(xlabel="rows in the group", ylabel="groups", title=f"{len(sizes):,} groups")
+    for axis in (right.xaxis, right.yaxis):
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.set_minor_locator(NullLocator())
+        axis.set_major_formatter(ScalarFormatter())
+        axis.set_minor_formatter(NullFormatter())
     return figure
 
 
 def thresholds(table, threshold):
     """How many rows each threshold would drop, and the largest group at each. table: of `thresholds.csv`."""
-    figure = _figure(3.5, 8)
+    figure, both = _figure(columns=2)
     steps = [line["threshold"] for line in table]
     shown = {"dropped": "rows that would be dropped", "largest": "rows of the largest group"}
-    for axes, (column, title) in zip(figure.subplots(1, 2), shown.items(), strict=True):
+    for axes, (column, title) in zip(both, shown.items(), strict=True):
         axes.plot(steps, [line[column] for line in table], "o-", color=_BLUE, markersize=4)
         axes.axvline(threshold, color=_RED, linewidth=1, label=f"threshold = {threshold:g}")
+        axes.locator_params(axis="x", nbins=5)
         axes.set(xlabel="threshold", title=title, ylim=(0, None))
         axes.legend(frameon=False)
     return figure
-
-
-def _draw_similarities(axes, counts, edges, threshold):
-    axes.stairs(counts, edges, fill=True, color=_BLUE)
-    if threshold > edges[0]:
-        axes.axvline(threshold, color=_RED, linewidth=1, label=f"threshold = {threshold:g}")
-        axes.legend(frameon=False)
-    axes.set(xlabel="similarity", ylabel="pairs", title=f"{counts.sum():,} pairs at {edges[0]:g} and above")
-
-
-def _draw_sizes(axes, found):
-    from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
-
-    size, count = np.unique(found, return_counts=True)
-    axes.loglog(size, count, "o", color=_BLUE, markersize=5)
-    axes.set(xlabel="rows in the group", ylabel="groups", title=f"{len(found):,} groups")
-    for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
-        axis.set_major_formatter(ScalarFormatter())
-        axis.set_minor_formatter(NullFormatter())

@@ -71,8 +71,7 @@ def _plots(variance, found, sizes, config):
     table, threshold = found["thresholds"], found["threshold"]
     drawn = {
         "thresholds": (plots.thresholds, table, threshold),
-        "similarities": (plots.similarities, counts, edges, threshold),
-        "sizes": (plots.sizes, sizes),
+        "groups": (plots.groups, counts, edges, threshold, sizes),
         "scree": (plots.scree, variances, variance.results["n_components"], config.target_variance),
     }
     return {name: plots.page_svg(*how) for name, how in drawn.items()}

@@ -152,6 +152,12 @@ def tree_bytes(folder):
     return {str(p.relative_to(folder)): p.read_bytes() for p in files}
 
 
+@pytest.fixture(autouse=True)
+def no_plots(monkeypatch):
+    """In the reports of runs within a test, for drawing them takes longer than many a run; fixtures have theirs."""
+    monkeypatch.setattr("neardup.plots.page_svg", lambda *_: "")
+
+
 @pytest.fixture(scope="session")
 def example(tmp_path_factory):
     """Work folder of the example, run with config's defaults."""
