@@ -1,11 +1,19 @@
 PYTHON ?= python3
 VENV := .venv
+VENV_IMAGES := .venv-images
 STAGES := faiss_01_pca_variance.py faiss_02_pca_reduce.py faiss_03_kmeans.py faiss_04_neighbor_search.py faiss_045_merge.py
 
-.PHONY: run test soak bench clean
+.PHONY: run demo-images test soak bench clean
 
 run: $(VENV)/run  ## set up, then run the five scripts, on the example unless config.py says otherwise
 	@for script in $(STAGES); do echo "== $$script"; $(VENV)/bin/python $$script || exit $$?; done
+
+demo-images: $(VENV_IMAGES)/run work-images/icons  ## the same on pictures: the icons of a Debian package
+	$(VENV_IMAGES)/bin/python examples/images/embed.py work-images/icons work-images/embeddings
+	@NEARDUP_DATA_DIR=work-images/embeddings NEARDUP_WORK_DIR=work-images/results \
+		NEARDUP_PREVIEW='work-images/icons/{id}' NEARDUP_THRESHOLD=0.95 NEARDUP_REPORT_THRESHOLD=0.90 \
+		NEARDUP_N_CLUSTERS=None $(MAKE) --no-print-directory run
+	@echo "groups of pictures: open work-images/results/045_merge/report.html in a browser"
 
 test: $(VENV)/dev  ## the quick tests
 	$(VENV)/bin/ruff check .
@@ -38,5 +46,19 @@ $(VENV)/bench: benchmarks/requirements.txt requirements.txt | $(VENV)/bin/python
 	$(VENV)/bin/pip install --quiet --disable-pip-version-check -r $<
 	@touch $@ $(VENV)/run
 
-clean:  ## remove the environment and all results in work/
-	rm -rf $(VENV) work work-benchmark
+# first without retries: where PyPI or a mirror of it is all that is reached, those of the other index take minutes
+$(VENV_IMAGES)/run: examples/images/requirements.txt
+	$(PYTHON) -m venv $(VENV_IMAGES)
+	$(VENV_IMAGES)/bin/pip install --quiet --disable-pip-version-check --retries 0 -r $< \
+		|| $(VENV_IMAGES)/bin/pip install --quiet --disable-pip-version-check -r $<
+	@touch $@
+
+work-images/icons:
+	@rm -rf $(@D)/package && mkdir -p $(@D)/package
+	cd $(@D)/package && apt-get download oxygen-icon-theme \
+		|| { echo "needs Debian or Ubuntu, and its list of packages: 'apt-get update' as root, then again"; exit 1; }
+	dpkg-deb -x $(@D)/package/oxygen-icon-theme_*.deb $(@D)/package
+	@mv $(@D)/package/usr/share/icons $@
+
+clean:  ## remove the environments and all results in work/
+	rm -rf $(VENV) $(VENV_IMAGES) work work-images work-benchmark
