@@ -46,11 +46,9 @@ $(VENV)/bench: benchmarks/requirements.txt requirements.txt | $(VENV)/bin/python
 	$(VENV)/bin/pip install --quiet --disable-pip-version-check -r $<
 	@touch $@ $(VENV)/run
 
-# first without retries: where PyPI or a mirror of it is all that is reached, those of the other index take minutes
 $(VENV_IMAGES)/run: examples/images/requirements.txt
 	$(PYTHON) -m venv $(VENV_IMAGES)
-	$(VENV_IMAGES)/bin/pip install --quiet --disable-pip-version-check --retries 0 -r $< \
-		|| $(VENV_IMAGES)/bin/pip install --quiet --disable-pip-version-check -r $<
+	$(VENV_IMAGES)/bin/pip install --quiet --disable-pip-version-check -r $<
 	@touch $@
 
 work-images/icons:
