@@ -97,7 +97,8 @@ def _choose(data_dir, reading, ours):
     """The shards' paths, in order, their format, and the name of their vectors."""
     pattern, kind = reading.shard_pattern, reading.input_format
     clip = [f for f in _CLIP if any(data_dir.glob(f"{f}/*.npy"))]
-    if kind == "clip-retrieval" or (kind is None and clip and (pattern is None or PurePath(pattern).parts[0] in _CLIP)):
+    is_clip = clip and (pattern is None or PurePath(pattern).parts[:1] in [(folder,) for folder in _CLIP])
+    if kind == "clip-retrieval" or (kind is None and is_clip):
         folder = reading.vectors or (clip or _CLIP)[0]
         paths = _matching(data_dir, pattern or f"{folder}/*.npy", ours)
         if not paths:
