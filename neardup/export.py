@@ -13,15 +13,13 @@ import pyarrow.compute as pc
 from neardup import NeardupError, engine
 from neardup.chains import pairs_of_groups
 from neardup.files import atomic, write_npy
-from neardup.formats import flat, hdf5, npy, npz, tables, vecs
+from neardup.formats import npy, tables
 from neardup.metadata import SUFFIXES
 from neardup.outputs import id_line
-from neardup.shards import FORMATS
+from neardup.shards import CLIP, write_kept
 
-_MODULES = {"npy": npy, "npz": npz, "hdf5": hdf5, "vecs": vecs, "faiss": flat, "arrow": tables, "parquet": tables}
 # what without rows doesn't say how many values a row has
 _NEVER_EMPTY = ".fvecs", ".bvecs", ".index", ".faiss", ".parquet", ".arrow", ".feather"
-_CLIP = "img_emb", "text_emb"  # folders of clip-retrieval, whose files of one number are about the same rows
 _BLOCK_ROWS = 1 << 16  # rows whose ids are handled together
 _LONGEST_CELL = 2**31 - 1  # characters; csv's own limit is 131,072
 _DIGITS = 32  # of a uid of DataComp, hexadecimal
@@ -59,8 +57,8 @@ def _names_beside(shard, paths):
     root, name = _root(shard), PurePath(shard.name)
     found = [name.with_suffix(suffix) for suffix in (".txt", *SUFFIXES)]
     folder, above = name.parent.name, name.parent.parent
-    if folder in _CLIP:
-        found += [above / other / name.name.replace(folder, other) for other in _CLIP]
+    if folder in CLIP:
+        found += [above / other / name.name.replace(folder, other) for other in CLIP]
         found.append(above / "metadata" / f"metadata_{re.search(r'[0-9]*$', name.stem)[0]}.parquet")
     found += [path.relative_to(root) for path in (shard.ids_path, shard.table) if path]
     return [n.as_posix() for n in dict.fromkeys(found) if (root / n).is_file() and root / n not in paths]
@@ -89,8 +87,7 @@ def _write_shard(shard, keep, beside, folder):
     if shard.path.suffix in _NEVER_EMPTY and not keep.any():
         return [shard.name, *beside]
     left_out = [name for name in beside if not _write_beside(_root(shard) / name, folder / name, keep)]
-    module = next(_MODULES[kind] for kind, suffixes in FORMATS.items() if shard.path.suffix in suffixes)
-    module.write_kept(shard.path, shard.vectors, folder / shard.name, keep)
+    write_kept(shard.path, shard.vectors, folder / shard.name, keep)
     return left_out
 
 

@@ -21,7 +21,7 @@ FORMATS = {  # by the name of the setting, what its shards' names end in; tables
     "parquet": (".parquet",),
 }
 _TABLES = "arrow", "parquet"
-_CLIP = "img_emb", "text_emb"  # folders of clip-retrieval
+CLIP = "img_emb", "text_emb"  # folders of clip-retrieval
 _MODULES = {".npy": npy, ".npz": npz, ".hdf5": hdf5, ".h5": hdf5, ".index": flat, ".faiss": flat}
 _MODULES |= dict.fromkeys(vecs.DTYPES, vecs) | dict.fromkeys((".arrow", ".feather", ".parquet"), tables)
 _ID_COLUMNS = "id", "ids", "uid", "key", "image_id", "image_path", "doc_id", "path", "filename", "url"
@@ -44,11 +44,16 @@ def blocks(path, name):
     return _MODULES[path.suffix].blocks(path, name)
 
 
+def write_kept(path, name, target, keep):
+    """Write a copy of a file with just the rows to keep, in its own format. keep: (n,) bool."""
+    _MODULES[path.suffix].write_kept(path, name, target, keep)
+
+
 def wanted(reading, names):
     """Those files of a remote folder, by their names below it, that may be shards, or hold ids or texts of some."""
     pattern, chosen = reading.shard_pattern, []
     suffixes = FORMATS.get(reading.input_format) or (*_MODULES,)
-    folders = [f for f in (reading.vectors, *_CLIP) if any(name.startswith(f"{f}/") for name in names)][:1]
+    folders = [f for f in (reading.vectors, *CLIP) if any(name.startswith(f"{f}/") for name in names)][:1]
     for name in names:
         path = PurePath(name)
         is_near = len(path.parts) == 1 or path.parts[0] in (*folders, "metadata") or "/" in (pattern or "")
@@ -96,13 +101,13 @@ def find_shards(data_dir, reading=AS_FOUND, copy_dir=None, ours=()):
 def _choose(data_dir, reading, ours):
     """The shards' paths, in order, their format, and the name of their vectors."""
     pattern, kind = reading.shard_pattern, reading.input_format
-    clip = [f for f in _CLIP if any(data_dir.glob(f"{f}/*.npy"))]
-    is_clip = clip and (pattern is None or PurePath(pattern).parts[:1] in [(folder,) for folder in _CLIP])
+    clip = [f for f in CLIP if any(data_dir.glob(f"{f}/*.npy"))]
+    is_clip = clip and (pattern is None or PurePath(pattern).parts[:1] in [(folder,) for folder in CLIP])
     if kind == "clip-retrieval" or (kind is None and is_clip):
-        folder = reading.vectors or (clip or _CLIP)[0]
+        folder = reading.vectors or (clip or CLIP)[0]
         paths = _matching(data_dir, pattern or f"{folder}/*.npy", ours)
         if not paths:
-            raise NeardupError(f"data_dir {data_dir} has no {folder}/*.npy: set vectors to one of {', '.join(_CLIP)}")
+            raise NeardupError(f"data_dir {data_dir} has no {folder}/*.npy: set vectors to one of {', '.join(CLIP)}")
         return paths, "clip-retrieval", reading.vectors
     wanted = FORMATS if kind is None else {kind: FORMATS[kind]}
     paths = _matching(data_dir, pattern or "*", ours)

@@ -95,6 +95,14 @@ def run_stages(data_dir, work_dir, scripts=SCRIPTS, **settings):
     return config
 
 
+def finished_run(folder, shape, near, cut, **settings):
+    """A finished run of random rows in two shards, of which `near` are near others: `data` and `work` in the folder."""
+    rows = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+    rows[100 : 100 + near] = rows[:near] + 0.01
+    run_stages(lay_out(folder / "data", rows, cuts=[cut]), folder / "work", **settings)
+    return folder
+
+
 def command(script, *arguments, cwd=None, **environment):
     """Run one script as a user does. Returns the finished process, its output as text."""
     return subprocess.run(

@@ -8,7 +8,7 @@ import subprocess
 import h5py
 import numpy as np
 import pytest
-from conftest import NOTES, SCRIPTS, command, lay_out, run_stages, tree_bytes
+from conftest import NOTES, SCRIPTS, command, finished_run, run_stages, tree_bytes
 from faults import failing
 
 from neardup import NeardupError
@@ -31,11 +31,7 @@ def harmless(what, name):
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     """A finished run of 300 rows, of which 40 are near others."""
-    folder = tmp_path_factory.mktemp("whole")
-    rows = np.random.default_rng(0).normal(size=(300, 16)).astype(np.float32)
-    rows[100:140] = rows[:40] + 0.01
-    run_stages(lay_out(folder / "data", rows, cuts=[120]), folder / "work", **SETTINGS)
-    return folder
+    return finished_run(tmp_path_factory.mktemp("whole"), (300, 16), 40, 120, **SETTINGS)
 
 
 def work_before(name, whole, to):

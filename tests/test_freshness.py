@@ -12,7 +12,7 @@ from functools import partial
 
 import numpy as np
 import pytest
-from conftest import SCRIPTS, command, lay_out, run_stages, tree_bytes
+from conftest import SCRIPTS, command, finished_run, lay_out, run_stages, tree_bytes
 
 import faiss_01_pca_variance
 from config import ROOT
@@ -30,11 +30,7 @@ SETTINGS = {"threshold": 0.9, "n_clusters": 3, "audit_rows": 20}
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     """A finished run of 6,000 rows, so that samples don't see all of a shard: `data` and `work`."""
-    folder = tmp_path_factory.mktemp("whole")
-    rows = np.random.default_rng(0).normal(size=(6000, 32)).astype(np.float32)
-    rows[100:200] = rows[:100] + 0.01
-    run_stages(lay_out(folder / "data", rows, cuts=[5000]), folder / "work", **SETTINGS)
-    return folder
+    return finished_run(tmp_path_factory.mktemp("whole"), (6000, 32), 100, 5000, **SETTINGS)
 
 
 @pytest.fixture

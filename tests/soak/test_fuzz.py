@@ -84,16 +84,21 @@ def mutate(content, rng):
     return bytes(content)
 
 
+def with_mutated(name, whole, folder, seed):
+    """The input of a run, in a folder, with one of its files changed. Returns the folder and that file."""
+    shutil.rmtree(folder, ignore_errors=True)
+    shutil.copytree(whole / "data", folder / "data")
+    path = folder / "data" / name
+    path.write_bytes(mutate(path.read_bytes(), np.random.default_rng(seed)))
+    return folder, path
+
+
 @pytest.mark.filterwarnings("ignore:Reading `.npy`:UserWarning")  # of the headers that numpy reads in a second way
 @given(seed=SEEDS)
 @fuzz(EXAMPLES["rows"])
 def test_mutated_shards(whole, tmp_path, seed):
     """Headers and bodies. What is accepted is what numpy reads, and its pairs are those of brute force."""
-    rng, folder = np.random.default_rng(seed), tmp_path / "mutated"
-    shutil.rmtree(folder, ignore_errors=True)
-    shutil.copytree(whole / "data", folder / "data")
-    path = folder / "data" / "part_1.npy"
-    path.write_bytes(mutate(path.read_bytes(), rng))
+    folder, _ = with_mutated("part_1.npy", whole, tmp_path / "mutated", seed)
     try:
         run_stages(folder / "data", folder / "work", SCRIPTS[:1], **SETTINGS)
     except (NeardupError, OSError) as error:
@@ -110,11 +115,7 @@ def test_mutated_shards(whole, tmp_path, seed):
 @fuzz(EXAMPLES["ids"])
 def test_mutated_ids(whole, tmp_path, seed):
     """What is accepted is what JSON says."""
-    rng, folder = np.random.default_rng(seed), tmp_path / "mutated"
-    shutil.rmtree(folder, ignore_errors=True)
-    shutil.copytree(whole / "data", folder / "data")
-    path = folder / "data" / "part_1.txt"
-    path.write_bytes(mutate(path.read_bytes(), rng))
+    folder, path = with_mutated("part_1.txt", whole, tmp_path / "mutated", seed)
     try:
         run_stages(folder / "data", folder / "work", SCRIPTS[:1], duplicate_ids="allow", **SETTINGS)
     except (NeardupError, OSError) as error:
