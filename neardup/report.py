@@ -3,12 +3,13 @@
 import base64
 import csv
 import io
+import math
 from pathlib import Path
 
 import h5py
 import numpy as np
 
-from neardup import plots
+from neardup import NeardupError, plots
 from neardup.artifacts import REPORT, TIMES
 from neardup.files import atomic, read_json
 
@@ -171,7 +172,12 @@ def _losses(merge):
 
 
 def _times(stages):
-    """[(stage, seconds, peak memory in bytes)] of the runs that finished each."""
-    noted = {name: stage.folder / TIMES for name, stage in stages.items()}
-    took = {name: read_json(path) for name, path in noted.items() if path.exists()}
-    return [(name, found["seconds"], found["peak_bytes"]) for name, found in took.items()]
+    """[(stage, seconds, peak memory in bytes)] of the runs that finished each, where their notes are as written."""
+    found = []
+    for name, stage in stages.items():
+        try:
+            took = read_json(stage.folder / TIMES)
+            found.append((name, float(took["seconds"]), float(took["peak_bytes"])))
+        except (FileNotFoundError, NeardupError, KeyError, TypeError, ValueError, OverflowError):
+            continue  # nothing rests on them
+    return [line for line in found if all(map(math.isfinite, line[1:]))]

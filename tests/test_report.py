@@ -115,6 +115,19 @@ def test_it_is_made_anew_where_something_changed(tmp_path):
     assert "“star”" in path.read_text()
 
 
+@pytest.mark.parametrize(
+    "content", ["", "{", "{}", '{"seconds": "x", "peak_bytes": 1}', '{"seconds": 1e999, "peak_bytes": 1}']
+)
+def test_times_that_are_damaged_are_not_shown(tmp_path, content):
+    data = lay_out(tmp_path / "data", np.eye(5))
+    run_stages(data, tmp_path / "work", SCRIPTS[:4])
+    (tmp_path / "work" / "02_pca_reduce" / "times.json").write_text(content)
+    run_stages(data, tmp_path / "work", SCRIPTS[4:])
+    text = (tmp_path / "work" / REPORT).read_text()
+    assert '<th scope="row">01_pca_variance</th>' in text
+    assert '<th scope="row">02_pca_reduce</th>' not in text
+
+
 def test_no_groups_and_no_pairs(tmp_path):
     run_stages(lay_out(tmp_path / "data", np.eye(5)), tmp_path / "work")
     assert "None." in (tmp_path / "work" / REPORT).read_text()
