@@ -8,11 +8,10 @@ import numpy as np
 
 from neardup import engine, plots
 from neardup.artifacts import begin
-from neardup.chains import cut_chains, explain_chains
+from neardup.chains import explain_chains, split_chains
 from neardup.embeddings import open_shards
 from neardup.export import write_copy, write_datacomp, write_graph
 from neardup.files import write_csv, write_json, write_npy
-from neardup.groups import Groups, members_and_bounds
 from neardup.guard import losses, warnings
 from neardup.ids import IdTable
 from neardup.npy import map_npy, read_npy
@@ -22,12 +21,11 @@ from neardup.preview import Preview
 from neardup.report import write_report
 from neardup.representatives import Representatives, preference
 from neardup.script import main, tell
-from neardup.stars import centres, degrees, nearest_centre, smallest_rows
+from neardup.stars import stars
 from neardup.thresholds import examples, groups_at, pair_counts, spanning_forest, steps, threshold_for
 
 _BINS = 40  # of the histogram of similarities
 _EXAMPLES = 20  # pairs to look at, a threshold
-_BYTES_OF_EDGE = 100  # of a pair whose rows are both undecided, while stars are chosen
 _SHOWN_GROUPS, _SHOWN_IDS, _SHOWN_TEXT = 5, 6, 100
 
 
@@ -130,41 +128,10 @@ def group_otherwise(representatives, connected, neighbors, threshold, config):
     """{grouping: Groups}, as far as the pairs allow it: stars and cuts need all, not just those that join."""
     groupings = {"connected": connected}
     if config.pairs == "all":
-        n_rows = len(representatives.rows)
-        groupings["star"] = stars(neighbors, (representatives.preferred, representatives.labels), n_rows, config)
-        groupings["split"] = split(representatives, connected, neighbors, threshold, config.memory_limit / 4)
+        preferred_and_labels, budget = (representatives.preferred, representatives.labels), config.memory_limit / 4
+        groupings["star"] = stars(neighbors, preferred_and_labels, len(representatives.rows), budget)
+        groupings["split"] = split_chains(representatives, connected, neighbors, threshold, budget)
     return groupings
-
-
-def stars(neighbors, preferred_and_labels, n_rows, config):
-    """Groups around rows that are taken one by one: as preferred, then by how many rows they are near, then in order.
-
-    Each other row joins the one of these that it is nearest to. Memory: 100 bytes a row.
-    """
-    preferred, labels = preferred_and_labels
-    degree = degrees(neighbors(), n_rows)
-    order = np.lexsort((-degree,) if preferred is None else (-degree, preferred))
-    rank = np.empty(n_rows, dtype=np.int64)
-    rank[order] = np.arange(n_rows)
-    is_centre = centres(neighbors, rank, int(config.memory_limit / 4 / _BYTES_OF_EDGE))
-    nearest, similarity = nearest_centre(neighbors, is_centre, rank)
-    members, bounds = members_and_bounds(smallest_rows(nearest))
-    centre = nearest[members[bounds[:-1]]]
-    return Groups(members, bounds, similarity[members], centre, labels[centre])
-
-
-def split(representatives, connected, neighbors, threshold, budget):
-    """The connected groups, chains cut at bridges until no member that is too far can be cut off."""
-    representatives.learn(connected)
-    groups, n_rows = connected, len(representatives.rows)
-    smallest = np.arange(n_rows)
-    smallest[groups.rows] = np.repeat(groups.smallest, groups.sizes)
-    while True:
-        rows, parts = cut_chains(groups, threshold, neighbors, (n_rows, budget))
-        if not len(rows):
-            return groups
-        smallest[rows] = parts
-        groups = representatives.of(*members_and_bounds(smallest))
 
 
 def write_groups(stage, groups, ids, threshold, left_out):
@@ -297,10 +264,15 @@ def report(preview, grouping, stage):
         print(f"  {group['size']:,} rows, similarity >= {group['weakest']:.4f}")
         names, texts = preview.ids.take(group["rows"]), preview.texts(group["rows"])
         for name, text in zip(names, texts, strict=True):
-            text = " ".join(text.split())[:_SHOWN_TEXT]
-            print(f"    {json.dumps(name, ensure_ascii=False)}  {text}".rstrip())
+            name, text = json.dumps(name, ensure_ascii=False), " ".join(text.split())
+            print(f"    {shorten(name)}  {shorten(text)}".rstrip())
         if len(names) < group["size"]:
             print(f"    … {group['size'] - len(names):,} more")
+
+
+def shorten(text):
+    """Text that is too long for a line of a terminal, cut."""
+    return text if len(text) <= _SHOWN_TEXT else text[: _SHOWN_TEXT - 1] + "…"
 
 
 if __name__ == "__main__":

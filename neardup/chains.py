@@ -5,6 +5,7 @@ from itertools import pairwise
 import numpy as np
 
 from neardup.engine import size_ranges
+from neardup.groups import members_and_bounds
 from neardup.pairs import PAIR
 
 _CHAIN_PAIRS = 250_000  # pairs of a chain that networkx looks into, about 200 MB; larger chains are flagged only
@@ -77,6 +78,23 @@ def _group_of(pairs, number_of):
     """The chosen group of each pair's first row, and whether it is one, and that of the second row, too."""
     of = number_of[pairs["row_a"]]
     return of, (of >= 0) & (of == number_of[pairs["row_b"]])
+
+
+def split_chains(representatives, connected, neighbors, threshold, budget):
+    """The connected groups, chains cut at bridges until no member that is too far can be cut off.
+
+    representatives: `Representatives`; neighbors, budget: as of `cut_chains`.
+    """
+    representatives.learn(connected)
+    groups, n_rows = connected, len(representatives.rows)
+    smallest = np.arange(n_rows)
+    smallest[groups.rows] = np.repeat(groups.smallest, groups.sizes)
+    while True:
+        rows, parts = cut_chains(groups, threshold, neighbors, (n_rows, budget))
+        if not len(rows):
+            return groups
+        smallest[rows] = parts
+        groups = representatives.of(*members_and_bounds(smallest))
 
 
 def cut_chains(groups, threshold, neighbors, limits):

@@ -8,12 +8,14 @@ from pathlib import Path
 
 import h5py
 import numpy as np
+from markupsafe import escape
 
 from neardup import NeardupError, plots
 from neardup.artifacts import REPORT, TIMES
 from neardup.files import atomic, read_json
 
-_SAMPLE, _CHAINS, _MEMBERS, _LOSSES = 12, 200, 12, 30  # groups of a kind, chains, rows of a group, lines of a table
+_SAMPLE, _MEMBERS, _LOSSES = 12, 12, 30  # groups of a kind, rows of a group, lines of a table
+_CHAIN_BYTES, _MARKUP_BYTES = 1_200_000, 150  # of all chains, pictures aside; of the markup around an id or a text
 _EXAMPLES = 6  # pairs a threshold
 _TEXT = 400  # characters of a text
 _PIXELS, _IMAGE_BYTES = 112, 3_000_000  # of a thumbnail's longer side; of all thumbnails
@@ -118,9 +120,21 @@ def _groups(merge, shown):
         rest = np.setdiff1d(np.arange(len(sizes)), largest)
         some = np.sort(np.random.default_rng(0).choice(rest, min(_SAMPLE, len(rest)), replace=False))
         explained = read_json(merge.path("chains.json"))
-        kinds = {"largest": largest, "random": some, "chains": chains[:_CHAINS]}
-        found = {kind: [_group(file, int(n), shown, explained) for n in numbers] for kind, numbers in kinds.items()}
+        kinds = {"largest": largest, "random": some}
+        found = {kind: [_group(file, n, shown, explained) for n in kinds[kind].tolist()] for kind in kinds}
+        found["chains"], left = [], _CHAIN_BYTES
+        for number in chains.tolist():
+            if left < 0:
+                break
+            found["chains"].append(_group(file, number, shown, explained))
+            left -= _bytes(found["chains"][-1])
     return found, sizes
+
+
+def _bytes(group):
+    """What a group takes on the page, about, pictures aside."""
+    texts = [text for m in group["members"] for text in (m["id"], m["text"])] + group["path"]
+    return sum(_MARKUP_BYTES + len(escape(text).encode()) for text in texts)
 
 
 def _group(file, number, shown, explained):

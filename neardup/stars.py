@@ -2,6 +2,28 @@
 
 import numpy as np
 
+from neardup.groups import Groups, members_and_bounds
+
+_BYTES_OF_EDGE = 100  # of a pair whose rows are both undecided
+
+
+def stars(neighbors, preferred_and_labels, n_rows, budget):
+    """Groups around rows that are taken one by one: as preferred, then by how many rows they are near, then in order.
+
+    Each other row joins the one of these that it is nearest to. neighbors(): yields the pairs; budget: bytes for pairs
+    that are held in memory. Memory: that, and 100 bytes a row.
+    """
+    preferred, labels = preferred_and_labels
+    degree = degrees(neighbors(), n_rows)
+    order = np.lexsort((-degree,) if preferred is None else (-degree, preferred))
+    rank = np.empty(n_rows, dtype=np.int64)
+    rank[order] = np.arange(n_rows)
+    is_centre = centres(neighbors, rank, int(budget / _BYTES_OF_EDGE))
+    nearest, similarity = nearest_centre(neighbors, is_centre, rank)
+    members, bounds = members_and_bounds(smallest_rows(nearest))
+    centre = nearest[members[bounds[:-1]]]
+    return Groups(members, bounds, similarity[members], centre, labels[centre])
+
 
 def degrees(pair_blocks, n_rows):
     """How many rows each row is near, (n_rows,) int64."""

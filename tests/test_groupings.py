@@ -177,7 +177,7 @@ def split(links, n, budget=1e9):
     """The connected groups of pairs at 0.7, and what is left of them after cuts."""
     blocks, rows = [packed(links)], FirstRows(links, n)
     connected = rows.of(*thresholds.groups_at(thresholds.spanning_forest(blocks), n, 0.7))
-    return lists_of(connected), lists_of(merge.split(rows, connected, lambda: iter(blocks), 0.7, budget))
+    return lists_of(connected), lists_of(chains.split_chains(rows, connected, lambda: iter(blocks), 0.7, budget))
 
 
 @given(seed=SEED, kind=st.sampled_from(KINDS), n=st.integers(1, 40), budget=st.sampled_from([1, 1000, 1e9]))
@@ -344,7 +344,7 @@ def test_shards_and_blocks_make_no_difference(tmp_path, monkeypatch):
             found.append((case.work / STAGE / "groups.parquet").read_bytes())
         monkeypatch.setattr(pairs, "_BLOCK", 7)
         monkeypatch.setattr(thresholds, "_AT_ONCE", 5)
-        monkeypatch.setattr(merge, "_BYTES_OF_EDGE", 1e12)
+        monkeypatch.setattr(stars, "_BYTES_OF_EDGE", 1e12)
     assert found[:3] == found[3:]
     assert len(set(found)) == 3
 

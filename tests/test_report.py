@@ -104,6 +104,24 @@ def test_pictures_stop_where_there_is_no_room(images, tmp_path, monkeypatch):
     assert sum(tag == "img" for tag, _ in Tags((work / REPORT).read_text()).found) < 12
 
 
+@pytest.mark.parametrize(("count", "letters"), [(600, 10), (1500, 900)])
+def test_all_chains_are_shown_as_far_as_there_is_room(tmp_path, count, letters):
+    """Each of four rows on a circle, of which the first and the last are apart."""
+    first, second = np.random.default_rng(0).normal(size=(2, count, 1, 48))
+    first /= np.linalg.norm(first, axis=2, keepdims=True)
+    second -= (first * second).sum(axis=2, keepdims=True) * first
+    second /= np.linalg.norm(second, axis=2, keepdims=True)
+    angles = 0.15 * np.arange(4)[:, None]
+    rows = (np.cos(angles) * first + np.sin(angles) * second).reshape(-1, 48)
+    data = lay_out(tmp_path / "data", rows, ids=[f"{i}{'<' * letters}" for i in range(len(rows))])
+    run_stages(data, tmp_path / "work", audit_rows=5)
+    text = (tmp_path / "work" / REPORT).read_text()
+    shown = text.count("(chain)</span>", text.index('<h2 id="chains">'))
+    assert (shown == count) == (letters == 10)
+    assert f"the row kept: {'all' if shown == count else f'{shown:,} of'} {count:,}" in text
+    assert len(text) < 5_000_000
+
+
 def test_it_is_made_anew_where_something_changed(tmp_path):
     data = lay_out(tmp_path / "data", np.random.default_rng(0).normal(size=(30, 6)))
     run_stages(data, tmp_path / "work")
