@@ -16,6 +16,11 @@ group           near-duplicates: rows joined by pairs, and the answer
 representative  the row of a group that is kept
 """
 
+import os
+
+# Arrow's own allocator sets 1 GiB of addresses aside, half of what a process limited to 2 GiB has
+os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")
+
 
 class NeardupError(Exception):
     """Bad input or a missing artifact: one sentence that says what, where, and what to do."""
