@@ -1,6 +1,7 @@
 """Local copies of input that can't be memory-mapped where it lies: made once, in the work folder, and kept."""
 
 import shutil
+from contextlib import contextmanager
 from functools import partial
 from pathlib import PurePosixPath
 
@@ -45,27 +46,36 @@ def _listed(url, wanted):
     """The file system of a URL, its path there, {path: what is known} of all below it, {path: name} of the wanted."""
     import fsspec
 
-    try:
+    with _listing(url):
         system, root = fsspec.core.url_to_fs(url)
         root = root.rstrip("/")
-        found = {path: info for path, info in system.find(root, detail=True).items() if info["type"] == "file"}
+        found = {path: info for path, info in system.find(root, detail=True).items() if info.get("type") != "directory"}
         if root in found:  # a single file, and what may lie beside it
             beside = [f"{root.removesuffix(PurePosixPath(root).suffix)}{suffix}" for suffix in _BESIDE]
             found |= {path: system.info(path) for path in beside if system.exists(path)}
-    except ImportError as error:
-        raise NeardupError(f"data_dir {url}: {error}") from error
-    except Exception as error:  # each file system has its own
-        raise NeardupError(f"data_dir {url} can't be listed ({type(error).__name__}: {error}): mend that") from error
     above = root if root not in found else root.rpartition("/")[0]
     names = {path.removeprefix(above).lstrip("/"): path for path in found}
     if any(".." in PurePosixPath(name).parts for name in names):
         raise NeardupError(f"data_dir {url} holds names with '..', which lead out of it: rename them")
     chosen = {names[name]: name for name in wanted([*names])}
+    with _listing(url):  # of a web server's folder just the names are known
+        found |= {path: system.info(path) for path in chosen if found[path].get("size") is None}
     if not chosen:
         deeper = next((PurePosixPath(name) for name in names if wanted([PurePosixPath(name).name])), None)
         hint = f", or shard_pattern to '**/*{deeper.suffix}'" if deeper else ""
         raise NeardupError(f"data_dir {url} holds no embeddings: set data_dir to the folder of your embeddings{hint}")
     return system, root, found, chosen
+
+
+@contextmanager
+def _listing(url):
+    """Raises NeardupError where what lies there can't be listed."""
+    try:
+        yield
+    except ImportError as error:
+        raise NeardupError(f"data_dir {url}: {error}") from error
+    except Exception as error:  # each file system has its own
+        raise NeardupError(f"data_dir {url} can't be listed ({type(error).__name__}: {error}): mend that") from error
 
 
 def _fetch(system, remote, path, identity):

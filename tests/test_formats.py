@@ -4,7 +4,9 @@ import os
 import re
 import tracemalloc
 from functools import cache, partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from itertools import pairwise
+from threading import Thread
 
 import faiss
 import fsspec
@@ -533,6 +535,29 @@ def test_a_url_of_nothing(tmp_path, memory, url):
     what = "can't be listed (ValueError: Protocol not known" if "nowhere" in url else "holds no embeddings"
     with pytest.raises(NeardupError, match=re.escape(f"data_dir {url} {what}")):
         run_stages(url, tmp_path / "work", SCRIPTS[:1])
+
+
+@pytest.mark.parametrize("what", ["set/", "set/p_0.parquet"])
+def test_a_web_server(tmp_path, what):
+    """A folder that it lists, or a single file of it; what changes there is fetched again."""
+    (tmp_path / "data").mkdir()
+    few(tables, tables, below="set")(tmp_path / "data")
+    handler = partial(SilentHandler, directory=str(tmp_path / "data"))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}/{what}"
+        run = partial(run_stages, url, tmp_path / "work", SCRIPTS[:1], duplicate_ids="allow")
+        run()
+        assert read_ids(tmp_path / "work") == (NAMES * 2 if what.endswith("/") else NAMES)
+        tables(tmp_path / "data" / "set", 0, FEW[:15], NAMES[:15])
+        run()
+        server.shutdown()
+    assert read_ids(tmp_path / "work") == NAMES[:15] + (NAMES if what.endswith("/") else [])
+
+
+class SilentHandler(SimpleHTTPRequestHandler):
+    def log_message(self, *_):
+        pass
 
 
 @pytest.mark.filterwarnings("ignore")
