@@ -195,6 +195,16 @@ def test_in_a_browser(browser, request, kind, width, scheme):
     assert browser.execute_script("return document.activeElement.className") == "skip"
 
 
+def test_what_is_folded_is_printed(browser, texts):
+    shown(browser, texts, 1400, "light")
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
+    folded = "return [...document.querySelectorAll('details:not([open]) .pair')].map(e => e.checkVisibility())"
+    assert len(browser.execute_script(folded)) > 20
+    assert all(browser.execute_script(folded.replace("checkVisibility()", "offsetHeight > 0")))
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "screen"})
+    assert not any(browser.execute_script(folded))
+
+
 def test_every_picture_and_table_has_a_name(texts, images):
     """For those who hear the page."""
     for path in (texts, images):

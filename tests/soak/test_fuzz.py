@@ -12,6 +12,8 @@ import pytest
 from conftest import SCRIPTS, brute_force, lay_out, pair_set, run_stages, tree_bytes
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from test_formats import FORMATS, IDS
+from test_formats import ROWS as ROWS_OF
 
 from neardup import NeardupError
 from neardup.artifacts import STAGES
@@ -19,7 +21,7 @@ from neardup.artifacts import STAGES
 NAMES = list(STAGES)
 SETTINGS = {"threshold": 0.9, "n_clusters": 2, "audit_rows": 5, "n_workers": 1}
 ROWS = 12  # of either shard
-EXAMPLES = {"rows": 4000, "ids": 9000, "artifacts": 7000}
+EXAMPLES = {"rows": 4000, "ids": 8800, "formats": 200, "artifacts": 7000}
 SEEDS = st.integers(0, 2**63 - 1)
 
 
@@ -124,6 +126,29 @@ def test_mutated_ids(whole, tmp_path, seed):
     ids = [str(i) for i in json.loads(path.read_text(encoding="utf-8"))]
     assert len(ids) == ROWS
     assert all(i.encode() in (folder / "work" / NAMES[0] / "ids.arrow").read_bytes() for i in ids)
+
+
+@given(seed=SEEDS, name=st.sampled_from(sorted(FORMATS)))
+@fuzz(EXAMPLES["formats"])
+def test_mutated_formats(tmp_path, seed, name):
+    """Shards of other formats, read and copied: refused, or all that the later scripts make of them is there."""
+    write, ids, dtype, options = FORMATS[name]
+    data, work = tmp_path / "data", tmp_path / "work"
+    for folder in (data, work):
+        shutil.rmtree(folder, ignore_errors=True)
+    data.mkdir()
+    write(data, 0, ROWS_OF[dtype][:60], (ids or IDS)[:60])
+    rng = np.random.default_rng(seed)
+    files = sorted(p for p in data.rglob("*") if p.is_file())
+    path = files[rng.integers(len(files))]
+    path.write_bytes(mutate(path.read_bytes(), rng))
+    options = {"bad_rows": "skip", "duplicate_ids": "allow", "export": True} | options
+    try:
+        run_stages(data, work, **SETTINGS | options)
+    except (NeardupError, OSError) as error:
+        assert str(error)
+        return
+    assert (work / NAMES[-1] / "export").is_dir()
 
 
 @given(seed=SEEDS)
