@@ -129,7 +129,9 @@ class Config(BaseSettings):
 
     # the machine, and how scripts run
     memory_limit: ByteSize = Field(
-        "2GiB", ge=64 * 2**20, description="memory that block sizes are made to fit (bytes, or '2GiB'), from 64MiB"
+        "2GiB",
+        ge=320 * 2**20,
+        description="memory that a script may take (bytes, or '2GiB'), from 320MiB; 80 bytes go with each row",
     )
     n_workers: int | None = Field(
         None, ge=1, le=1024, description="tasks at a time, 1 to 1,024; None: one a core (BLAS threads x tasks = cores)"

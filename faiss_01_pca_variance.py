@@ -71,7 +71,7 @@ def read_all(stage, shards, config):
     if not path.exists():
         write_npy(path, common_origin(rows))
     engine.preload("matplotlib.figure")
-    block_rows = engine.block_rows(config.memory_limit, config.n_workers, 12 * rows.dim, _BLOCK_ROWS)
+    block_rows = engine.block_rows(stage.memory, config.n_workers, 12 * rows.dim, _BLOCK_ROWS)
     task = partial(read_pieces, stage, rows, read_npy(path), block_rows)
     tasks = engine.tasks(task, enumerate(pieces(rows)), config.n_workers)
     repeated = dask.delayed(gather_ids, pure=False)(stage, shards)

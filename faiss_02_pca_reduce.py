@@ -95,7 +95,7 @@ def project_shards(stage, shards, model, config):
     """
     dim, n_components = shards[0].dim, len(model[1])
     bytes_per_row = 8 * dim + 12 * n_components
-    block_rows = engine.block_rows(config.memory_limit, config.n_workers, bytes_per_row, _BLOCK_ROWS)
+    block_rows = engine.block_rows(stage.memory, config.n_workers, bytes_per_row, _BLOCK_ROWS)
     sketch_dims = min(config.sketch_dims, n_components)
     task = partial(project_shard, stage.folder, open_shards(shards), geometry.projection(*model), sketch_dims)
     engine.preload("sklearn.decomposition")

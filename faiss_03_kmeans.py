@@ -91,7 +91,7 @@ def assign(stage, sketches, rejected, centroids, config):
     def assign_block(start, stop):
         labels[start:stop] = index.search(sketches.read(start, stop), 1)[1][:, 0]
 
-    blocks = block_ranges(sketches.starts, engine.block_rows(config.memory_limit, config.n_workers, 4 * sketches.dim))
+    blocks = block_ranges(sketches.starts, engine.block_rows(stage.memory, config.n_workers, 4 * sketches.dim))
     engine.run(assign_block, blocks, config.n_workers, "03 assign")
     labels[rejected] = -1
     write_npy(path, labels)
@@ -105,7 +105,7 @@ def write_clusters(stage, sources, labels, n_clusters, config):
     """
     order = np.argsort(labels, kind="stable")
     bounds = np.searchsorted(labels, np.arange(n_clusters + 1), sorter=order)
-    most = engine.block_rows(config.memory_limit, config.n_workers, 16 * sources[0].dim, _TASK_ROWS)
+    most = engine.block_rows(stage.memory, config.n_workers, 16 * sources[0].dim, _TASK_ROWS)
     task = partial(write_some, stage.folder, sources, order, bounds)
     engine.run(task, engine.size_ranges(bounds, most), config.n_workers, "03 clusters")
     assert bounds[-1] - bounds[0] == np.count_nonzero(labels >= 0)

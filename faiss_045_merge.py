@@ -128,7 +128,10 @@ def group_otherwise(representatives, connected, neighbors, threshold, config):
     """{grouping: Groups}, as far as the pairs allow it: stars and cuts need all, not just those that join."""
     groupings = {"connected": connected}
     if config.pairs == "all":
-        preferred_and_labels, budget = (representatives.preferred, representatives.labels), config.memory_limit / 4
+        preferred_and_labels, budget = (
+            (representatives.preferred, representatives.labels),
+            representatives.stage.memory / 4,
+        )
         groupings["star"] = stars(neighbors, preferred_and_labels, len(representatives.rows), budget)
         groupings["split"] = split_chains(representatives, connected, neighbors, threshold, budget)
     return groupings
@@ -161,7 +164,7 @@ def write_warnings(stage, shards, found, neighbors, ids, config):
     """
     groups, forest, threshold = found
     chains = np.nonzero(groups.weakest < threshold)[0]
-    explained = explain_chains(groups, chains, neighbors, ids, config)
+    explained = explain_chains(groups, chains, neighbors, ids, config.pairs == "all", stage.memory / 4)
     write_json(stage.path("chains.json"), explained)
     lost = losses(shards, config.tabulated, groups.dropped(len(ids)))
     write_csv(stage.path("losses.csv"), [("by", "value", "rows", "dropped"), *lost])

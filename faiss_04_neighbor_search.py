@@ -77,18 +77,18 @@ def find_candidates(stage, rows, earlier, config):
     radius, error = geometry.radius(config.search_threshold, rows.dim), reduction.results["sketch_error"]
     centroids = read_npy(kmeans.path("centroids.npy"))
     most = max(_LISTED_ROWS, _LISTED // len(clusters))
-    block_rows = engine.block_rows(config.memory_limit, config.n_workers, 5 * len(clusters), most)
+    block_rows = engine.block_rows(stage.memory, config.n_workers, 5 * len(clusters), most)
     prepare = partial(prepare_cluster, stage, clusters, centroids, (radius, error), block_rows)
     engine.run(prepare, [(c,) for c in range(len(clusters))], config.n_workers, "04 visits")
 
     def joins(rows_a, rows_b):
-        return similarity_of(rows, verified_at_once(rows, config), rows_a, rows_b) >= config.search_threshold
+        return similarity_of(rows, verified_at_once(stage, rows, config), rows_a, rows_b) >= config.search_threshold
 
     n_components = reduction.results["n_components"]
     reduced = lru_cache(partial(open_reduced, reduction, rows.starts))
     reaches = [radius + 2 * error, radius + 2 * geometry.projection_error(rows.dim, n_components)]
     reaches = reaches[: 2 if n_components > reduction.results["sketch_dims"] else 1]  # else the sketch holds them all
-    budget = config.memory_limit / 8 / engine.worker_count(config.n_workers)
+    budget = stage.memory / 8 / engine.worker_count(config.n_workers)
     opened = partial(open_cluster, stage, clusters, reduced)
     task = partial(search_task, stage, opened, reaches, budget, joins if config.pairs == "joining" else None)
     inside, across = search_tasks(stage, clusters, 4 * n_components, config)
@@ -102,12 +102,12 @@ def search_tasks(stage, clusters, more, config):
     """What to search, a task each: clusters alone, and groups of clusters with some of those of higher number.
 
     more: bytes a row of an open cluster, beyond its sketch, layout and visits. A group fits a quarter of
-    `memory_limit`, all workers together. Groups stay as they were when an interrupted run goes on.
+    the working memory, all workers together. Groups stay as they were when an interrupted run goes on.
     Returns two lists of (kind, number, homes, others).
     """
     path, n_clusters = stage.part("groups"), len(clusters)
     if not path.exists():
-        budget = config.memory_limit / 4 / engine.worker_count(config.n_workers)
+        budget = stage.memory / 4 / engine.worker_count(config.n_workers)
         most = min(budget / (8 * clusters.width + more), clusters.bounds[-1] / _GROUPS)
         write_npy(path, np.array(engine.size_ranges(clusters.bounds, int(most))))
     groups = read_npy(path).tolist()
@@ -207,7 +207,7 @@ def verify_candidates(stage, candidates, rows, config):
         share = sum(map(len, candidates)) // (4 * engine.worker_count(config.n_workers))
         write_npy(path, cuts(candidates, min(_BLOCK_PAIRS, share)))
     slices = list(enumerate(slices_between(candidates, read_npy(path))))
-    similarity = partial(similarity_of, rows, verified_at_once(rows, config))
+    similarity = partial(similarity_of, rows, verified_at_once(stage, rows, config))
     task = partial(verify_block, stage, candidates, similarity, config.search_threshold)
     engine.run(task, slices, config.n_workers, "04 verify")
     return [stage.part("pairs", block) for block, _ in slices]
@@ -235,9 +235,9 @@ def similarity_of(rows, step, rows_a, rows_b):
     return similarity
 
 
-def verified_at_once(rows, config):
-    """Candidates whose rows fit an eighth of `memory_limit`, all workers together: as stored and in float64."""
-    budget = config.memory_limit / 8 / engine.worker_count(config.n_workers)
+def verified_at_once(stage, rows, config):
+    """Candidates whose rows fit an eighth of the working memory, all workers together: as stored and in float64."""
+    budget = stage.memory / 8 / engine.worker_count(config.n_workers)
     return max(1, int(budget / (2 * 16 * rows.dim)))
 
 
@@ -268,7 +268,7 @@ def audit_and_pickle(stage, rows, names, config):
     Returns what the audit counted. Raises NeardupError where it isn't 0.
     """
     found = partial(read_pairs, stage.path("neighbors.h5"), len(rows))
-    pickled = dask.delayed(write_neighbors_pickle, pure=False)(stage, names, config.memory_limit / 4)
+    pickled = dask.delayed(write_neighbors_pickle, pure=False)(stage, names, stage.memory / 4)
     audit = audit_pairs(stage, found, rows, np.nonzero(names[0] >= 0)[0], config, [pickled])
     write_json(stage.path("audit.json"), audit)
     if audit["missed"] or audit["false"]:

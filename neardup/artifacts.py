@@ -36,11 +36,11 @@ _BEGUN = "begun.json"  # in a folder under construction: the key of what it will
 class Stage:
     """The folder of one stage: being built at `folder`, or already `finished` there, with its `results`.
 
-    manifest: of a finished one; run: the `Run` that builds it.
+    manifest: of a finished one; run: the `Run` that builds it; memory: bytes its blocks may take.
     """
 
-    def __init__(self, name, folder, key, manifest=None, run=None):
-        self.name, self.folder, self.key, self.run = name, folder, key, run
+    def __init__(self, name, folder, key, manifest=None, run=None, memory=None):
+        self.name, self.folder, self.key, self.run, self.memory = name, folder, key, run, memory
         self.results = manifest and manifest["results"]
         self._digests = manifest and dict(manifest["files"])
 
@@ -138,6 +138,7 @@ class Run:
     def __init__(self, config, shards):
         self.config, self.shards = config, shards
         self.fingerprint, self.times, self.content = fingerprint(shards), times(shards), None
+        self.memory = engine.working_memory(config.memory_limit, sum(s.rows for s in shards))
         self.began = time.perf_counter()
 
 
@@ -282,7 +283,7 @@ def _open(run, name, key):
         _remove(folder, folder.with_name(f".{name}.removed"))
         folder.mkdir(parents=True)
         write_json(begun, what)
-    return Stage(name, folder, key, run=run)
+    return Stage(name, folder, key, run=run, memory=run.memory)
 
 
 def _publish(folder, final):

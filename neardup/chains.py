@@ -8,17 +8,17 @@ from neardup.engine import size_ranges
 from neardup.groups import members_and_bounds
 from neardup.pairs import PAIR
 
-_CHAIN_PAIRS = 250_000  # pairs of a chain that networkx looks into, about 200 MB; larger chains are flagged only
+_CHAIN_PAIRS = 50_000  # pairs of a chain that networkx looks into, about 40 MB; larger chains are flagged only
 
 
-def explain_chains(groups, chains, neighbors, ids, config):
+def explain_chains(groups, chains, neighbors, ids, all_pairs, memory):
     """What holds each chain together: name -> weakest member, the path of strongest links to it, and all bridges.
 
-    Path and bridges are left out where a chain has over 250,000 pairs, or just those that join are known. Memory: a
-    quarter of `memory_limit`.
+    Path and bridges are left out where a chain has over 50,000 pairs, or `all_pairs` is false: just those that join
+    are known. Memory: `memory` bytes.
     """
-    explained, most = {}, 0 if config.pairs == "joining" else _CHAIN_PAIRS
-    for number, pairs in pairs_of_groups(groups, chains, neighbors, (len(ids), most, config.memory_limit / 4)):
+    explained, most = {}, _CHAIN_PAIRS if all_pairs else 0
+    for number, pairs in pairs_of_groups(groups, chains, neighbors, (len(ids), most, memory)):
         here = groups.members(number)
         far = int(groups.rows[here][np.argmin(groups.similarity[here])])
         representative = int(groups.representative[number])
@@ -102,7 +102,7 @@ def cut_chains(groups, threshold, neighbors, limits):
 
     From each member below the threshold from its representative, the weakest bridge between the two is cut, of equal
     ones the one nearest to the member. A pair is a bridge if nothing else joins its ends, so what isn't joined by one
-    stays, and so do chains of over 250,000 pairs. limits: number of all rows; budget, in bytes.
+    stays, and so do chains of over 50,000 pairs. limits: number of all rows; budget, in bytes.
     """
     rows, parts = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
     chains = np.nonzero(groups.weakest < threshold)[0]

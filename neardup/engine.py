@@ -12,8 +12,12 @@ import numpy as np
 from threadpoolctl import ThreadpoolController
 from tqdm.dask import TqdmCallback
 
+from neardup import NeardupError
 from neardup.npy import PARSING
 
+_LIBRARIES = 270 * 10**6  # bytes that Python and the libraries of a script take at most (docs/reliability.md)
+_BYTES_A_ROW = 80  # that the stage which keeps most of each row keeps, parts of mapped files among them
+_LEAST_WORKING = 32 * 10**6
 _of_thread = local()
 
 
@@ -22,13 +26,33 @@ def worker_count(n_workers):
     return n_workers or len(os.sched_getaffinity(0))
 
 
-def block_rows(memory_limit, n_workers, bytes_per_row, most=16_384):
-    """Rows a task may hold so that all tasks together take at most half of the memory limit.
+def working_memory(memory_limit, n_rows):
+    """Bytes of the limit that are left for blocks, beside libraries and what stages keep for all rows.
 
-    The other half is for the interpreter, its libraries and what a stage keeps for all rows. At most `most` rows:
-    a matrix product gains nothing from over 16,384, and progress would be coarse.
+    Raises NeardupError where too little is left.
     """
-    return int(max(1, min(most, memory_limit / 2 / worker_count(n_workers) / bytes_per_row)))
+    least = least_memory(n_rows)
+    if memory_limit < least:
+        raise NeardupError(
+            f"memory_limit = {memory_limit / 2**20:.0f}MiB is too little for {n_rows:,} rows: set it to at least "
+            f"{math.ceil(least / 2**20)}MiB (libraries take {_LIBRARIES / 2**20:.0f}MiB, and {_BYTES_A_ROW} bytes go "
+            "with each row)"
+        )
+    return memory_limit - least + _LEAST_WORKING
+
+
+def least_memory(n_rows):
+    """Bytes that a script takes with the smallest blocks."""
+    return _LIBRARIES + _BYTES_A_ROW * n_rows + _LEAST_WORKING
+
+
+def block_rows(memory, n_workers, bytes_per_row, most=16_384):
+    """Rows a task may hold so that all tasks together take at most half of the working memory.
+
+    The other half is for copies that libraries make. At most `most` rows: a matrix product gains nothing from over
+    16,384, and progress would be coarse.
+    """
+    return int(max(1, min(most, memory / 2 / worker_count(n_workers) / bytes_per_row)))
 
 
 def size_ranges(bounds, most):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from neardup import geometry
+from neardup import engine, geometry
 from neardup.artifacts import find_input, reading_of
 from neardup.copies import files_at
 from neardup.embeddings import open_shards
@@ -17,8 +17,7 @@ _SAMPLE, _RUN = 4096, 256  # rows that are read and multiplied; of them that fol
 _PIPELINE = 3.8, 0.12  # of docs/performance.md: all five scripts take so many times the products' seconds at 10^6 rows,
 # and more by this power of the number of rows
 _FIXED_S = 6  # seconds that five processes take to start and end
-_BYTES_A_ROW = 24, 700  # kept of each row: in memory; on disk while stage 4 runs
-_LIBRARIES = 170e6  # bytes of memory
+_BYTES_A_ROW = 700  # kept of each row on disk while stage 4 runs
 
 
 def plan(config):
@@ -34,14 +33,15 @@ def plan(config):
     seconds_a_row, components = _measure(open_shards(readable), config) if readable else (None, dim // 3)
     sketch = min(config.sketch_dims, components) + 1
     ids = sum(s.ids_path.stat().st_size if s.ids_path and s.ids_path != s.path else 16 * s.rows for s in shards)
-    disk = copied + rows * (4 * components + 8 * sketch + 16 + _BYTES_A_ROW[1]) + 3 * ids
-    memory = min(config.memory_limit, 8 * rows * dim) + _LIBRARIES + _BYTES_A_ROW[0] * rows
+    disk = copied + rows * (4 * components + 8 * sketch + 16 + _BYTES_A_ROW) + 3 * ids
+    least = engine.least_memory(rows)
+    memory = max(least, min(config.memory_limit, least + 8 * rows * dim))
     found |= {
         "components": components,
         "disk_bytes": int(disk),
         "disk_free_bytes": shutil.disk_usage(_existing(config.work_dir)).free,
     }
-    found |= {"memory_bytes": int(memory), "seconds": None}
+    found |= {"memory_bytes": int(memory), "memory_limit_bytes": int(config.memory_limit), "seconds": None}
     if seconds_a_row is not None:
         factor = _PIPELINE[0] * max(1, rows / 1e6) ** _PIPELINE[1]
         found["seconds"] = round(_FIXED_S + rows * seconds_a_row * factor, 1)
@@ -78,7 +78,8 @@ def print_plan(found):
         return
     print(f"{found['rows']:,} rows of {found['dim']} values in {found['shards']} shards, {size}")
     print(f"disk: about {found['disk_bytes'] / 1e9:.3g} GB, of {found['disk_free_bytes'] / 1e9:.3g} GB free")
-    print(f"memory: at most about {found['memory_bytes'] / 1e9:.3g} GB")
+    more = found["memory_bytes"] > found["memory_limit_bytes"]
+    print(f"memory: at most about {found['memory_bytes'] / 1e9:.3g} GB" + more * ": set memory_limit to as much")
     if found["seconds"] is None:
         print("time: not known before the input is decoded")
     else:

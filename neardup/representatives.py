@@ -70,7 +70,7 @@ class Representatives:
 
     stage: keeps what an interrupted run chose; rows: `RowFiles`; preferred: of `preference`; labels: (n,) int32, the
     cluster of each row. A group is known by its smallest row and its size: those asked for must be nested, each either
-    within an earlier one or around it. Memory: 32 bytes a row, and a quarter of `memory_limit`.
+    within an earlier one or around it. Memory: 32 bytes a row, and a quarter of the working memory.
     """
 
     def __init__(self, stage, name, rows, preferred, labels, config):
@@ -97,7 +97,7 @@ class Representatives:
     def _choose(self, members, bounds):
         name, self.calls = f"{self.name}{self.calls}", self.calls + 1
         path, config = self.stage.part(name, "ranges"), self.config
-        most = engine.block_rows(config.memory_limit, config.n_workers, 64 * self.rows.dim, _BLOCK_ROWS)
+        most = engine.block_rows(self.stage.memory, config.n_workers, 64 * self.rows.dim, _BLOCK_ROWS)
         if not path.exists():
             write_npy(path, np.array(engine.size_ranges(bounds, most), dtype=np.int64).reshape(-1, 2))
         ranges = [(number, *r) for number, r in enumerate(read_npy(path).tolist())]

@@ -22,6 +22,14 @@ NOTES = {".lock", ".lock.json", ".input.json", "times.json", "report.html"}
 EXAMPLE = ROOT / "examples" / "debian"
 
 
+def write_hole(path, rows, dim):
+    """A .npy file of float32 zeros of any size that takes no room on the disk."""
+    path.parent.mkdir()
+    with path.open("wb") as file:
+        np.lib.format.write_array_header_1_0(file, {"descr": "<f4", "fortran_order": False, "shape": (rows, dim)})
+        file.truncate(file.tell() + 4 * rows * dim)
+
+
 def brute_force(rows, threshold):
     """All pairs {(a, b)} with a < b, and those too near the threshold for float64 to tell."""
     values = rows.astype(np.float64)

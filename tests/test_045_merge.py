@@ -72,7 +72,7 @@ def case(request, example, tmp_path_factory):
     if request.param == "example":
         return Case(example, np.concatenate([np.load(EXAMPLE / f"demo_{s}.npy") for s in range(3)]), 0.98)
     if request.param == "large group":
-        return make_case(folder, large_group(), 0.9, memory_limit="64MiB", n_workers=8)
+        return make_case(folder, large_group(), 0.9, memory_limit="320MiB", n_workers=8)
     if request.param == "tight":
         return make_case(folder, bundles(3), 0.995)
     return make_case(folder, bundles(int(request.param[-1])), 0.94)

@@ -2,13 +2,15 @@
 
 import csv
 import json
+import re
 import shutil
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import EXAMPLE, SCRIPTS, command, lay_out, pair_set, read_ids, run_stages, tree_bytes
+from conftest import EXAMPLE, SCRIPTS, command, lay_out, pair_set, read_ids, run_stages, tree_bytes, write_hole
 
 from neardup.artifacts import STAGES
 from neardup.shards import find_shards
@@ -310,6 +312,16 @@ BAD_SETTINGS = {
     "bad_rows": "ignore",
     "audit_rows": "many",
 }
+
+
+def test_too_little_memory_for_the_rows_is_said(tmp_path):
+    """Where blocks of any size would be too much; the least that is told is enough to pass that check."""
+    write_hole(tmp_path / "data" / "all.npy", 10**8, 8)
+    run = partial(command, SCRIPTS[1], "--data-dir", tmp_path / "data", "--work-dir", tmp_path / "work")
+    line = refused(run("--memory-limit", "1GiB"))
+    assert "memory_limit = 1024MiB is too little for 100,000,000 rows" in line
+    least = re.search(r"at least (\d+)MiB", line)[1]
+    assert "run faiss_01_pca_variance.py first" in refused(run("--memory-limit", f"{least}MiB"))
 
 
 @pytest.mark.parametrize("setting", BAD_SETTINGS)

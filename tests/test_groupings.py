@@ -408,7 +408,9 @@ def test_groups_that_grow_keep_what_fresh_ones_would(tmp_path, preferred):
     forest, config = thresholds.spanning_forest([packed(links)]), Config(_cli_parse_args=[])
 
     def make(name):
-        return Representatives(Stage(STAGE, tmp_path / name, {}), "at", rows, order[preferred], labels, config)
+        return Representatives(
+            Stage(STAGE, tmp_path / name, {}, memory=config.memory_limit), "at", rows, order[preferred], labels, config
+        )
 
     grown = make("grown")
     for threshold in (1.0, 0.98, 0.95, 0.93, 0.9, 0.85):

@@ -350,7 +350,7 @@ def test_two_threads_open_the_same_clusters_again_and_again(forty_clusters, tmp_
     folder, (near, unclear) = forty_clusters
     monkeypatch.setattr(stage_4, "_GROUPS", 20)
     work = shutil.copytree(folder / "work", tmp_path / "work")
-    options = {"n_clusters": 40, "threshold": 0.95, "memory_limit": "64MiB", "n_workers": 2, "audit_rows": 0}
+    options = {"n_clusters": 40, "threshold": 0.95, "memory_limit": "320MiB", "n_workers": 2, "audit_rows": 0}
     run_stages(folder / "data", work, SCRIPTS[3:4], **options)
     assert not unclear
     assert len(near) > 5000

@@ -71,9 +71,9 @@ def make_rows(rng, n, dim, threshold, kind):
     dtype=st.sampled_from([np.float16, np.float32, np.float64]),
     cuts=st.lists(st.floats(0, 1), max_size=4),
     n_clusters=st.sampled_from([1, 2, 7, 50, None]),
-    memory_limit=st.sampled_from(["64MiB", "2GiB"]),
+    memory_limit=st.sampled_from(["320MiB", "2GiB"]),
 )
-@tried(2**31, 286, 30, 0.9999, "flat", np.float32, [], 1, "64MiB")  # a cosine where float32 decided in two ways
+@tried(2**31, 286, 30, 0.9999, "flat", np.float32, [], 1, "320MiB")  # a cosine where float32 decided in two ways
 def test_pairs_equal_brute_force(seed, n, dim, threshold, kind, dtype, cuts, n_clusters, memory_limit):
     rng = np.random.default_rng(seed)
     rows = make_rows(rng, n, dim, threshold, kind).astype(dtype)
@@ -117,7 +117,7 @@ def test_borders_that_cut_through_groups(tmp_path, capsys):
         {"n_clusters": 1},
         {"n_clusters": 333},
         {"n_clusters": None},
-        {"memory_limit": "64MiB"},
+        {"memory_limit": "320MiB"},
         {"n_workers": 1},
         {"n_workers": 5},
         {"sketch_dims": 3},

@@ -7,7 +7,7 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
-from conftest import EXAMPLE, SCRIPTS, command, lay_out, run_stages
+from conftest import EXAMPLE, SCRIPTS, command, lay_out, run_stages, write_hole
 from PIL import Image
 
 REPORT = "045_merge/report.html"
@@ -237,13 +237,9 @@ def test_a_dry_run_writes_nothing(tmp_path):
 
 def test_a_dry_run_of_header_and_nothing_else(tmp_path):
     """A billion rows that are a hole in the file are planned at once, in little memory."""
-    path = tmp_path / "data" / "all.npy"
-    path.parent.mkdir()
-    rows, dim = 10**9, 1024
-    with path.open("wb") as file:
-        header = {"descr": "<f4", "fortran_order": False, "shape": (rows, dim)}
-        np.lib.format.write_array_header_1_0(file, header)
-        file.truncate(file.tell() + 4 * rows * dim)
-    done = command(SCRIPTS[0], "--data-dir", path.parent, "--work-dir", tmp_path / "work", "--dry-run", "--json")
+    rows, folders = 10**9, ("--data-dir", tmp_path / "data", "--work-dir", tmp_path / "work")
+    write_hole(tmp_path / "data" / "all.npy", rows, 1024)
+    done = command(SCRIPTS[0], *folders, "--dry-run", "--json")
     assert (done.returncode, done.stderr) == (0, "")
     assert json.loads(done.stdout)["rows"] == rows
+    assert "set memory_limit to as much" in command(SCRIPTS[0], *folders, "--dry-run").stdout

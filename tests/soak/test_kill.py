@@ -16,7 +16,7 @@ from neardup.artifacts import STAGES
 
 NAMES = list(STAGES)
 KILLS = 40  # of each script
-OPTIONS = ["--threshold", "0.9", "--memory-limit", "64MiB"]
+OPTIONS = ["--threshold", "0.9", "--memory-limit", "320MiB"]
 
 
 def start(script, work):
