@@ -5,7 +5,7 @@ A value comes from, first found wins: the command line (`--data-dir DIR`), the e
 """
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, ByteSize, Field, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -136,6 +136,14 @@ class Config(BaseSettings):
     n_workers: int | None = Field(
         None, ge=1, le=1024, description="tasks at a time, 1 to 1,024; None: one a core (BLAS threads x tasks = cores)"
     )
+
+    scheduler: str = Field(
+        "threads",
+        pattern=r"^(threads|processes|\w+://.+|\w+(\.\w+)+)$",
+        description="what runs the tasks: threads; processes; tcp://HOST:PORT of a Dask scheduler; or a class, such as "
+        "dask_jobqueue.SLURMCluster, of which n_workers are started (docs/cluster.md)",
+    )
+    scheduler_options: dict[str, Any] = Field({}, description="JSON: what that class is made with")
 
     dry_run: bool = Field(
         False, description="say what the input is, and what disk, memory and time it takes; write nothing"

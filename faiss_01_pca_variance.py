@@ -5,7 +5,6 @@ One pass over the shards: Dask sums the rows and their products (Gram matrix) a 
 
 from functools import partial, reduce
 
-import dask
 import numpy as np
 
 from neardup import NeardupError, engine, geometry, plots
@@ -73,8 +72,8 @@ def read_all(stage, shards, config):
     engine.preload("matplotlib.figure")
     block_rows = engine.block_rows(stage.memory, config.n_workers, 12 * rows.dim, _BLOCK_ROWS)
     task = partial(read_pieces, stage, rows, read_npy(path), block_rows)
-    tasks = engine.tasks(task, enumerate(pieces(rows)), config.n_workers)
-    repeated = dask.delayed(gather_ids, pure=False)(stage, shards)
+    tasks = engine.tasks(task, enumerate(pieces(rows)), config.n_workers, "01 moments")
+    [repeated] = engine.tasks(gather_ids, [(stage, shards)], config.n_workers, "01 ids")
     repeated, *found = engine.compute([repeated, *tasks], config.n_workers, "01 moments")
     return repeated, found
 
@@ -182,7 +181,7 @@ def mean_and_covariance(origin, sums, count):
 
 def spectrum(covariance):
     """Variance along each principal axis, (d,) float64, descending; 0 where it is no more than rounding makes."""
-    variances = engine.run(np.linalg.eigvalsh, [(covariance,)], 1, "01 spectrum")[0][::-1]
+    variances = engine.run_here(np.linalg.eigvalsh, covariance, label="01 spectrum")[::-1]
     return np.where(variances > max(_NOISE[0] * variances[0], _NOISE[1]), variances, 0)
 
 

@@ -56,7 +56,7 @@ def principal_axes(covariance, n_components):
 
     Each component's largest entry is positive, as scikit-learn's `svd_flip` has it, so the signs are always the same.
     """
-    _, vectors = engine.run(np.linalg.eigh, [(covariance,)], 1, "02 axes")[0]
+    _, vectors = engine.run_here(np.linalg.eigh, covariance, label="02 axes")
     components = vectors[:, ::-1].T[:n_components].copy()
     largest = np.argmax(np.abs(components), axis=1)
     components *= np.sign(components[np.arange(n_components), largest])[:, None]

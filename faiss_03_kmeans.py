@@ -55,7 +55,7 @@ def train(stage, sketches, rejected, config):
         sample = np.sort(rng.choice(n_rows, size, replace=False))
         sample += np.searchsorted(rejected - np.arange(len(rejected)), sample, side="right")  # skips rejected rows
         arguments = sketches.gather(sample), n_clusters, config.random_state
-        write_npy(path, engine.run(kmeans, [arguments], 1, "03 k-means")[0])
+        write_npy(path, engine.run_here(kmeans, *arguments, label="03 k-means"))
     return read_npy(path)
 
 
@@ -77,25 +77,26 @@ def kmeans(points, n_clusters, seed):
 
 
 def assign(stage, sketches, rejected, centroids, config):
-    """The cluster of each row, (n,) int32, -1 for rejected rows; kept in labels.npy. Memory: 4 bytes a row.
+    """The cluster of each row, (n,) int32, -1 for rejected rows; kept in labels.npy. Memory: 8 bytes a row.
 
     Never made twice, for cluster files follow them and other blocks may round otherwise. Work: K m products a row.
     """
     path = stage.path("labels.npy")
     if path.exists():
         return read_npy(path)
-    index = faiss.IndexFlatL2(centroids.shape[1])
-    index.add(centroids)
-    labels = np.empty(len(sketches), dtype=np.int32)
-
-    def assign_block(start, stop):
-        labels[start:stop] = index.search(sketches.read(start, stop), 1)[1][:, 0]
-
     blocks = block_ranges(sketches.starts, engine.block_rows(stage.memory, config.n_workers, 4 * sketches.dim))
-    engine.run(assign_block, blocks, config.n_workers, "03 assign")
+    task = partial(nearest_centroids, sketches, centroids)
+    labels = np.concatenate(engine.run(task, blocks, config.n_workers, "03 assign"))
     labels[rejected] = -1
     write_npy(path, labels)
     return labels
+
+
+def nearest_centroids(sketches, centroids, start, stop):
+    """The cluster of each row of a block, (stop - start,) int32."""
+    index = faiss.IndexFlatL2(centroids.shape[1])
+    index.add(centroids)
+    return index.search(sketches.read(start, stop), 1)[1][:, 0].astype(np.int32)
 
 
 def write_clusters(stage, sources, labels, n_clusters, config):

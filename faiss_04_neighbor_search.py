@@ -4,9 +4,8 @@ In each cluster and across each border, a range search over sketches gives candi
 original vectors in float64. Then random rows are compared with all rows by brute force.
 """
 
-from functools import lru_cache, partial
+from functools import partial
 
-import dask
 import numpy as np
 
 from neardup import NeardupError, engine, geometry, pairs
@@ -50,7 +49,7 @@ def run(config):
                 "pairs": n_pairs,
                 "rows_in_pairs": rows_in_pairs,
                 "compared": compared,
-                "candidates": sum(map(len, candidates)),
+                "candidates": sum(read_header(path).shape[0] for path in candidates),
                 "audit": audit,
             }
         )
@@ -69,7 +68,7 @@ def read_labels(kmeans, n_rows):
 def find_candidates(stage, rows, earlier, config):
     """All two rows that may be pairs, in files of sorted packed pairs; those an interrupted run finished stay.
 
-    Returns them, memory-mapped, and the number of distances computed.
+    Returns the files, and the number of distances computed.
     """
     reduction, kmeans = earlier["02_pca_reduce"], earlier["03_kmeans"]
     numbers = range(kmeans.results["n_clusters"])
@@ -80,12 +79,9 @@ def find_candidates(stage, rows, earlier, config):
     block_rows = engine.block_rows(stage.memory, config.n_workers, 5 * len(clusters), most)
     prepare = partial(prepare_cluster, stage, clusters, centroids, (radius, error), block_rows)
     engine.run(prepare, [(c,) for c in range(len(clusters))], config.n_workers, "04 visits")
-
-    def joins(rows_a, rows_b):
-        return similarity_of(rows, verified_at_once(stage, rows, config), rows_a, rows_b) >= config.search_threshold
-
+    joins = partial(are_pairs, rows, verified_at_once(stage, rows, config), config.search_threshold)
     n_components = reduction.results["n_components"]
-    reduced = lru_cache(partial(open_reduced, reduction, rows.starts))
+    reduced = partial(open_reduced, reduction, tuple(rows.starts.tolist()))
     reaches = [radius + 2 * error, radius + 2 * geometry.projection_error(rows.dim, n_components)]
     reaches = reaches[: 2 if n_components > reduction.results["sketch_dims"] else 1]  # else the sketch holds them all
     budget = stage.memory / 8 / engine.worker_count(config.n_workers)
@@ -95,7 +91,7 @@ def find_candidates(stage, rows, earlier, config):
     done = [*engine.run(task, inside, config.n_workers, "04 search inside clusters")]
     done += engine.run(task, across, config.n_workers, "04 search across borders")
     names = [(*t[:2], part) for t, (n_parts, _) in zip(inside + across, done, strict=True) for part in range(n_parts)]
-    return [map_npy(stage.part(*n)) for n in names], sum(compared for _, compared in done)
+    return [stage.part(*n) for n in names], sum(compared for _, compared in done)
 
 
 def search_tasks(stage, clusters, more, config):
@@ -202,23 +198,29 @@ def verify_candidates(stage, candidates, rows, config):
 
     Returns the files.
     """
-    path = stage.part("cuts")
+    path, mapped = stage.part("cuts"), [map_npy(c) for c in candidates]
     if not path.exists():
-        share = sum(map(len, candidates)) // (4 * engine.worker_count(config.n_workers))
-        write_npy(path, cuts(candidates, min(_BLOCK_PAIRS, share)))
-    slices = list(enumerate(slices_between(candidates, read_npy(path))))
+        share = sum(map(len, mapped)) // (4 * engine.task_slots(config.n_workers))
+        write_npy(path, cuts(mapped, min(_BLOCK_PAIRS, share)))
+    slices = [
+        (block, [(c, s) for c, s in zip(candidates, some, strict=True) if s.start < s.stop])
+        for block, some in enumerate(slices_between(mapped, read_npy(path)))
+    ]
     similarity = partial(similarity_of, rows, verified_at_once(stage, rows, config))
-    task = partial(verify_block, stage, candidates, similarity, config.search_threshold)
+    task = partial(verify_block, stage, similarity, config.search_threshold)
     engine.run(task, slices, config.n_workers, "04 verify")
     return [stage.part("pairs", block) for block, _ in slices]
 
 
-def verify_block(stage, candidates, similarity, threshold, block, slices):
-    """Write those candidates of a block that are pairs, by their similarity, as PAIR in order."""
+def verify_block(stage, similarity, threshold, block, slices):
+    """Write those candidates of a block that are pairs, by their similarity, as PAIR in order.
+
+    slices: of files of candidates, (path, slice).
+    """
     path = stage.part("pairs", block)
     if path.exists():
         return
-    packed = np.sort(np.concatenate([c[s] for c, s in zip(candidates, slices, strict=True)]))
+    packed = np.sort(np.concatenate([_NONE, *(map_npy(path)[some] for path, some in slices)]))
     found = np.empty(len(packed), dtype=PAIR)
     found["row_a"], found["row_b"] = pairs.unpack(packed)
     found["similarity"] = similarity(found["row_a"], found["row_b"])
@@ -233,6 +235,11 @@ def similarity_of(rows, step, rows_a, rows_b):
         distinct, places = np.unique(np.concatenate([rows_a[here], rows_b[here]]), return_inverse=True)
         similarity[here] = geometry.similarities_among(rows.gather(distinct), *places.reshape(2, -1))
     return similarity
+
+
+def are_pairs(rows, step, threshold, rows_a, rows_b):
+    """Which of the rows rows_a[i] and rows_b[i] are pairs, (p,) bool."""
+    return similarity_of(rows, step, rows_a, rows_b) >= threshold
 
 
 def verified_at_once(stage, rows, config):
@@ -268,8 +275,8 @@ def audit_and_pickle(stage, rows, names, config):
     Returns what the audit counted. Raises NeardupError where it isn't 0.
     """
     found = partial(read_pairs, stage.path("neighbors.h5"), len(rows))
-    pickled = dask.delayed(write_neighbors_pickle, pure=False)(stage, names, stage.memory / 4)
-    audit = audit_pairs(stage, found, rows, np.nonzero(names[0] >= 0)[0], config, [pickled])
+    pickled = engine.tasks(write_neighbors_pickle, [(stage, names, stage.memory / 4)], config.n_workers, "04 pickle")
+    audit = audit_pairs(stage, found, rows, np.nonzero(names[0] >= 0)[0], config, pickled)
     write_json(stage.path("audit.json"), audit)
     if audit["missed"] or audit["false"]:
         stage.drop_parts()

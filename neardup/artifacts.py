@@ -41,8 +41,13 @@ class Stage:
 
     def __init__(self, name, folder, key, manifest=None, run=None, memory=None):
         self.name, self.folder, self.key, self.run, self.memory = name, folder, key, run, memory
+        self.boot = _boot_id() if engine.is_local() else None
         self.results = manifest and manifest["results"]
         self._digests = manifest and dict(manifest["files"])
+
+    def __getstate__(self):
+        """What tasks need of it, wherever they run."""
+        return self.__dict__ | {"run": None}
 
     @property
     def finished(self):
@@ -84,8 +89,7 @@ class Stage:
         """
         self._check_input(results)
         self.note_times()
-        for leftover in self.folder.rglob(".*.tmp"):  # of a file that an interrupted run was writing
-            leftover.unlink()
+        _remove_temporary(self.folder)
         files = sorted(p for p in self.folder.rglob("*") if p.is_file() and self._is_result(p))
         digests = engine.run(digest_of_file, [(p,) for p in files], self.run.config.n_workers, "checksums")
         names = [p.relative_to(self.folder).as_posix() for p in files]
@@ -124,8 +128,11 @@ class Stage:
         return self.path(_PARTS, "_".join(f"{n:05d}" if isinstance(n, int) else n for n in name) + suffix)
 
     def volatile(self, *name):
-        """As `part`, of what is soon made anew: not flushed to disk, nor looked for after a restart of the machine."""
-        return self.part(*name).parent / _boot_id() / self.part(*name).name
+        """As `part`, of what is soon made anew: on this machine not looked for after it starts again.
+
+        So it need not be flushed, but where others write it (`self.boot` is None).
+        """
+        return self.part(*name).parent / (self.boot or "kept") / self.part(*name).name
 
     def drop_parts(self):
         """Remove all work in progress: it led to something that can't be."""
@@ -279,6 +286,7 @@ def _open(run, name, key):
             _tidy(final)
             return Stage(name, final, key, manifest)
     begun, what = folder / _BEGUN, key if run.content else key | {"times": run.times}
+    _remove_temporary(folder)
     if not (begun.exists() and read_json(begun) == what):
         _remove(folder, folder.with_name(f".{name}.removed"))
         folder.mkdir(parents=True)
@@ -317,6 +325,12 @@ def _recover(final):
     if not final.exists() and _old(final).exists():
         partial = final.with_name(f".{final.name}.partial")
         os.rename(partial if (partial / _MANIFEST).exists() else _old(final), final)
+
+
+def _remove_temporary(folder):
+    """Remove the files that an interrupted run was writing."""
+    for leftover in folder.rglob(".*.tmp"):
+        leftover.unlink(missing_ok=True)
 
 
 def _old(final):

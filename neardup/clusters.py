@@ -1,6 +1,6 @@
 """Clusters on disk, and which of their rows come near which border, the visits."""
 
-from functools import cached_property, partial
+from functools import cached_property, lru_cache, partial
 from threading import Lock
 from typing import NamedTuple
 
@@ -144,27 +144,28 @@ def prepare_cluster(stage, clusters, centroids, radius_and_error, block_rows, cl
     borders, visits = geometry.borders(cluster, centroids, error), [np.empty(0, dtype=np.uint64)]
     for start, stop in block_ranges((0, len(sketches)), block_rows):
         visits.append(list_visits(sketches[start:stop], cluster, borders, radius) + np.uint64(start))
-    write_npy(stage.volatile("layout", cluster), lay_out(sketches), flush=False)
-    write_npy(path, flatten_visits(np.sort(np.concatenate(visits)), len(clusters), radius), flush=False)
+    write_npy(stage.volatile("layout", cluster), lay_out(sketches), flush=stage.boot is None)
+    write_npy(path, flatten_visits(np.sort(np.concatenate(visits)), len(clusters), radius), flush=stage.boot is None)
 
 
+@lru_cache(maxsize=1)
 def open_reduced(reduction, starts):
-    """The reduced vectors of all rows."""
+    """The reduced vectors of all rows. starts: a tuple, as in RowFiles; opened once in a process."""
     return RowFiles([npy_layout(reduction.path(f"reduced_{s:05d}.npy")) for s in range(len(starts) - 1)], starts)
 
 
 def open_cluster(stage, clusters, reduced, cluster):
     """An `OpenCluster`, memory-mapped."""
     layout, visits = (map_npy(stage.volatile(kind, cluster)) for kind in ("layout", "visits"))
-    path = stage.volatile("coordinates", cluster)
-    return OpenCluster(clusters, cluster, layout, visits, partial(coordinates_of, path, reduced))
+    gather = partial(coordinates_of, stage.volatile("coordinates", cluster), reduced, stage.boot is None)
+    return OpenCluster(clusters, cluster, layout, visits, gather)
 
 
-def coordinates_of(path, reduced, rows):
+def coordinates_of(path, reduced, flush, rows):
     """The reduced vectors of a cluster's rows, (n, k) float32, memory-mapped; gathered the first time."""
     with _GATHERING:
         if not path.exists():
-            with npy_rows(path, (len(rows), reduced().dim), flush=False) as write:
+            with npy_rows(path, (len(rows), reduced().dim), flush=flush) as write:
                 for start in range(0, len(rows), _GATHERED_ROWS):
                     write(reduced().gather(rows[start : start + _GATHERED_ROWS]))
     return map_npy(path)

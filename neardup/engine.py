@@ -1,11 +1,16 @@
-"""Tasks side by side with Dask, threads shared out in one place, block sizes from the memory limit."""
+"""Tasks side by side with Dask, threads shared out in one place, block sizes from the memory limit.
+
+Tasks are threads of the script, or run on the workers of a cluster (`neardup.cluster`) for as long as one is in use.
+"""
 
 import math
 import os
 import sys
+from contextlib import contextmanager
 from functools import lru_cache
 from importlib import import_module
 from threading import Thread, local
+from uuid import uuid4
 
 import dask
 import numpy as np
@@ -13,17 +18,48 @@ from threadpoolctl import ThreadpoolController
 from tqdm.dask import TqdmCallback
 
 from neardup import NeardupError
+from neardup.files import write_beside_others
 from neardup.npy import PARSING
 
 _LIBRARIES = 270 * 10**6  # bytes that Python and the libraries of a script take at most (docs/reliability.md)
 _BYTES_A_ROW = 80  # that the stage which keeps most of each row keeps, parts of mapped files among them
 _LEAST_WORKING = 32 * 10**6
 _of_thread = local()
+_cluster = None  # that tasks run on; None: they are threads of this process
+
+
+@contextmanager
+def scheduled(config):
+    """Let tasks run where `config.scheduler` says. Raises NeardupError where that isn't ready for them."""
+    global _cluster
+    if config.scheduler == "threads":
+        yield
+        return
+    from neardup.cluster import connected  # takes half a second
+
+    with connected(config) as _cluster:
+        yield
+    _cluster = None
+
+
+def is_local():
+    """Whether all tasks run on this machine, in processes that end with it."""
+    return _cluster is None or _cluster.name == "processes"
+
+
+def task_slots(n_workers):
+    """Tasks at a time, everywhere."""
+    return _cluster.n_workers if _cluster else worker_count(n_workers)
 
 
 def worker_count(n_workers):
-    """Tasks at a time: as set, or one a core this process may use."""
-    return n_workers or len(os.sched_getaffinity(0))
+    """Tasks at a time in a process: as set, or one a core it may use; on a cluster one, for a worker is a process."""
+    return 1 if _cluster else n_workers or cores()
+
+
+def cores():
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0))
 
 
 def working_memory(memory_limit, n_rows):
@@ -73,27 +109,53 @@ def compute(values, n_workers, label):
 
     Each task's BLAS and OpenMP threads are limited so that tasks times threads equals cores.
     """
-    workers = worker_count(n_workers)
+    if _cluster:
+        return _cluster.compute(values, _bar(label))
+    return _compute_here(values, n_workers or cores(), label)
+
+
+def _bar(label):
+    """How a progress bar looks: at a terminal; else what goes on for long says so now and then."""
     watched = sys.stderr.isatty()
-    bar = TqdmCallback(desc=label, mininterval=0.1 if watched else 30, delay=0 if watched else 30, leave=False)
-    with bar, share_cores(n_workers), dask.config.set(scheduler="threads", num_workers=workers):
-        return dask.compute(*values)
+    return {"desc": label, "mininterval": 0.1 if watched else 30, "delay": 0 if watched else 30, "leave": False}
+
+
+def _compute_here(values, n_workers, label):
+    with TqdmCallback(**_bar(label)), limit_threads(cores() // n_workers):
+        return dask.compute(*values, scheduler="threads", num_workers=n_workers)
+
+
+def run_here(function, *arguments, label):
+    """function(*arguments) with all cores of this process: what libraries do in threads of their own."""
+    return _compute_here([dask.delayed(function, pure=False)(*arguments)], 1, label)[0]
 
 
 def run(function, arguments, n_workers, label):
     """function(*a) for each tuple a of `arguments`, as tasks. Returns their results in order."""
-    return compute(tasks(function, arguments, n_workers), n_workers, label)
+    return compute(tasks(function, arguments, n_workers, label), n_workers, label)
 
 
-def tasks(function, arguments, n_workers):
-    """function(*a) for each tuple a of `arguments`, each with its share of the cores, for `compute`."""
-    return [dask.delayed(limited, pure=False)(function, n_workers, *a) for a in arguments]
+def tasks(function, arguments, n_workers, label):
+    """function(*a) for each tuple a of `arguments`, each with its share of the cores, for `compute`.
+
+    The function, and what comes with it, goes once to each worker of a cluster, where all it does is small or on disk.
+    """
+    call, token = dask.delayed(on_worker if _cluster else limited, pure=False), uuid4().hex
+    shared = dask.delayed(function, pure=False, name=f"function-{token}", traverse=False)
+    threads = 1 if _cluster else cores() // worker_count(n_workers)
+    return [call(shared, threads, *a, dask_key_name=f"{label}-{i}-{token}") for i, a in enumerate(arguments)]
 
 
-def limited(function, n_workers, *arguments):
+def limited(function, threads, *arguments):
     """Call a task with its share of the cores."""
-    share_cores(n_workers)  # pools that a thread has of its own (OpenMP); the shared ones are `compute`'s
+    limit_threads(threads)  # pools that a thread has of its own (OpenMP); the shared ones are `compute`'s
     return function(*arguments)
+
+
+def on_worker(function, threads, *arguments):
+    """As `limited`, beside other processes."""
+    write_beside_others()
+    return limited(function, threads, *arguments)
 
 
 def scratch(shape):
@@ -117,13 +179,12 @@ def preload(module):
     Thread(target=load).start()
 
 
-def share_cores(n_workers):
-    """Give each of the tasks that run at a time cores / workers BLAS and OpenMP threads.
+def limit_threads(threads):
+    """Let a task have so many BLAS and OpenMP threads, or one.
 
     Takes effect at once; as a context manager it also gives them back.
     """
-    threads = max(1, len(os.sched_getaffinity(0)) // worker_count(n_workers))
-    return _controller(len(sys.modules)).limit(limits=threads)
+    return _controller(len(sys.modules)).limit(limits=max(1, threads))
 
 
 @lru_cache(maxsize=1)

@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import pickle
+import socket
 import zipfile
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +15,13 @@ import numpy as np
 from neardup import NeardupError
 
 _FORMULA = ("=", "+", "-", "@", '"')  # beginnings of text that isn't written to a CSV file as it is
+_writer = ""  # part of the names of temporary files: none where no other process writes, so a killed one's are replaced
+
+
+def write_beside_others():
+    """From now on this process names its temporary files so that others may be writing the same files."""
+    global _writer
+    _writer = f"{socket.gethostname()}-{os.getpid()}."
 
 
 def damaged(path, why):
@@ -38,7 +46,7 @@ def atomic(path, flush=True):
 
     flush: also if the power fails.
     """
-    temporary = path.with_name(f".{path.name}.tmp")
+    temporary = path.with_name(f".{_writer}{path.name}.tmp")
     path.parent.mkdir(parents=True, exist_ok=True)
     yield temporary
     if flush:

@@ -1,6 +1,7 @@
 """Whether the input is still what the stages were made from: what it holds decides, not when it was touched."""
 
 import os
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -88,19 +89,19 @@ def _digest_of_ids(shard):
 def read_content(shards, n_workers):
     """As `content`, from the files. Memory: a block a worker."""
     rows = open_shards(shards)
-
-    def digests_of(*some):
-        """Digest of each of some pieces."""
-        found = []
-        for piece in some:
-            digest = Digest()
-            for block in block_ranges(piece, _BLOCK_ROWS):
-                digest.update(rows.read(*block))
-            found.append(digest.hexdigest())
-        return found
-
-    digests = engine.run(digests_of, pieces(rows), n_workers, "hash input")
+    digests = engine.run(partial(_digests_of, rows), pieces(rows), n_workers, "hash input")
     return content(shards, [digest for found in digests for digest in found])
+
+
+def _digests_of(rows, *some):
+    """Digest of each of some pieces."""
+    found = []
+    for piece in some:
+        digest = Digest()
+        for block in block_ranges(piece, _BLOCK_ROWS):
+            digest.update(rows.read(*block))
+        found.append(digest.hexdigest())
+    return found
 
 
 def remember(work_dir, shards, seen, found):

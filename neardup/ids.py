@@ -120,14 +120,18 @@ def repeated_rows(hashes, table):
 class IdTable:
     """The ids of all rows, or of some, in Arrow arrays that follow each other."""
 
-    def __init__(self, chunks):
-        self.chunks = chunks
+    def __init__(self, chunks, path=None):
+        self.chunks, self._path = chunks, path
         self.starts = np.cumsum([0] + [len(c) for c in chunks])
 
     @classmethod
     def open(cls, path):
         """Those of ids.arrow, memory-mapped."""
-        return cls(pa.ipc.open_file(pa.memory_map(str(path))).read_all().column("id").chunks)
+        return cls(pa.ipc.open_file(pa.memory_map(str(path))).read_all().column("id").chunks, path)
+
+    def __reduce__(self):
+        """A file is opened anew wherever a task runs."""
+        return (IdTable.open, (self._path,)) if self._path else (IdTable, (self.chunks,))
 
     def __len__(self):
         return int(self.starts[-1])

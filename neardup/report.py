@@ -16,7 +16,7 @@ from neardup.files import atomic, read_json
 
 _SAMPLE, _MEMBERS, _LOSSES = 12, 12, 30  # groups of a kind, rows of a group, lines of a table
 _CHAIN_BYTES, _MARKUP_BYTES = 1_200_000, 150  # of all chains, pictures aside; of the markup around an id or a text
-_EXAMPLES = 6  # pairs a threshold
+_EXAMPLES = 20  # pairs a threshold
 _TEXT = 400  # characters of a text
 _PIXELS, _IMAGE_BYTES = 112, 3_000_000  # of a thumbnail's longer side; of all thumbnails
 

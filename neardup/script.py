@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from pydantic_settings import CliSettingsSource, SettingsError
 
 from config import SECTIONS, Config
-from neardup import NeardupError
+from neardup import NeardupError, engine
 from neardup.lock import lock
 from neardup.plan import plan, print_plan
 
@@ -40,7 +40,8 @@ def main(run, description):
             tell(config, plan(config), print_plan)
         else:
             lock(config.work_dir, name)
-            run(config)
+            with engine.scheduled(config):
+                run(_anywhere(config))
     except BrokenPipeError:  # whoever reads what is printed has enough; all results are there
         os._exit(EXIT_ERROR)
     except NeardupError as error:
@@ -50,6 +51,14 @@ def main(run, description):
         _fail(name, EXIT_ERROR, f"{where}: {error.strerror or error}; mend that, then start it again to go on")
     except MemoryError:
         _fail(name, EXIT_ERROR, "out of memory: set a lower memory_limit or n_workers, then start it again to go on")
+
+
+def _anywhere(config):
+    """The settings with paths that are the same for workers in other folders."""
+    if config.scheduler == "threads":
+        return config
+    paths = {name: getattr(config, name) for name in ("data_dir", "work_dir")}
+    return config.model_copy(update={name: p.absolute() for name, p in paths.items() if isinstance(p, Path)})
 
 
 def tell(config, found, report):

@@ -1,0 +1,149 @@
+"""Dask's `distributed`: a scheduler and its workers, in processes of this machine or of many, that run the tasks."""
+
+import logging
+import platform
+import sys
+from contextlib import contextmanager
+from importlib import import_module, metadata
+from pathlib import Path
+
+import dask
+from distributed import Client, KilledWorker, LocalCluster, as_completed
+from distributed.client import FutureCancelledError
+from tqdm import tqdm
+
+from neardup import NeardupError
+from neardup.checksums import digest_of_bytes
+
+_GONE = FutureCancelledError, OSError  # what is raised where the scheduler is gone; its own errors are OSErrors
+_WAIT_S = 600  # for a scheduler to come back, and for workers to come
+_ROOT = Path(__file__).parents[1]
+
+
+class Cluster:
+    """Workers by the name that the settings give them. n_workers: how many there were when the script began."""
+
+    def __init__(self, config):
+        self.name, self._options, self._wanted = config.scheduler, config.scheduler_options, config.n_workers
+        for name in (
+            "distributed",
+            "distributed.client",
+            "asyncio",
+            "tornado",
+        ):  # what matters ends as one line of ours
+            logging.getLogger(name).setLevel(logging.CRITICAL + 1)
+        self._own = self._start()
+        self.client = self._connect()
+        print(f"dashboard: {self.client.dashboard_link}", file=sys.stderr, flush=True)
+        self.n_workers = self._check_workers()
+
+    def _start(self):
+        """The cluster that the script starts, and ends; None where there is one already."""
+        if "://" in self.name:
+            return None
+        if self.name == "processes":
+            return LocalCluster(n_workers=self._wanted, threads_per_worker=1, dashboard_address="127.0.0.1:0")
+        module, _, kind = self.name.rpartition(".")
+        try:
+            own = getattr(import_module(module), kind)(**self._options)
+        except (ImportError, AttributeError, ValueError, TypeError) as error:
+            raise NeardupError(
+                f"scheduler = {self.name!r} with scheduler_options = {self._options}: {error}"
+            ) from error
+        own.scale(self._wanted or 1)
+        return own
+
+    def _connect(self):
+        try:
+            return Client(self._own or self.name, timeout=_WAIT_S if self._own else 10)
+        except OSError as error:
+            raise NeardupError(
+                f"no Dask scheduler answers at {self.name}: start it, or set another scheduler"
+            ) from error
+
+    def _check_workers(self):
+        """How many there are. Raises NeardupError where one has other packages, sources or several threads."""
+        try:
+            self.client.wait_for_workers(1, timeout=_WAIT_S if self._own else 60)
+        except TimeoutError as error:
+            raise NeardupError(f"the Dask scheduler at {self.name} has no workers: start some") from error
+        ours = environment()
+        for worker, theirs in self.client.run(environment, on_error="return").items():
+            if not isinstance(theirs, dict):
+                raise NeardupError(f"worker {worker} can't import these scripts ({theirs}): set its PYTHONPATH to them")
+            other = [
+                f"{name} {theirs.get(name)}, not {version}"
+                for name, version in ours.items()
+                if theirs.get(name) != version
+            ]
+            if other:
+                raise NeardupError(f"worker {worker} has {'; '.join(other)}: install the same there as here")
+        threads = self.client.nthreads()
+        several = [worker for worker, count in threads.items() if count > 1]
+        if several:
+            raise NeardupError(
+                f"worker {several[0]} has {threads[several[0]]} threads: start workers with --nthreads 1"
+            )
+        return len(threads)
+
+    def compute(self, values, bar):
+        """Results of Dask values, in order. bar: keywords of the progress bar.
+
+        Where the scheduler goes, it is waited for and all is handed in again: what was finished is on disk.
+        """
+        while True:
+            futures = self.client.compute(values, optimize_graph=False, retries=0)
+            try:
+                with tqdm(total=len(futures), **bar) as shown:
+                    for future in as_completed(futures):  # with results it may wait forever when the scheduler goes
+                        if future.status != "finished":
+                            future.result()  # raises
+                        shown.update()
+                    return self.client.gather(futures)
+            except KilledWorker as error:
+                raise NeardupError(
+                    f"task {error.task!r} ended {error.allowed_failures + 1} workers, the last one "
+                    f"{error.last_worker.address}: see their logs (short of memory?), then start it again to go on"
+                ) from error
+            except _GONE as error:
+                if isinstance(error, OSError) and error.filename:  # of a task
+                    raise
+                self._wait()
+
+    def _wait(self):
+        if self._own:
+            raise NeardupError(f"the scheduler of {self.name} ended: start it again to go on")
+        print(f"the scheduler at {self.name} is gone; waiting for it to come back", file=sys.stderr, flush=True)
+        self.client.close(timeout=2)
+        try:
+            self.client = Client(self.name, timeout=_WAIT_S)
+        except OSError as error:
+            raise NeardupError(f"the scheduler at {self.name} didn't come back: start it again to go on") from error
+        self._check_workers()
+
+    def close(self):
+        self.client.close()
+        if self._own:
+            self._own.close()
+
+
+@contextmanager
+def connected(config):
+    """Yield the `Cluster` of the settings."""
+    with dask.config.set({"distributed.comm.timeouts.connect": "10s"}):
+        cluster = Cluster(config)
+        try:
+            yield cluster
+        finally:
+            cluster.close()
+
+
+def environment():
+    """What has to be the same wherever tasks run: {name: version} of Python, packages, and a digest of the sources."""
+    required = [
+        line.partition("==")[0] for line in (_ROOT / "requirements.txt").read_text().splitlines() if "==" in line
+    ]
+    versions = {name: metadata.version(name) for name in required}
+    sources = sorted([*_ROOT.glob("*.py"), *(_ROOT / "neardup").rglob("*.py")])
+    digest = digest_of_bytes(*(path.read_bytes() for path in sources))
+    return {"Python": platform.python_version(), "these scripts": digest[:8]} | versions

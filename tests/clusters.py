@@ -1,0 +1,103 @@
+"""A scheduler and workers of Dask for tests, and the run on threads that theirs is compared with."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import NOTES, lay_out, run_stages, tree_bytes
+
+from config import ROOT
+from neardup.artifacts import STAGES
+
+NAMES = list(STAGES)
+SETTINGS = {"threshold": 0.9, "n_clusters": 6, "audit_rows": 50}
+OPTIONS = [f"--{name.replace('_', '-')}={value}" for name, value in SETTINGS.items()]
+SLOW = Path(__file__).with_name("slow_worker.py")
+ENVIRONMENT = {
+    "PYTHONPATH": str(ROOT),
+    "DASK_DISTRIBUTED__SCHEDULER__WORKER_TTL": "5s",
+}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A run on threads: `data` and `work`."""
+    folder, rng = tmp_path_factory.mktemp("whole"), np.random.default_rng(0)
+    rows = rng.normal(size=(3000, 32)).astype(np.float32)
+    rows[1000:1400] = rows[:400] + 0.05 * rng.normal(size=(400, 32))
+    run_stages(lay_out(folder / "data", rows, cuts=[900, 2100]), folder / "work", **SETTINGS)
+    return folder
+
+
+@contextmanager
+def process(*command, **environment):
+    """A process that ends with the block. Yields it. command: as in a shell, settings of its environment first."""
+    command = [str(word) for word in command]
+    while "=" in command[0]:
+        name, _, environment[name] = command.pop(0).partition("=")
+    environment = {**os.environ, **ENVIRONMENT, **environment}
+    running = subprocess.Popen(command, env=environment, cwd="/", stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        yield running
+    finally:
+        running.send_signal(signal.SIGCONT)
+        running.kill()
+        running.wait()
+
+
+def dask(*arguments, **environment):
+    """A `process` of Dask."""
+    return process(sys.executable, "-m", "dask", *arguments, **environment)
+
+
+def scheduler(port, **environment):
+    return dask("scheduler", "--host", "127.0.0.1", "--port", port, "--no-dashboard", **environment)
+
+
+def worker(port, *more, **environment):
+    options = ["--nthreads", 1, "--no-dashboard", "--no-nanny", "--host", "127.0.0.1", *more]
+    return dask("worker", f"tcp://127.0.0.1:{port}", *options, **environment)
+
+
+def slow_worker(port, seconds):
+    """A worker whose tasks take so much longer."""
+    return worker(port, "--preload", SLOW, NEARDUP_TEST_DELAY=str(seconds))
+
+
+def begin(script, whole, work, port):
+    """Start a script on the cluster."""
+    address = ["--scheduler", f"tcp://127.0.0.1:{port}"]
+    arguments = [sys.executable, ROOT / script, "--data-dir", whole / "data", "--work-dir", work, *OPTIONS, *address]
+    return subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def ended(running, timeout=100):
+    """Its exit status, output and errors, of which the dashboard's address is left out."""
+    out, error = running.communicate(timeout=timeout)
+    lines = [line for line in error.splitlines() if not line.startswith("dashboard: http://")]
+    return running.returncode, out, lines
+
+
+def work_before(name, whole, to):
+    """A copy of that run's results as they are before a stage."""
+    to.mkdir()
+    for earlier in NAMES[: NAMES.index(name)]:
+        shutil.copytree(whole / "work" / earlier, to / earlier)
+    return to
+
+
+def same(whole, work, names=NAMES):
+    """Whether these stages of a run have the bytes of the run on threads."""
+    left_out = NOTES | {"begun.json"}
+    for name in names:
+        ours, theirs = (
+            {k: v for k, v in tree_bytes(folder / name).items() if Path(k).name not in left_out}
+            for folder in (work, whole / "work")
+        )
+        assert ours == theirs, name

@@ -1,0 +1,103 @@
+"""The five scripts on workers of Dask: the same bytes as on threads, and a clear word where that can't be."""
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from contextlib import ExitStack
+from pathlib import Path
+
+from clusters import (
+    NAMES,
+    OPTIONS,
+    SETTINGS,
+    begin,
+    cluster,
+    ended,
+    process,
+    same,
+    scheduler,
+    whole,
+    work_before,
+    worker,
+)
+from conftest import NOTES, SCRIPTS, command
+from distributed.utils import open_port
+
+from config import ROOT
+
+
+def refused(whole, work, port):
+    """The one line of a script that doesn't run on what answers at this port."""
+    status, out, lines = ended(begin(SCRIPTS[0], whole, work, port))
+    assert (status, out, len(lines)) == (1, "", 1), lines
+    assert not (work / "01_pca_variance").exists()
+    return lines[0]
+
+
+def test_the_commands_for_two_hosts(whole, tmp_path):
+    """Of docs/cluster.md, on one: its scheduler, its two workers, its loop."""
+    text = (ROOT / "docs" / "cluster.md").read_text().split("## By hand, on two hosts")[1].split("\n## ")[0]
+    for said, here in (
+        ("10.0.0.1", "127.0.0.1"),
+        ("8786", str(open_port())),
+        (".venv/bin/", f"{Path(sys.executable).parent}/"),
+    ):
+        text = text.replace(said, here)
+    *starts, loop = [block.strip() for block in re.findall(r"```sh\n(.*?)```", text, re.S)]
+    starts = [line for block in starts for line in block.splitlines()]
+    assert len(starts) == 3
+    settings = {f"NEARDUP_{name.upper()}": str(value) for name, value in SETTINGS.items()}
+    folders = {"NEARDUP_DATA_DIR": str(whole / "data"), "NEARDUP_WORK_DIR": str(tmp_path / "work")}
+    with ExitStack() as stack:
+        for line in starts:
+            stack.enter_context(process(*shlex.split(line.replace("$PWD", str(ROOT)))))
+        environment = {**os.environ, **settings, **folders}
+        running = subprocess.Popen(
+            ["bash", "-c", loop], env=environment, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        status, out, lines = ended(running)
+    assert (status, lines) == (0, [])
+    assert "0 missed, 0 false" in out
+    same(whole, tmp_path / "work")
+    assert {p.name for p in (tmp_path / "work").iterdir()} - NOTES == {*NAMES}
+
+
+def test_no_scheduler_is_said(whole, tmp_path):
+    port = open_port()
+    assert f"no Dask scheduler answers at tcp://127.0.0.1:{port}" in refused(whole, tmp_path, port)
+
+
+def test_other_versions_are_said(whole, tmp_path):
+    """Of a package, as its metadata say; and sources that differ in a comment."""
+    metadata, sources, port = tmp_path / "faiss_cpu-0.1.dist-info", tmp_path / "sources", open_port()
+    metadata.mkdir()
+    (metadata / "METADATA").write_text("Name: faiss-cpu\nVersion: 0.1\n")
+    shutil.copytree(ROOT / "neardup", sources / "neardup")
+    for path in (*ROOT.glob("*.py"), ROOT / "requirements.txt"):
+        shutil.copy(path, sources)
+    with scheduler(port):
+        with worker(port, PYTHONPATH=f"{tmp_path}:{ROOT}"):
+            assert "has faiss-cpu 0.1, not " in refused(whole, tmp_path / "work", port)
+        (sources / "config.py").write_text((ROOT / "config.py").read_text() + "# mine")
+        with worker(port, PYTHONPATH=str(sources)):
+            assert "has these scripts " in refused(whole, tmp_path / "work", port)
+        with worker(port, "--nthreads", 2):
+            assert "has 2 threads: start workers with --nthreads 1" in refused(whole, tmp_path / "work", port)
+        with worker(port, PYTHONPATH=""):
+            assert "can't import these scripts" in refused(whole, tmp_path / "work", port)
+
+
+def test_a_class_that_is_not_there(whole, tmp_path):
+    done = command(SCRIPTS[0], "--data-dir", whole / "data", "--work-dir", tmp_path, "--scheduler", "dask_none.Cluster")
+    assert "scheduler = 'dask_none.Cluster'" in done.stderr.splitlines()[-1]
+    assert done.returncode == 1
+
+
+def test_processes_of_this_machine(whole, tmp_path):
+    work, options = work_before(NAMES[3], whole, tmp_path / "work"), ["--scheduler=processes", "--n-workers=2"]
+    done = command(SCRIPTS[3], "--data-dir", whole / "data", "--work-dir", work, *OPTIONS, *options)
+    assert done.returncode == 0, done.stderr
+    same(whole, work, NAMES[:4])
