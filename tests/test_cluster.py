@@ -14,7 +14,6 @@ from clusters import (
     OPTIONS,
     SETTINGS,
     begin,
-    cluster,
     ended,
     process,
     same,
