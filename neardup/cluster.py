@@ -1,6 +1,7 @@
 """Dask's `distributed`: a scheduler and its workers, in processes of this machine or of many, that run the tasks."""
 
 import logging
+import os
 import platform
 import sys
 from contextlib import contextmanager
@@ -17,6 +18,7 @@ from neardup.checksums import digest_of_bytes
 
 _GONE = FutureCancelledError, OSError  # what is raised where the scheduler is gone; its own errors are OSErrors
 _WAIT_S = 600  # for a scheduler to come back, and for workers to come
+_SILENT = "distributed", "distributed.client", "asyncio", "tornado"  # loggers: what matters ends as one line of ours
 _ROOT = Path(__file__).parents[1]
 
 
@@ -25,12 +27,7 @@ class Cluster:
 
     def __init__(self, config):
         self.name, self._options, self._wanted = config.scheduler, config.scheduler_options, config.n_workers
-        for name in (
-            "distributed",
-            "distributed.client",
-            "asyncio",
-            "tornado",
-        ):  # what matters ends as one line of ours
+        for name in _SILENT:
             logging.getLogger(name).setLevel(logging.CRITICAL + 1)
         self._own = self._start()
         self.client = self._connect()
@@ -42,6 +39,7 @@ class Cluster:
         if "://" in self.name:
             return None
         if self.name == "processes":
+            os.environ.setdefault("PYTHONWARNINGS", "ignore:resource_tracker:UserWarning")  # when interrupted
             return LocalCluster(n_workers=self._wanted, threads_per_worker=1, dashboard_address="127.0.0.1:0")
         module, _, kind = self.name.rpartition(".")
         try:
@@ -94,21 +92,19 @@ class Cluster:
         while True:
             futures = self.client.compute(values, optimize_graph=False, retries=0)
             try:
-                with tqdm(total=len(futures), **bar) as shown:
-                    for future in as_completed(futures):  # with results it may wait forever when the scheduler goes
-                        if future.status != "finished":
-                            future.result()  # raises
-                        shown.update()
+                failed = _first_failed(futures, bar)
+                if failed is None:
                     return self.client.gather(futures)
-            except KilledWorker as error:
-                raise NeardupError(
-                    f"task {error.task!r} ended {error.allowed_failures + 1} workers, the last one "
-                    f"{error.last_worker.address}: see their logs (short of memory?), then start it again to go on"
-                ) from error
-            except _GONE as error:
-                if isinstance(error, OSError) and error.filename:  # of a task
-                    raise
+                error = failed.exception()
+            except _GONE:
                 self._wait()
+                continue
+            if not isinstance(error, KilledWorker):
+                raise error
+            raise NeardupError(
+                f"task {error.task!r} ended {error.allowed_failures + 1} workers, the last one "
+                f"{error.last_worker.address}: see their logs (short of memory?), then start it again to go on"
+            ) from error
 
     def _wait(self):
         if self._own:
@@ -125,6 +121,18 @@ class Cluster:
         self.client.close()
         if self._own:
             self._own.close()
+
+
+def _first_failed(futures, bar):
+    """Wait for all, or until one has an error, which is returned. Raises one of `_GONE` where the scheduler is gone."""
+    with tqdm(total=len(futures), **bar) as shown:
+        for future in as_completed(futures):  # with results it may wait forever when the scheduler goes
+            if future.status == "error":
+                return future
+            if future.status != "finished":
+                future.result()  # raises
+            shown.update()
+    return None
 
 
 @contextmanager

@@ -37,9 +37,12 @@ def scheduled(config):
         return
     from neardup.cluster import connected  # takes half a second
 
-    with connected(config) as _cluster:
-        yield
-    _cluster = None
+    with connected(config) as cluster:
+        _cluster = cluster
+        try:
+            yield
+        finally:
+            _cluster = None
 
 
 def is_local():

@@ -1,5 +1,6 @@
-"""For `dask worker --preload`: each task takes NEARDUP_TEST_DELAY seconds more."""
+"""For `dask worker --preload`: each task takes NEARDUP_TEST_DELAY seconds more; below 0, its disk is full."""
 
+import errno
 import os
 import time
 
@@ -10,7 +11,10 @@ def dask_setup(_worker):
     limited = engine.limited
 
     def slowly(*arguments):
-        time.sleep(float(os.environ["NEARDUP_TEST_DELAY"]))
+        delay = float(os.environ["NEARDUP_TEST_DELAY"])
+        if delay < 0:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        time.sleep(delay)
         return limited(*arguments)
 
     engine.limited = slowly

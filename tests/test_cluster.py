@@ -18,6 +18,7 @@ from clusters import (
     process,
     same,
     scheduler,
+    slow_worker,
     whole,
     work_before,
     worker,
@@ -87,6 +88,13 @@ def test_other_versions_are_said(whole, tmp_path):
             assert "has 2 threads: start workers with --nthreads 1" in refused(whole, tmp_path / "work", port)
         with worker(port, PYTHONPATH=""):
             assert "can't import these scripts" in refused(whole, tmp_path / "work", port)
+
+
+def test_an_error_of_a_task_is_said(whole, tmp_path):
+    """Not taken for one of the scheduler, though it names no file either."""
+    port = open_port()
+    with scheduler(port), slow_worker(port, -1):
+        assert "No space left on device; mend that" in refused(whole, tmp_path, port)
 
 
 def test_a_class_that_is_not_there(whole, tmp_path):
