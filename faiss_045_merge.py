@@ -128,10 +128,8 @@ def group_otherwise(representatives, connected, neighbors, threshold, config):
     """{grouping: Groups}, as far as the pairs allow it: stars and cuts need all, not just those that join."""
     groupings = {"connected": connected}
     if config.pairs == "all":
-        preferred_and_labels, budget = (
-            (representatives.preferred, representatives.labels),
-            representatives.stage.memory / 4,
-        )
+        preferred_and_labels = representatives.preferred, representatives.labels
+        budget = representatives.stage.memory / 4
         groupings["star"] = stars(neighbors, preferred_and_labels, len(representatives.rows), budget)
         groupings["split"] = split_chains(representatives, connected, neighbors, threshold, budget)
     return groupings

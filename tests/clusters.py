@@ -1,7 +1,6 @@
 """A scheduler and workers of Dask for tests, and the run on threads that theirs is compared with."""
 
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -82,14 +81,6 @@ def ended(running, timeout=100):
     out, error = running.communicate(timeout=timeout)
     lines = [line for line in error.splitlines() if not line.startswith("dashboard: http://")]
     return running.returncode, out, lines
-
-
-def work_before(name, whole, to):
-    """A copy of that run's results as they are before a stage."""
-    to.mkdir()
-    for earlier in NAMES[: NAMES.index(name)]:
-        shutil.copytree(whole / "work" / earlier, to / earlier)
-    return to
 
 
 def same(whole, work, names=NAMES):

@@ -3,6 +3,7 @@
 import importlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 from itertools import pairwise
@@ -101,6 +102,14 @@ def run_stages(data_dir, work_dir, scripts=SCRIPTS, **settings):
     for script in scripts:
         importlib.import_module(script.removesuffix(".py")).run(config)
     return config
+
+
+def work_before(name, whole, to):
+    """A copy of that run's results as they are before a stage."""
+    to.mkdir()
+    for earlier in [*STAGES][: [*STAGES].index(name)]:
+        shutil.copytree(whole / "work" / earlier, to / earlier)
+    return to
 
 
 def finished_run(folder, shape, near, cut, **settings):

@@ -20,10 +20,9 @@ from clusters import (
     scheduler,
     slow_worker,
     whole,
-    work_before,
     worker,
 )
-from conftest import NOTES, SCRIPTS, command
+from conftest import NOTES, SCRIPTS, command, work_before
 from distributed.utils import open_port
 
 from config import ROOT

@@ -16,7 +16,7 @@ import faiss
 import h5py
 import numpy as np
 import pytest
-from conftest import NOTES, SCRIPTS, brute_force, lay_out, pair_set, run_stages, tree_bytes
+from conftest import NOTES, SCRIPTS, brute_force, lay_out, pair_set, run_stages, tree_bytes, work_before
 
 import faiss_04_neighbor_search
 from config import ROOT
@@ -47,14 +47,6 @@ def whole(tmp_path_factory):
     data = lay_out(folder / "data", bundles(), cuts=[150, 170])
     run_stages(data, folder / "work", **SETTINGS | {"n_workers": FIRST["n_workers"]})  # BLAS threads round otherwise
     return folder
-
-
-def work_before(name, whole, to):
-    """A copy of that run's results as they are before a stage."""
-    to.mkdir()
-    for earlier in NAMES[: NAMES.index(name)]:
-        shutil.copytree(whole / "work" / earlier, to / earlier)
-    return to
 
 
 def run_stage(whole, name, work, **settings):

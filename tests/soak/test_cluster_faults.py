@@ -5,7 +5,8 @@ import time
 from contextlib import ExitStack
 
 import pytest
-from clusters import NAMES, begin, ended, same, scheduler, slow_worker, whole, work_before
+from clusters import NAMES, begin, ended, same, scheduler, slow_worker, whole
+from conftest import work_before
 from distributed.utils import open_port
 
 from neardup.artifacts import STAGES
