@@ -20,7 +20,7 @@ OPTIONS = [f"--{name.replace('_', '-')}={value}" for name, value in SETTINGS.ite
 SLOW = Path(__file__).with_name("slow_worker.py")
 ENVIRONMENT = {
     "PYTHONPATH": str(ROOT),
-    "DASK_DISTRIBUTED__SCHEDULER__WORKER_TTL": "5s",
+    "DASK_DISTRIBUTED__SCHEDULER__WORKER_TTL": "2s",
 }
 
 

@@ -56,7 +56,7 @@ def test_the_scheduler_killed_and_started_again(whole, tmp_path, name):
 
 def test_a_worker_that_is_slow(whole, tmp_path):
     port = open_port()
-    with scheduler(port), slow_worker(port, 1), slow_worker(port, 0):
+    with scheduler(port), slow_worker(port, 0.3), slow_worker(port, 0):
         for script, _ in STAGES.values():
             status, _, lines = ended(begin(script, whole, tmp_path, port))
             assert (status, lines) == (0, [])
