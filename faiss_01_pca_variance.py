@@ -10,9 +10,9 @@ import numpy as np
 from neardup import NeardupError, engine, geometry, plots
 from neardup.artifacts import begin
 from neardup.checksums import Digest
-from neardup.embeddings import block_ranges, open_shards, shard_starts, total_rows
+from neardup.embeddings import block_ranges, open_shards, piece_groups, shard_starts, total_rows
 from neardup.files import atomic, read_json, write_csv, write_json, write_npy, write_npz
-from neardup.freshness import content, pieces
+from neardup.freshness import content
 from neardup.ids import IdTable, repeated_rows, write_table
 from neardup.npy import read_npy
 from neardup.script import main, tell
@@ -57,7 +57,7 @@ def run(config):
 def disk_needed(shards):
     """Bytes that this stage writes, about: the ids, and a d x d matrix a task."""
     dim, ids = shards[0].dim, sum(s.ids_path.stat().st_size if s.ids_path else 16 * s.rows for s in shards)
-    return ids + 8 * dim**2 * (len(pieces(open_shards(shards))) + 4)
+    return ids + 8 * dim**2 * (len(piece_groups(open_shards(shards))) + 4)
 
 
 def read_all(stage, shards, config):
@@ -72,7 +72,7 @@ def read_all(stage, shards, config):
     engine.preload("matplotlib.figure")
     block_rows = engine.block_rows(stage.memory, config.n_workers, 12 * rows.dim, _BLOCK_ROWS)
     task = partial(read_pieces, stage, rows, read_npy(path), block_rows)
-    tasks = engine.tasks(task, enumerate(pieces(rows)), config.n_workers, "01 moments")
+    tasks = engine.tasks(task, enumerate(piece_groups(rows)), config.n_workers, "01 moments")
     [repeated] = engine.tasks(gather_ids, [(stage, shards)], config.n_workers, "01 ids")
     repeated, *found = engine.compute([repeated, *tasks], config.n_workers, "01 moments")
     return repeated, found
@@ -108,7 +108,7 @@ def read_pieces(stage, rows, origin, block_rows, number, some):
     total, rejected, digests = np.zeros((rows.dim + 1, rows.dim)), [], []
     for piece in some:
         digest = Digest()
-        for low, high in block_ranges(piece, block_rows):
+        for low, high in block_ranges(piece[1:], block_rows):
             stored = rows.read(low, high)
             digest.update(stored)
             sums, products, bad = block_moments(stored, origin)

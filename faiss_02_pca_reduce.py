@@ -10,7 +10,7 @@ import numpy as np
 
 from neardup import engine, geometry
 from neardup.artifacts import begin
-from neardup.embeddings import block_ranges, open_shards, total_rows
+from neardup.embeddings import block_ranges, open_shards, pieces, shard_starts, total_rows
 from neardup.files import atomic, damaged, npy_rows, read_json, write_npz
 from neardup.script import main, tell
 
@@ -24,7 +24,7 @@ def run(config):
         moments, n_components = read_moments(earlier["01_pca_variance"], shards[0].dim)
         components = principal_axes(moments["covariance"], n_components)
         stage.needs(4 * total_rows(shards) * (n_components + min(config.sketch_dims, n_components) + 1))
-        sketch_dims = project_shards(stage, shards, (moments["mean"], components), config)
+        sketch_dims = project_all(stage, shards, (moments["mean"], components), config)
         save_model(stage, components, moments)
         stage = stage.finish(
             {
@@ -88,8 +88,8 @@ def save_model(stage, components, moments):
         pickle.dump(model, file, protocol=4)
 
 
-def project_shards(stage, shards, model, config):
-    """reduced_00000.npy, sketch_00000.npy, … , a pair a shard; those that an interrupted run finished stay.
+def project_all(stage, shards, model, config):
+    """reduced_00000.npy, sketch_00000.npy, … , two files a piece; those that an interrupted run finished stay.
 
     model: (mean, components), float64.
     """
@@ -97,22 +97,22 @@ def project_shards(stage, shards, model, config):
     bytes_per_row = 8 * dim + 12 * n_components
     block_rows = engine.block_rows(stage.memory, config.n_workers, bytes_per_row, _BLOCK_ROWS)
     sketch_dims = min(config.sketch_dims, n_components)
-    task = partial(project_shard, stage.folder, open_shards(shards), geometry.projection(*model), sketch_dims)
+    task = partial(project_piece, stage.folder, open_shards(shards), geometry.projection(*model), sketch_dims)
     engine.preload("sklearn.decomposition")
-    engine.run(task, [(block_rows, *s) for s in enumerate(shards)], config.n_workers, "02 project")
+    engine.run(task, [(block_rows, piece) for piece in pieces(shard_starts(shards))], config.n_workers, "02 project")
     return sketch_dims
 
 
-def project_shard(folder, rows, projection, sketch_dims, block_rows, number, shard):
-    """Write the reduced vectors and the sketches of one shard. Memory: that of one block."""
-    done = folder / f"sketch_{number:05d}.npy"
+def project_piece(folder, rows, projection, sketch_dims, block_rows, piece):
+    """Write the reduced vectors and the sketches of a shard, or of a part of it. Memory: that of one block."""
+    done, n_rows = folder / f"sketch_{piece.name}.npy", piece.stop - piece.start
     if done.exists():
         return
     with (
-        npy_rows(done, (shard.rows, sketch_dims + 1)) as write_sketches,
-        npy_rows(folder / f"reduced_{number:05d}.npy", (shard.rows, len(projection[1]))) as write_reduced,
+        npy_rows(done, (n_rows, sketch_dims + 1)) as write_sketches,
+        npy_rows(folder / f"reduced_{piece.name}.npy", (n_rows, len(projection[1]))) as write_reduced,
     ):
-        for start, stop in block_ranges((shard.start, shard.start + shard.rows), block_rows):
+        for start, stop in block_ranges(piece[1:], block_rows):
             values, scales, _ = geometry.scaled_rows32(rows.read(start, stop))
             reduced, distance = geometry.project(values, scales, *projection)
             write_sketches(geometry.sketch(reduced[:, :sketch_dims], distance))

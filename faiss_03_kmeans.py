@@ -10,16 +10,17 @@ import numpy as np
 
 from neardup import engine
 from neardup.artifacts import begin
-from neardup.embeddings import RowFiles, block_ranges, shard_starts
-from neardup.files import hdf5, write_npy
-from neardup.ids import IdTable, store_ids
-from neardup.layout import npy_layout
+from neardup.embeddings import equal_parts, open_pieces, shard_starts
+from neardup.files import write_npy
+from neardup.ids import IdTable
 from neardup.npy import read_npy
 from neardup.script import main, tell
+from neardup.shuffle import Shuffle, write_run
 
 _SAMPLE_PER_CLUSTER = 256  # training rows a centroid: what faiss.Kmeans keeps by default, too
-_TASK_ROWS = 65_536  # rows of a task that writes cluster files
 _ITERATIONS = 10  # 20 take twice as long for a sum of squares 0.5 % smaller (docs/architecture.md)
+_RUN_ROWS, _MOST_RUNS = 65_536, 2_000  # rows of a sorted run, and of the clusters written together; runs, about
+_ASSIGNED_ROWS = 16_384  # rows compared with the centroids together, at most
 
 
 def run(config):
@@ -27,26 +28,38 @@ def run(config):
     stage, shards, earlier = begin(config, "03_kmeans")
     if not stage.finished:
         variance, reduction = earlier["01_pca_variance"], earlier["02_pca_reduce"]
-        starts = shard_starts(shards)
-        sketches = RowFiles([npy_layout(reduction.path(f"sketch_{s:05d}.npy")) for s in range(len(shards))], starts)
+        sketches = open_pieces(reduction, "sketch", shard_starts(shards))
         rejected = read_npy(variance.path("rejected_rows.npy"))
-        stage.needs(len(sketches) * (4 * sketches.dim + 20) + variance.path("ids.arrow").stat().st_size)
-        centroids = train(stage, sketches, rejected, config)
-        labels = assign(stage, sketches, rejected, centroids, config)
-        sizes = write_clusters(
-            stage, (sketches, IdTable.open(variance.path("ids.arrow"))), labels, len(centroids), config
-        )
-        results = {"rows": int(sizes.sum()), "n_clusters": len(centroids)}
+        stage.needs(2 * len(sketches) * (4 * sketches.dim + 20) + 2 * variance.path("ids.arrow").stat().st_size)
+        runs = row_ranges(stage, sketches, config)
+        centroids = train(stage, sketches, rejected, runs, config)
+        assign(stage, (sketches, IdTable.open(variance.path("ids.arrow"))), rejected, centroids, runs, config)
+        most = max(stop - start for start, stop in runs)
+        shuffle = Shuffle([read_npy(stage.volatile("bounds", number)) for number in range(len(runs))], most)
+        shuffle.write_clusters(stage, most, config.n_workers)
+        shuffle.write_labels(stage, len(sketches))
+        write_npy(stage.path("centroids.npy"), centroids[shuffle.centroid])
+        sizes = np.diff(shuffle.cuts)
+        results = {"rows": int(sizes.sum()), "n_clusters": len(sizes)}
         stage = stage.finish(results | {"smallest": int(sizes.min()), "largest": int(sizes.max())})
     tell(config, stage, report)
 
 
-def train(stage, sketches, rejected, config):
-    """Centroids of a seeded sample of the rows, (K, m) float32; kept in centroids.npy. Memory: 512 K m floats.
+def row_ranges(stage, sketches, config):
+    """(start, stop) of the rows that a task sorts in memory, their sketches twice; those of an interrupted run stay."""
+    path, most = stage.part("runs"), max(_RUN_ROWS, len(sketches) // _MOST_RUNS)
+    if not path.exists():
+        most = engine.block_rows(stage.memory, config.n_workers, 16 * sketches.dim, most)
+        write_npy(path, np.array(equal_parts(0, len(sketches), most)))
+    return read_npy(path).tolist()
+
+
+def train(stage, sketches, rejected, runs, config):
+    """Centroids of a seeded sample of the rows, (K, m) float32. Memory: 512 K m floats.
 
     In the sketch, not in all reduced coordinates: it holds most of the variance and costs a tenth.
     """
-    path = stage.path("centroids.npy")
+    path = stage.part("centroids")
     if not path.exists():
         n_rows = len(sketches) - len(rejected)
         n_clusters = min(config.n_clusters or max(1, round(n_rows ** (2 / 3) / 67)), n_rows)
@@ -54,9 +67,16 @@ def train(stage, sketches, rejected, config):
         size = min(n_rows, _SAMPLE_PER_CLUSTER * n_clusters)
         sample = np.sort(rng.choice(n_rows, size, replace=False))
         sample += np.searchsorted(rejected - np.arange(len(rejected)), sample, side="right")  # skips rejected rows
-        arguments = sketches.gather(sample), n_clusters, config.random_state
-        write_npy(path, engine.run_here(kmeans, *arguments, label="03 k-means"))
+        parts = np.split(sample, np.searchsorted(sample, [stop for _, stop in runs[:-1]]))
+        engine.run(partial(take, stage, sketches), enumerate(parts), config.n_workers, "03 sample")
+        points = np.concatenate([read_npy(stage.volatile("sample", number)) for number in range(len(parts))])
+        write_npy(path, engine.run_here(kmeans, points, n_clusters, config.random_state, label="03 k-means"))
     return read_npy(path)
+
+
+def take(stage, sketches, number, rows):
+    """Write the sketches of some rows."""
+    write_npy(stage.volatile("sample", number), sketches.gather(rows), flush=stage.boot is None)
 
 
 def kmeans(points, n_clusters, seed):
@@ -76,58 +96,40 @@ def kmeans(points, n_clusters, seed):
     return model.centroids
 
 
-def assign(stage, sketches, rejected, centroids, config):
-    """The cluster of each row, (n,) int32, -1 for rejected rows; kept in labels.npy. Memory: 8 bytes a row.
+def assign(stage, sources, rejected, centroids, runs, config):
+    """Sort the runs by nearest centroid; what an interrupted run finished stays.
 
-    Never made twice, for cluster files follow them and other blocks may round otherwise. Work: K m products a row.
+    sources: the sketches of all rows, and their ids.
     """
-    path = stage.path("labels.npy")
-    if path.exists():
-        return read_npy(path)
-    blocks = block_ranges(sketches.starts, engine.block_rows(stage.memory, config.n_workers, 4 * sketches.dim))
-    task = partial(nearest_centroids, sketches, centroids)
-    labels = np.concatenate(engine.run(task, blocks, config.n_workers, "03 assign"))
-    labels[rejected] = -1
-    write_npy(path, labels)
-    return labels
+    left_out = np.split(rejected, np.searchsorted(rejected, [start for start, _ in runs[1:]]))
+    block_rows = engine.block_rows(stage.memory, config.n_workers, 4 * sources[0].dim, _ASSIGNED_ROWS)
+    task = partial(assign_run, stage, sources, centroids, block_rows)
+    arguments = [(number, *run, some) for number, (run, some) in enumerate(zip(runs, left_out, strict=True))]
+    engine.run(task, arguments, config.n_workers, "03 assign")
 
 
-def nearest_centroids(sketches, centroids, start, stop):
-    """The cluster of each row of a block, (stop - start,) int32."""
+def assign_run(stage, sources, centroids, block_rows, number, start, stop, rejected):
+    """Find the nearest centroids of some rows, and sort the rows by them. Memory: their sketches, twice.
+
+    Centroids are never looked for twice: other blocks may round otherwise, and clusters follow them.
+    """
+    path = stage.part("nearest", number)
+    if stage.volatile("bounds", number).exists():
+        return
+    sketches = sources[0].gather(np.arange(start, stop))
+    if not path.exists():
+        nearest = nearest_centroids(sketches, centroids, block_rows)
+        nearest[rejected - start] = -1
+        write_npy(path, nearest)
+    write_run(stage, sketches, sources[1], len(centroids), number, start, read_npy(path))
+
+
+def nearest_centroids(sketches, centroids, block_rows):
+    """The nearest centroid of each row, (n,) int32. Work: K m products a row."""
     index = faiss.IndexFlatL2(centroids.shape[1])
     index.add(centroids)
-    return index.search(sketches.read(start, stop), 1)[1][:, 0].astype(np.int32)
-
-
-def write_clusters(stage, sources, labels, n_clusters, config):
-    """A file a cluster; those that an interrupted run finished stay. Returns their sizes.
-
-    sources: the sketches of all rows, and their ids. Memory: 16 bytes a row, and the rows of one task a worker.
-    """
-    order = np.argsort(labels, kind="stable")
-    bounds = np.searchsorted(labels, np.arange(n_clusters + 1), sorter=order)
-    most = engine.block_rows(stage.memory, config.n_workers, 16 * sources[0].dim, _TASK_ROWS)
-    task = partial(write_some, stage.folder, sources, order, bounds)
-    engine.run(task, engine.size_ranges(bounds, most), config.n_workers, "03 clusters")
-    assert bounds[-1] - bounds[0] == np.count_nonzero(labels >= 0)
-    return np.diff(bounds)
-
-
-def write_some(folder, sources, order, bounds, low, high):
-    """cluster_00000.h5, … of the clusters low to high: row, vector (its sketch) and id of each member, rows ascending.
-
-    Several together, for the rows of each come from everywhere. Memory: their sketches, twice, and their ids.
-    """
-    paths = [folder / "clusters" / f"cluster_{cluster:05d}.h5" for cluster in range(low, high)]
-    if all(path.exists() for path in paths):
-        return
-    rows, first = order[bounds[low] : bounds[high]], bounds[low]
-    sketches, ids = sources[0].gather(rows), IdTable([sources[1].array(rows)])
-    for cluster, path in enumerate(paths, start=low):
-        here = slice(bounds[cluster] - first, bounds[cluster + 1] - first)
-        with hdf5(path) as file:
-            file["row"], file["vector"] = rows[here], sketches[here]
-            store_ids(file, ids, range(here.start, here.stop))
+    blocks = [sketches[start : start + block_rows] for start in range(0, len(sketches), block_rows)]
+    return np.concatenate([index.search(block, 1)[1][:, 0] for block in blocks]).astype(np.int32)
 
 
 def report(stage):

@@ -26,7 +26,7 @@ STAGES = {  # folder of a stage, in their order: the script that writes it, and 
 }
 _LOOKS_AT_TABLES = "045_merge"  # which reads metadata, whose change concerns no other stage
 TIMES, REPORT = "times.json", "report.html"  # of a stage, but not the same in each run: what it took, and what shows it
-_FORMAT = 4  # of the artifacts; a new one makes all older work stale
+_FORMAT = 5  # of the artifacts; a new one makes all older work stale
 _MANIFEST = "manifest.json"
 _ENDINGS = "partial", "old", "removed"  # of hidden folders: being built, being replaced, being removed
 _PARTS = "parts"  # folder of work in progress

@@ -5,9 +5,8 @@ from functools import partial
 import numpy as np
 
 from neardup import engine, geometry, pairs
-from neardup.embeddings import block_ranges
+from neardup.embeddings import block_ranges, piece_groups
 from neardup.files import write_npy
-from neardup.freshness import pieces
 from neardup.groups import components
 from neardup.npy import read_npy
 
@@ -37,7 +36,7 @@ def audit_pairs(stage, found, rows, eligible, config, others=()):
     bytes_per_row = 8 * rows.dim + 5 * len(audited)
     block_rows = engine.block_rows(stage.memory, config.n_workers, bytes_per_row, _BLOCK_ROWS)
     task = partial(audit_pieces, stage, rows, counted, sample, (config.search_threshold, block_rows))
-    tasks = engine.tasks(task, enumerate(pieces(rows) if len(audited) else []), config.n_workers, "04 audit")
+    tasks = engine.tasks(task, enumerate(piece_groups(rows) if len(audited) else []), config.n_workers, "04 audit")
     results = engine.compute([*tasks, *others], config.n_workers, "04 audit")
     true = _union(results[: len(tasks)])
     listed = _union(pairs.pack(p["row_a"], p["row_b"]) for p in _touching(found(), audited, len(rows)))
@@ -84,7 +83,7 @@ def audit_pieces(stage, rows, counted, sample, threshold_and_block_rows, number,
     """`audit_block` of all blocks of some pieces; kept in a file, from which an interrupted run goes on."""
     path, (threshold, block_rows) = stage.part("audit", number), threshold_and_block_rows
     if not path.exists():
-        blocks = [block for piece in some for block in block_ranges(piece, block_rows)]
+        blocks = [block for piece in some for block in block_ranges(piece[1:], block_rows)]
         found = [audit_block(rows, counted, sample, threshold, *block) for block in blocks]
         write_npy(path, np.concatenate([np.empty(0, np.uint64), *found]))
     return read_npy(path)

@@ -9,9 +9,8 @@ import numpy as np
 
 from neardup import geometry
 from neardup.candidates import lay_out
-from neardup.embeddings import RowFiles, block_ranges
+from neardup.embeddings import block_ranges, open_pieces
 from neardup.files import damaged, npy_rows, write_npy
-from neardup.layout import npy_layout
 from neardup.npy import map_array, map_npy
 
 _STEPS = 30_000  # of a visit's margin, from 0 to the reach
@@ -148,10 +147,15 @@ def prepare_cluster(stage, clusters, centroids, radius_and_error, block_rows, cl
     write_npy(path, flatten_visits(np.sort(np.concatenate(visits)), len(clusters), radius), flush=stage.boot is None)
 
 
+def count_visits(stage, cluster, n_clusters):
+    """How many rows of a cluster are near the border to each of the others, (K,) uint32."""
+    return np.diff(map_npy(stage.volatile("visits", cluster))[: n_clusters + 1])
+
+
 @lru_cache(maxsize=1)
 def open_reduced(reduction, starts):
-    """The reduced vectors of all rows. starts: a tuple, as in RowFiles; opened once in a process."""
-    return RowFiles([npy_layout(reduction.path(f"reduced_{s:05d}.npy")) for s in range(len(starts) - 1)], starts)
+    """The reduced vectors of all rows. starts: a tuple, of the shards; opened once in a process."""
+    return open_pieces(reduction, "reduced", starts)
 
 
 def open_cluster(stage, clusters, reduced, cluster):

@@ -2,13 +2,17 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from neardup import NeardupError
+from neardup.engine import size_ranges
 from neardup.layout import Layout, npy_layout
 
 MOST_ROWS = 2**32  # two row numbers make one integer of 64 bits
+PIECE_ROWS = 32_768  # of a piece, at most
+_TASK_ROWS, _MOST_TASKS = 65_536, 2_000  # of a task that reads several pieces; and how many of those there are, about
 _WINDOW_BYTES = 1 << 26  # of a file that is mapped at a time while rows are gathered
 
 
@@ -86,17 +90,57 @@ class RowFiles:
 
 
 def block_ranges(starts, block_rows):
-    """(start, stop) of blocks of at most `block_rows` rows, none across two files. starts: as in RowFiles."""
-    return [
-        (row, min(row + block_rows, int(stop)))
-        for start, stop in zip(starts[:-1], starts[1:], strict=True)
-        for row in range(int(start), int(stop), block_rows)
-    ]
+    """(start, stop) of blocks of at most `block_rows` rows, equal parts of files. starts: as in RowFiles."""
+    files = zip(map(int, starts[:-1]), map(int, starts[1:]), strict=True)
+    return [part for start, stop in files if start < stop for part in equal_parts(start, stop, block_rows)]
+
+
+def equal_parts(start, stop, most):
+    """A range in equal parts of at most `most`, at least one. Returns [(start, stop)]."""
+    count = max(1, -(-(stop - start) // most))
+    bounds = [start + i * (stop - start) // count for i in range(count + 1)]
+    return list(zip(bounds[:-1], bounds[1:], strict=True))
+
+
+class Piece(NamedTuple):
+    """Rows start to stop of a file. name: the file's number, and the piece's own where the file has several."""
+
+    name: str
+    start: int
+    stop: int
+
+
+def pieces(starts):
+    """Files of rows in equal parts of at most `PIECE_ROWS`, in row order, at least one each. starts: as in RowFiles."""
+    found = []
+    for number, file in enumerate(zip(map(int, starts[:-1]), map(int, starts[1:]), strict=True)):
+        parts = equal_parts(*file, PIECE_ROWS)
+        names = [f"{number:05d}-{i:04d}" for i in range(len(parts))] if len(parts) > 1 else [f"{number:05d}"]
+        found += [Piece(name, *part) for name, part in zip(names, parts, strict=True)]
+    return found
+
+
+def piece_groups(rows):
+    """`pieces` of `RowFiles` that follow each other, in lists for a task each.
+
+    What a task of stage 1 keeps is d x d float64, at most 1/32 of the rows it reads.
+    """
+    single = pieces(rows.starts)
+    bounds = np.cumsum([0] + [piece.stop - piece.start for piece in single])
+    most = max(_TASK_ROWS, 64 * rows.dim, len(rows) // _MOST_TASKS)
+    return [single[low:high] for low, high in size_ranges(bounds, most)]
 
 
 def open_shards(shards):
     """The shards as one array of rows, as stored."""
     return RowFiles([s.layout for s in shards], shard_starts(shards))
+
+
+def open_pieces(reduction, kind, starts):
+    """What stage 2 wrote of all rows, one array. kind: "reduced" or "sketch"; starts: of the shards, as in RowFiles."""
+    some = pieces(starts)
+    layouts = [npy_layout(reduction.path(f"{kind}_{piece.name}.npy")) for piece in some]
+    return RowFiles(layouts, [piece.start for piece in some] + [some[-1].stop])
 
 
 def shard_starts(shards):

@@ -4,12 +4,11 @@ import os
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
 
 from neardup import NeardupError, engine
 from neardup.checksums import Digest, digest_of_bytes, digest_of_file, digest_of_sample
-from neardup.embeddings import block_ranges, open_shards
+from neardup.embeddings import block_ranges, open_shards, piece_groups, pieces
 from neardup.files import read_json, write_json
 from neardup.ids import read_ids
 
@@ -52,27 +51,11 @@ def times(shards):
     return found
 
 
-def piece_rows(dim):
-    """Rows of a piece of a shard, which one digest covers, at most, and of the pieces that a task reads.
-
-    What a task of stage 1 keeps is d x d float64, 1/32 of so many rows.
-    """
-    return max(65_536, 64 * dim)
-
-
-def pieces(rows):
-    """(start, stop) of the pieces of `RowFiles`, in lists of some that follow each other, small ones together."""
-    most = piece_rows(rows.dim)
-    single = block_ranges(rows.starts, most)
-    bounds = np.cumsum([0] + [stop - start for start, stop in single])
-    return [single[low:high] for low, high in engine.size_ranges(bounds, most)]
-
-
 def content(shards, digests):
     """[[digest of the rows, digest of the ids]] of each shard. digests: of its pieces, all shards' in order."""
     digests, found = iter(digests), []
     for shard in shards:
-        count = len(block_ranges((0, shard.rows), piece_rows(shard.dim)))
+        count = len(pieces((0, shard.rows)))
         rows = digest_of_bytes(*(next(digests).encode() for _ in range(count)))
         found.append([rows, _digest_of_ids(shard)])
     return found
@@ -89,7 +72,7 @@ def _digest_of_ids(shard):
 def read_content(shards, n_workers):
     """As `content`, from the files. Memory: a block a worker."""
     rows = open_shards(shards)
-    digests = engine.run(partial(_digests_of, rows), pieces(rows), n_workers, "hash input")
+    digests = engine.run(partial(_digests_of, rows), piece_groups(rows), n_workers, "hash input")
     return content(shards, [digest for found in digests for digest in found])
 
 
@@ -98,7 +81,7 @@ def _digests_of(rows, *some):
     found = []
     for piece in some:
         digest = Digest()
-        for block in block_ranges(piece, _BLOCK_ROWS):
+        for block in block_ranges(piece[1:], _BLOCK_ROWS):
             digest.update(rows.read(*block))
         found.append(digest.hexdigest())
     return found

@@ -100,6 +100,44 @@ def test_one_cluster(tmp_path):
     assert not labels.any()
 
 
+@pytest.mark.parametrize("run_rows", [1, 7, 100, 263, 264])
+def test_runs_of_any_size_give_the_same_files(tmp_path, monkeypatch, run_rows):
+    rows = normal(264, 6)
+    rows[[0, 99, 100, 263]] = 0
+    ids = [f"{'ä' * (i % 3)}{i}" for i in range(264)]
+    found = []
+    for name, size in (("whole", 65_536), ("cut", run_rows)):
+        monkeypatch.setattr("faiss_03_kmeans._RUN_ROWS", size)
+        work = stages_1_to_3(tmp_path / name, rows, cuts=[50, 51, 180], ids=ids, n_clusters=9, bad_rows="skip")
+        found.append(load_clusters(work))
+        if size == 65_536 or max(len(members) for members, *_ in found[0]) <= size:
+            check_clusters(work, n_clusters=9, rejected=[0, 99, 100, 263])
+        else:
+            check_clusters(work, n_clusters=len(found[-1]), rejected=[0, 99, 100, 263])
+            assert max(len(members) for members, *_ in found[-1]) <= size
+            continue
+        for ours, theirs in zip(*[found[-1], found[0]], strict=True):
+            assert (ours[0], ours[2]) == (theirs[0], theirs[2])
+            assert np.array_equal(ours[1], theirs[1])
+
+
+def test_a_cluster_that_is_most_of_the_rows_has_several_files(tmp_path, monkeypatch):
+    """No file has more than a twentieth of the distances within clusters; parts are equal, their centroids too."""
+    monkeypatch.setattr("neardup.shuffle._LEAST_CUT", 10)
+    rows = np.concatenate([1 + normal(700, 8) * 0.01, normal(300, 8)])[np.random.default_rng(1).permutation(1000)]
+    work = stages_1_to_3(tmp_path, rows, cuts=[300], n_clusters=12)
+    centroids = np.load(work / "03_kmeans" / "centroids.npy")
+    check_clusters(work, n_clusters=len(centroids))
+    sizes = np.array([len(members) for members, *_ in load_clusters(work)])
+    _, centre, parts = np.unique(centroids, axis=0, return_inverse=True, return_counts=True)
+    whole = np.bincount(centre, sizes)
+    assert len(parts) == 12
+    assert parts[whole.argmax()] > 3
+    assert (sizes**2 <= np.maximum((whole**2).sum() / 20, 100)).all()
+    for number in range(12):
+        assert np.ptp(sizes[centre == number]) <= 1
+
+
 def test_rejected_rows_are_in_no_cluster(tmp_path):
     rows = normal(40, 6)
     rows[0], rows[13, 2], rows[14, 5], rows[39] = 0, np.nan, np.inf, 0

@@ -19,8 +19,7 @@ from config import ROOT
 from neardup import NeardupError, embeddings
 from neardup.artifacts import STAGES, Stage
 from neardup.checksums import digest_of_file
-from neardup.embeddings import open_shards
-from neardup.freshness import pieces
+from neardup.embeddings import open_shards, piece_groups, pieces
 from neardup.shards import find_shards
 
 NAMES = list(STAGES)
@@ -311,15 +310,16 @@ def test_small_shards_are_read_together(tmp_path):
     cuts = np.cumsum(np.random.default_rng(0).integers(0, 9, 200))
     rows = np.arange(2 * (cuts[-1] + 100_000), dtype=np.float32).reshape(-1, 2)
     shards = open_shards(find_shards(lay_out(tmp_path, rows, cuts=cuts.tolist())))
-    found = pieces(shards)
-    assert len(found) == 3
-    assert [row for some in found for piece in some for row in range(*piece)] == list(range(len(rows)))
-    assert all(sum(stop - start for start, stop in some) <= 65_536 for some in found)
+    found = piece_groups(shards)
+    assert len(found) == 2
+    assert [row for some in found for piece in some for row in range(*piece[1:])] == list(range(len(rows)))
+    assert all(sum(stop - start for _, start, stop in some) <= 65_536 for some in found)
 
 
 def test_only_what_was_not_read_is_read_after_a_kill(copy, monkeypatch):
     """Of stage 1: the pieces that are in files already."""
-    monkeypatch.setattr("neardup.freshness.piece_rows", lambda dim: 700)
+    monkeypatch.setattr("neardup.embeddings.PIECE_ROWS", 700)
+    monkeypatch.setattr(faiss_01_pca_variance, "piece_groups", lambda rows: [[p] for p in pieces(rows.starts)])
     shutil.rmtree(copy / "work")
     read_piece, calls = faiss_01_pca_variance.block_moments, []
 

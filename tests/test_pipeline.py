@@ -143,6 +143,23 @@ def test_the_answer_does_not_depend_on_the_shards(example, tmp_path, cuts):
     assert found_groups(tmp_path / "work") == found_groups(example)
 
 
+@pytest.mark.parametrize("pairs", ["all", "joining"])
+def test_the_answer_does_not_depend_on_the_tasks(example, tmp_path, monkeypatch, pairs):
+    """Shards read in pieces, rows sorted in runs, clusters cut into files, and each file a task."""
+    small = {"neardup.embeddings": {"PIECE_ROWS": 100, "_TASK_ROWS": 250}, "neardup.shuffle": {"_LEAST_CUT": 20}}
+    small |= {"faiss_03_kmeans": {"_RUN_ROWS": 300}, "faiss_04_neighbor_search": {"_TASKS": 200, "_GROUPS": 9}}
+    for module, values in small.items():
+        for name, value in values.items():
+            monkeypatch.setattr(f"{module}.{name}", value)
+    run_stages(EXAMPLE, tmp_path, n_clusters=3, pairs=pairs)
+    assert len(list((tmp_path / "02_pca_reduce").glob("reduced_0000?-*.npy"))) > 30
+    assert len(list((tmp_path / "03_kmeans" / "clusters").iterdir())) > 10
+    assert found_groups(tmp_path) == found_groups(example)
+    if pairs == "all":
+        for ours, theirs in zip(found_pairs(tmp_path), found_pairs(example), strict=True):
+            assert ours.tobytes() == theirs.tobytes()
+
+
 def test_a_second_run_gives_the_same_bytes(example, tmp_path):
     run_stages(EXAMPLE, tmp_path / "again")
     assert tree_bytes(tmp_path / "again") == tree_bytes(example)

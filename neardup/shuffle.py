@@ -1,0 +1,123 @@
+"""The shuffle: rows sorted by cluster in runs that fit memory, then the runs merged, some clusters at a time."""
+
+from functools import partial
+
+import numpy as np
+import pyarrow as pa
+
+from neardup import engine
+from neardup.embeddings import equal_parts
+from neardup.files import atomic, hdf5, npy_rows, write_npy
+from neardup.ids import IdTable, store_ids
+from neardup.npy import read_npy
+
+_LEAST_CUT = 4096  # rows of a cluster that stays whole whatever its share
+_SHARE = 20  # no more than one in so many distances inside clusters is of one task
+
+
+def write_run(stage, sketches, ids, n_clusters, number, start, nearest):
+    """Sort rows by nearest centroid into a file of row, sketch and id; beside it where those of each centroid begin.
+
+    sketches: (r, m + 1) float32 of the rows from `start` on; ids: `IdTable` of all rows; nearest: (r,) int32, -1 of
+    rows that are left out.
+    """
+    order = np.argsort(nearest, kind="stable")[np.count_nonzero(nearest < 0) :]
+    rows, vectors = order + start, sketches[order]
+    kind = pa.binary(vectors.itemsize * vectors.shape[1])
+    columns = [
+        pa.array(rows),
+        pa.Array.from_buffers(kind, len(rows), [None, pa.py_buffer(vectors)]),
+        ids.array(rows),
+    ]
+    batch, flush = pa.record_batch(columns, names=["row", "vector", "id"]), stage.boot is None
+    with (
+        atomic(stage.volatile("run", number), flush) as temporary,
+        pa.OSFile(str(temporary), "wb") as sink,
+        pa.ipc.new_file(sink, batch.schema) as writer,
+    ):
+        writer.write_batch(batch)
+    write_npy(stage.volatile("bounds", number), np.searchsorted(nearest[order], np.arange(n_clusters + 1)), flush)
+
+
+class Shuffle:
+    """Which rows of which sorted run go to which cluster file.
+
+    bounds: of each run, (K + 1,); most: rows of a file. A centroid with more rows, or with so many that comparing them
+    would take long, has several files of equal parts.
+    `cuts`, (F + 1,): where files begin when all rows lie by centroid, then by number; `centroid`, (F,): of each file.
+    Memory: 24 bytes a run and centroid.
+    """
+
+    def __init__(self, bounds, most):
+        self.bounds = np.stack(bounds)
+        self.counts = np.diff(self.bounds, axis=1)
+        self.before = np.cumsum(self.counts, axis=0) - self.counts
+        sizes = self.counts.sum(axis=0)
+        self.starts = np.concatenate([[0], np.cumsum(sizes)])
+        work = float(np.sum(sizes.astype(float) ** 2)) / 2 / _SHARE
+        whole, part = (max(_LEAST_CUT, int(np.sqrt(w))) for w in (2 * work, work))
+        parts = [
+            equal_parts(start, start + size, min(most, size if size <= whole else part) or 1)
+            for start, size in zip(self.starts[:-1].tolist(), sizes.tolist(), strict=True)
+        ]
+        self.cuts = np.array([low for some in parts for low, _ in some] + [self.starts[-1]])
+        self.centroid = np.repeat(np.arange(len(sizes)), [len(some) for some in parts])
+
+    def write_labels(self, stage, n_rows):
+        """labels.npy: the number of the cluster file of each row, (n,) int32, -1 of rows left out. Memory: of a run."""
+        first = np.searchsorted(self.centroid, np.arange(len(self.starts))).astype(np.int32)
+        is_cut = np.diff(first) > 1
+        with npy_rows(stage.path("labels.npy"), (n_rows,), "<i4") as write:
+            for number in range(len(self.bounds)):
+                nearest = read_npy(stage.part("nearest", number))
+                labels = np.where(nearest < 0, np.int32(-1), first[nearest])
+                some = np.nonzero((nearest >= 0) & is_cut[nearest])[0]
+                some = some[np.argsort(nearest[some], kind="stable")]
+                cluster = nearest[some]
+                rank = np.arange(len(some)) - np.searchsorted(cluster, cluster)
+                at = self.starts[cluster] + self.before[number, cluster] + rank
+                labels[some] = np.searchsorted(self.cuts, at, side="right") - 1
+                write(labels)
+
+    def write_clusters(self, stage, most, n_workers):
+        """cluster_00000.h5, …; those that an interrupted run finished stay. most: rows that a task holds, twice."""
+        some = engine.size_ranges(self.cuts, most)
+        engine.run(partial(merge_runs, stage), [self._task(*s) for s in some], n_workers, "03 clusters")
+
+    def _task(self, low, high):
+        """What `merge_runs` takes to write the files low to high."""
+        here = slice(self.centroid[low], self.centroid[high - 1] + 1)
+        ends = self.cuts[[low, high], None, None] - self.starts[here] - self.before[:, here]
+        first, last = np.clip(ends, 0, self.counts[:, here])
+        return low, self.cuts[low : high + 1] - self.cuts[low], self.bounds[:, here.start] + first[:, 0], last - first
+
+
+def merge_runs(stage, low, cuts, begins, counts):
+    """The cluster files from `low` on: row, vector (its sketch) and id of each member, rows ascending.
+
+    cuts: where files begin among the rows taken from all runs; begins: where those are in each run, (P,); counts: how
+    many of each centroid, (P, C). Memory: their sketches, twice, and their ids.
+    """
+    paths = [stage.path("clusters", f"cluster_{low + i:05d}.h5") for i in range(len(cuts) - 1)]
+    if all(path.exists() for path in paths):
+        return
+    parts = [
+        _some_of_run(stage.volatile("run", number), begin, size)
+        for number, (begin, size) in enumerate(zip(begins.tolist(), counts.sum(axis=1).tolist(), strict=True))
+    ]
+    order = np.argsort(np.repeat(np.tile(np.arange(counts.shape[1]), len(counts)), counts.ravel()), kind="stable")
+    rows, sketches = (np.concatenate([part[i] for part in parts])[order] for i in range(2))
+    ids = IdTable([pa.concat_arrays([part[2] for part in parts]).take(pa.array(order))])
+    for path, start, stop in zip(paths, cuts[:-1].tolist(), cuts[1:].tolist(), strict=True):
+        with hdf5(path) as file:
+            file["row"], file["vector"] = rows[start:stop], sketches[start:stop]
+            store_ids(file, ids, range(start, stop))
+
+
+def _some_of_run(path, start, size):
+    """Rows (s,) int64, sketches (s, m + 1) float32 and ids, an Arrow array, of some of a sorted run; memory-mapped."""
+    with pa.memory_map(str(path)) as source:
+        batch = pa.ipc.open_file(source).get_batch(0).slice(start, size)
+    rows, vectors, ids = batch.columns
+    width = vectors.type.byte_width
+    return rows.to_numpy(), np.ndarray((size, width // 4), "<f4", vectors.buffers()[1], width * vectors.offset), ids
