@@ -10,7 +10,7 @@ import numpy as np
 
 from neardup import engine
 from neardup.artifacts import begin
-from neardup.embeddings import equal_parts, open_pieces, shard_starts
+from neardup.embeddings import equal_parts, open_pieces, pieces, shard_starts
 from neardup.files import write_npy
 from neardup.ids import IdTable
 from neardup.npy import read_npy
@@ -19,7 +19,7 @@ from neardup.shuffle import Shuffle, write_run
 
 _SAMPLE_PER_CLUSTER = 256  # training rows a centroid: what faiss.Kmeans keeps by default, too
 _ITERATIONS = 10  # 20 take twice as long for a sum of squares 0.5 % smaller (docs/architecture.md)
-_RUN_ROWS, _MOST_RUNS = 65_536, 2_000  # rows of a sorted run, and of the clusters written together; runs, about
+_RUN_ROWS, _MOST_RUNS = 32_768, 2_000  # rows of a sorted run, and of the clusters written together; runs, about
 _ASSIGNED_ROWS = 16_384  # rows compared with the centroids together, at most
 
 
@@ -28,7 +28,9 @@ def run(config):
     stage, shards, earlier = begin(config, "03_kmeans")
     if not stage.finished:
         variance, reduction = earlier["01_pca_variance"], earlier["02_pca_reduce"]
-        sketches = open_pieces(reduction, "sketch", shard_starts(shards))
+        starts = shard_starts(shards)
+        sketch_files = [f"sketch_{piece.name}.npy" for piece in pieces(starts)]
+        sketches = open_pieces(reduction.paths(sketch_files, config.n_workers), starts)
         rejected = read_npy(variance.path("rejected_rows.npy"))
         stage.needs(2 * len(sketches) * (4 * sketches.dim + 20) + 2 * variance.path("ids.arrow").stat().st_size)
         runs = row_ranges(stage, sketches, config)

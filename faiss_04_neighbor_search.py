@@ -13,7 +13,7 @@ from neardup.artifacts import begin
 from neardup.audit import audit_pairs
 from neardup.candidates import search
 from neardup.clusters import Clusters, count_visits, open_cluster, open_reduced, prepare_cluster
-from neardup.embeddings import open_shards
+from neardup.embeddings import open_shards, pieces
 from neardup.files import damaged, hdf5, write_json, write_npy
 from neardup.groups import joining
 from neardup.ids import IdTable, store_ids
@@ -72,8 +72,8 @@ def find_candidates(stage, rows, earlier, config):
     Returns the files, and the number of distances computed.
     """
     reduction, kmeans = earlier["02_pca_reduce"], earlier["03_kmeans"]
-    numbers = range(kmeans.results["n_clusters"])
-    clusters = Clusters([kmeans.path("clusters", f"cluster_{c:05d}.h5") for c in numbers])
+    cluster_files = [f"clusters/cluster_{c:05d}.h5" for c in range(kmeans.results["n_clusters"])]
+    clusters = Clusters(kmeans.paths(cluster_files, config.n_workers))
     radius, error = geometry.radius(config.search_threshold, rows.dim), reduction.results["sketch_error"]
     centroids = read_npy(kmeans.path("centroids.npy"))
     most = max(_LISTED_ROWS, _LISTED // len(clusters))
@@ -85,6 +85,8 @@ def find_candidates(stage, rows, earlier, config):
     reduced = partial(open_reduced, reduction, tuple(rows.starts.tolist()))
     reaches = [radius + 2 * error, radius + 2 * geometry.projection_error(rows.dim, n_components)]
     reaches = reaches[: 2 if n_components > reduction.results["sketch_dims"] else 1]  # else the sketch holds them all
+    if len(reaches) == 2 and config.scheduler != "threads":  # or each process would verify them all when it needs some
+        reduction.paths([f"reduced_{piece.name}.npy" for piece in pieces(rows.starts)], config.n_workers)
     budget = stage.memory / 8 / engine.worker_count(config.n_workers)
     opened = partial(open_cluster, stage, clusters, reduced)
     task = partial(search_task, stage, opened, reaches, budget, joins if config.pairs == "joining" else None)

@@ -60,12 +60,21 @@ class Stage:
             self._verify("/".join(parts), path)
         return path
 
-    def _verify(self, name, path):
+    def paths(self, names, n_workers):
+        """As `path`, of many files of a finished stage, which are read in tasks."""
+        paths = [self.folder / name for name in names]
+        new = [(name, path) for name, path in zip(names, paths, strict=True) if self._digests.get(name, "") is not None]
+        found = engine.run(_digest_if_there, [(path,) for _, path in new], n_workers, "verify")
+        for (name, path), digest in zip(new, found, strict=True):
+            self._verify(name, path, digest)
+        return paths
+
+    def _verify(self, name, path, digest=None):
         """Raises NeardupError where a file isn't what its stage wrote. Each is read once."""
         expected = self._digests.get(name, "")
         if expected is None:
             return
-        if not path.is_file() or digest_of_file(path) != expected:
+        if (digest or _digest_if_there(path)) != expected:
             raise NeardupError(
                 f"{path} is missing or not what {STAGES[self.name][0]} wrote: remove {self.folder} and run it again"
             )
@@ -105,7 +114,8 @@ class Stage:
     def note_times(self):
         """Write what this run took, and at most held in memory, into times.json, and return it."""
         peak_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        took = {"seconds": round(time.perf_counter() - self.run.began, 3), "peak_bytes": peak_bytes}
+        seconds = round(time.perf_counter() - self.run.began, 3)
+        took = {"seconds": seconds, "peak_bytes": peak_bytes, "tasks": engine.took()}
         write_json(self.folder / TIMES, took)
         return took
 
@@ -137,6 +147,11 @@ class Stage:
     def drop_parts(self):
         """Remove all work in progress: it led to something that can't be."""
         _remove(self.path(_PARTS), self.folder.with_name(f".{self.name}.removed"))
+
+
+def _digest_if_there(path):
+    """Digest of a file; of none something else."""
+    return digest_of_file(path) if path.is_file() else "missing"
 
 
 class Run:

@@ -9,7 +9,7 @@ import numpy as np
 
 from neardup import geometry
 from neardup.candidates import lay_out
-from neardup.embeddings import block_ranges, open_pieces
+from neardup.embeddings import block_ranges, open_pieces, pieces
 from neardup.files import damaged, npy_rows, write_npy
 from neardup.npy import map_array, map_npy
 
@@ -155,7 +155,7 @@ def count_visits(stage, cluster, n_clusters):
 @lru_cache(maxsize=1)
 def open_reduced(reduction, starts):
     """The reduced vectors of all rows. starts: a tuple, of the shards; opened once in a process."""
-    return open_pieces(reduction, "reduced", starts)
+    return open_pieces([reduction.path(f"reduced_{piece.name}.npy") for piece in pieces(starts)], starts)
 
 
 def open_cluster(stage, clusters, reduced, cluster):

@@ -136,11 +136,10 @@ def open_shards(shards):
     return RowFiles([s.layout for s in shards], shard_starts(shards))
 
 
-def open_pieces(reduction, kind, starts):
-    """What stage 2 wrote of all rows, one array. kind: "reduced" or "sketch"; starts: of the shards, as in RowFiles."""
+def open_pieces(paths, starts):
+    """What stage 2 wrote of all `pieces`, as one array. paths: of their files; starts: of the shards, as RowFiles'."""
     some = pieces(starts)
-    layouts = [npy_layout(reduction.path(f"{kind}_{piece.name}.npy")) for piece in some]
-    return RowFiles(layouts, [piece.start for piece in some] + [some[-1].stop])
+    return RowFiles(map(npy_layout, paths), [piece.start for piece in some] + [some[-1].stop])
 
 
 def shard_starts(shards):

@@ -6,6 +6,7 @@ Tasks are threads of the script, or run on the workers of a cluster (`neardup.cl
 import math
 import os
 import sys
+import time
 from contextlib import contextmanager
 from functools import lru_cache
 from importlib import import_module
@@ -26,6 +27,7 @@ _BYTES_A_ROW = 80  # that the stage which keeps most of each row keeps, parts of
 _LEAST_WORKING = 32 * 10**6
 _of_thread = local()
 _cluster = None  # that tasks run on; None: they are threads of this process
+_took = {}  # tasks, and the seconds they took together, by label
 
 
 @contextmanager
@@ -112,9 +114,23 @@ def compute(values, n_workers, label):
 
     Each task's BLAS and OpenMP threads are limited so that tasks times threads equals cores.
     """
-    if _cluster:
-        return _cluster.compute(values, _bar(label))
-    return _compute_here(values, n_workers or cores(), label)
+    with _timed(label, len(values)):
+        if _cluster:
+            return _cluster.compute(values, _bar(label))
+        return _compute_here(values, n_workers or cores(), label)
+
+
+@contextmanager
+def _timed(label, n_tasks):
+    began = time.perf_counter()
+    yield
+    n_before, seconds = _took.get(label, (0, 0))
+    _took[label] = n_before + n_tasks, seconds + time.perf_counter() - began
+
+
+def took():
+    """{label: {"tasks", "seconds"}} of the tasks that this process has run so far."""
+    return {label: {"tasks": n_tasks, "seconds": round(s, 3)} for label, (n_tasks, s) in _took.items()}
 
 
 def _bar(label):
@@ -130,7 +146,8 @@ def _compute_here(values, n_workers, label):
 
 def run_here(function, *arguments, label):
     """function(*arguments) with all cores of this process: what libraries do in threads of their own."""
-    return _compute_here([dask.delayed(function, pure=False)(*arguments)], 1, label)[0]
+    with _timed(label, 1):
+        return _compute_here([dask.delayed(function, pure=False)(*arguments)], 1, label)[0]
 
 
 def run(function, arguments, n_workers, label):
