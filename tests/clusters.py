@@ -59,6 +59,29 @@ def scheduler(port, **environment):
     return dask("scheduler", "--host", "127.0.0.1", "--port", port, "--no-dashboard", **environment)
 
 
+@contextmanager
+def two_networks():
+    """Two network namespaces, joined by a pair of interfaces. Yields for each its address, and how commands begin there.
+
+    Skips the test where the system doesn't allow them.
+    """
+    names = [f"neardup{os.getpid()}{end}" for end in "ab"]  # of at most 15 characters, for interfaces have them too
+    addresses = ["10.123.0.1", "10.123.0.2"]
+    commands = [["netns", "add", name] for name in names]
+    commands.append(["link", "add", names[0], "netns", names[0], "type", "veth", "peer", names[1], "netns", names[1]])
+    for name, address in zip(names, addresses, strict=True):
+        commands.append(["-n", name, "addr", "add", f"{address}/24", "dev", name])
+        commands += [["-n", name, "link", "set", device, "up"] for device in ("lo", name)]
+    try:
+        for words in commands:
+            if subprocess.run(["ip", *words], check=False, capture_output=True).returncode:
+                pytest.skip(f"not allowed here: ip {' '.join(words)}")
+        yield [(address, ["ip", "netns", "exec", name]) for name, address in zip(names, addresses, strict=True)]
+    finally:
+        for name in names:
+            subprocess.run(["ip", "netns", "del", name], check=False, capture_output=True)
+
+
 def worker(port, *more, **environment):
     options = ["--nthreads", 1, "--no-dashboard", "--no-nanny", "--host", "127.0.0.1", *more]
     return dask("worker", f"tcp://127.0.0.1:{port}", *options, **environment)
@@ -69,11 +92,11 @@ def slow_worker(port, seconds):
     return worker(port, "--preload", SLOW, NEARDUP_TEST_DELAY=str(seconds))
 
 
-def begin(script, whole, work, port):
-    """Start a script on the cluster."""
-    address = ["--scheduler", f"tcp://127.0.0.1:{port}"]
+def begin(script, whole, work, port, host="127.0.0.1", within=()):
+    """Start a script on the cluster. within: words before its command."""
+    address = ["--scheduler", f"tcp://{host}:{port}"]
     arguments = [sys.executable, ROOT / script, "--data-dir", whole / "data", "--work-dir", work, *OPTIONS, *address]
-    return subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen([*within, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 def ended(running, timeout=100):

@@ -9,6 +9,7 @@ import sys
 from contextlib import ExitStack
 from pathlib import Path
 
+import pytest
 from clusters import (
     NAMES,
     OPTIONS,
@@ -19,6 +20,7 @@ from clusters import (
     same,
     scheduler,
     slow_worker,
+    two_networks,
     whole,
     worker,
 )
@@ -62,6 +64,20 @@ def test_the_commands_for_two_hosts(whole, tmp_path):
     assert "0 missed, 0 false" in out
     same(whole, tmp_path / "work")
     assert {p.name for p in (tmp_path / "work").iterdir()} - NOTES == {*NAMES}
+
+
+@pytest.mark.skipif(os.geteuid() != 0 or shutil.which("ip") is None, reason="needs root, and iproute2")
+def test_two_hosts_with_networks_of_their_own(whole, tmp_path):
+    """Scheduler and script on one, the worker on the other."""
+    port, dask = 8786, [sys.executable, "-m", "dask"]
+    with two_networks() as ((first, within_first), (second, within_second)):
+        start = [*within_first, *dask, "scheduler", "--host", first, "--port", port, "--no-dashboard"]
+        join = [*within_second, *dask, "worker", f"tcp://{first}:{port}", "--host", second, "--no-dashboard"]
+        with process(*start), process(*join, "--nthreads", 1, "--no-nanny"):
+            for script in SCRIPTS:
+                status, _, lines = ended(begin(script, whole, tmp_path, port, first, within_first))
+                assert (status, lines) == (0, [])
+    same(whole, tmp_path)
 
 
 def test_no_scheduler_is_said(whole, tmp_path):
