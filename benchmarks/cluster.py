@@ -30,13 +30,13 @@ _PHASES = {  # what is compared: the tasks of a stage, by their labels
 
 @contextmanager
 def process(*command, core=None):
-    """A process of Dask that ends with the block, on one core or any."""
+    """Yield a process of Dask that ends with the block, on one core or any."""
     pin = None if core is None else lambda: os.sched_setaffinity(0, {core})
     environment = {**os.environ, "PYTHONPATH": str(measure.ROOT)}
     command = [sys.executable, "-m", "dask", *map(str, command), "--no-dashboard"]
     running = subprocess.Popen(command, env=environment, preexec_fn=pin, stderr=subprocess.DEVNULL)
     try:
-        yield
+        yield running
     finally:
         running.kill()
         running.wait()

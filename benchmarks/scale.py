@@ -9,14 +9,22 @@ held-out n is only predicted. Sets are made by generate.py, 1,024 values a row, 
 
 import argparse
 import json
+import os
 import shutil
 import sys
+import time
+from contextlib import ExitStack
 from pathlib import Path
 
 import measure
 import numpy as np
+from cluster import process
+from distributed.utils import open_port
 from generate import generate
 from scipy.optimize import nnls
+
+from config import Config
+from neardup import engine
 
 _DIM, _SKETCH, _THRESHOLD = 1024, 65, 0.98
 _COSTS = {  # label of tasks: what their core-seconds are made of
@@ -32,12 +40,16 @@ _COSTS = {  # label of tasks: what their core-seconds are made of
     "04 verify": ("candidates",),
     "04 audit": ("rows",),
     "045 representatives": ("pairs",),
-    "verify": ("rows",),
-    "checksums": ("rows",),
+    "02 checksums": ("rows",),
+    "03 checksums": ("rows",),
+    "04 checksums": ("rows",),
 }
 _ON_ALL_CORES = ("03 k-means",)  # of the script's machine, as libraries do it; all else are tasks of one core
 _SCRIPT = ("one", "rows")  # what the rest of a script takes, in which no tasks run
 _RUN_ROWS, _PIECE_ROWS, _MOST_TASKS = 32_768, 32_768, 2_000
+_BYTES_A_ROW = 80  # of memory of the script that keeps most of each row (docs/reliability.md)
+_OPEN_BYTES = 1024 * 2**20 / 4  # of clusters that a task holds open, with a memory_limit of 1 GiB that is all its own
+_LAYOUT = 140  # bytes of a row as it is searched
 
 
 def default_clusters(n_rows):
@@ -56,15 +68,21 @@ def run(data, work, n_clusters):
     shutil.rmtree(work)
     return {
         "rows": search["rows"],
+        "n_components": results["01_pca_variance"]["n_components"],
         "clusters": len(sizes),
         "inside": inside,
         "across": search["compared"] - inside,
         "candidates": search["candidates"],
         "pairs": search["pairs"],
-        "tasks": {label: t for stage in times.values() for label, t in stage["tasks"].items()},
+        "tasks": {named(stage, label): t for stage, found in times.items() for label, t in found["tasks"].items()},
         "seconds": {stage: took[script]["wall_s"] for stage, (script, _) in measure.STAGES.items()},
         "peak_bytes": {stage: t["peak_bytes"] for stage, t in times.items()},
     }
+
+
+def named(stage, label):
+    """A label that says its stage."""
+    return label if label[0].isdigit() else f"{stage.split('_')[0]} {label}"
 
 
 def amounts(figures):
@@ -102,7 +120,7 @@ def fit_all(runs, cores):
 
 
 def labels_of(stage):
-    """Labels of a stage's tasks; those of any stage are counted with the rest of the script."""
+    """Labels of a stage's tasks."""
     return [label for label in _COSTS if label.split()[0] == stage.split("_")[0]]
 
 
@@ -112,11 +130,17 @@ def rest_of(figures, stage):
     return figures["seconds"][stage] - tasks
 
 
-def predict(model, n_rows, n_clusters, n_workers, seconds_a_task=0.0):
-    """Seconds of each stage, and what they are made of, with so many workers of one core."""
+def figures_of(model, n_rows, n_clusters):
+    """The amounts that the data decides, by the laws fitted to them."""
     figures = {"rows": n_rows, "clusters": n_clusters} | {s: v * n_rows for s, v in model["shares"].items()}
     for name, (of_rows, of_clusters, factor) in model["laws"].items():
         figures[name] = float(np.exp(of_rows * np.log(n_rows) + of_clusters * np.log(n_clusters) + factor))
+    return figures
+
+
+def predict(model, n_rows, n_clusters, n_workers, seconds_a_task=0.0):
+    """Seconds of each stage, and what they are made of, with so many workers of one core."""
+    figures = figures_of(model, n_rows, n_clusters)
     work, found = amounts(figures), {}
     for stage, constants in model["scripts"].items():
         parts = {"script": sum(c * work[term] for term, c in constants.items())}
@@ -140,30 +164,121 @@ def n_tasks(label, figures):
     return int(counts.get(label, 1))
 
 
+def traffic(figures, n_components, id_bytes=24):
+    """Bytes that each stage reads and writes, most of which cross the network where the disk is shared.
+
+    Of stage 4 at most: each cluster is read once for each group of clusters held open, whether or not rows meet.
+    """
+    n, row = figures["rows"], 4 * _DIM
+    sums = 8 * _DIM**2 * n_tasks("01 moments", figures)
+    reduced, sketch, whole = 4 * n_components, 4 * _SKETCH, 4 * _SKETCH + 8 + id_bytes
+    groups = n * (8 * _SKETCH + reduced) / _OPEN_BYTES
+    return {
+        "01_pca_variance": (n * row + sums + n * id_bytes, sums + n * id_bytes),
+        "02_pca_reduce": (n * (row + reduced + sketch), n * (reduced + sketch)),
+        "03_kmeans": (n * (3 * sketch + id_bytes + 2 * whole), n * (2 * whole + 8)),
+        "04_neighbor_search": (n * (row + 2 * whole + _LAYOUT * groups / 2) + 2 * row * figures["candidates"], 700 * n),
+        "045_merge": (row * figures["pairs"] + 24 * 3 * figures["pairs"] + 4 * n, 100 * figures["pairs"]),
+    }
+
+
+def apply(model, n_rows, cost_of_a_task, n_components):
+    """What so many rows would take on 1, 16 and 100 workers."""
+    figures = figures_of(model, n_rows, default_clusters(n_rows))
+    tasks = {stage: sum(n_tasks(label, figures) for label in labels_of(stage)) for stage in measure.STAGES}
+    hours = {
+        n_workers: {
+            stage: {label: round(s / 3600, 2) for label, s in parts.items()}
+            for stage, parts in predict(
+                model, n_rows, figures["clusters"], n_workers, cost_of_a_task["seconds"]
+            ).items()
+        }
+        for n_workers in (1, 16, 100)
+    }
+    return {
+        "rows": n_rows,
+        "clusters": figures["clusters"],
+        "hours": hours,
+        "tasks": tasks,
+        "terabytes": {s: [round(b / 1e12, 2) for b in both] for s, both in traffic(figures, n_components).items()},
+        "disk_terabytes": round(n_rows * (4 * n_components + 8 * _SKETCH + 16 + 700) / 1e12, 2),
+        "scheduler_mb": round(max(tasks.values()) * cost_of_a_task["scheduler_bytes"] / 1e6),
+        "script_gb": round((_BYTES_A_ROW * n_rows + max(tasks.values()) * cost_of_a_task["script_bytes"]) / 1e9, 1),
+    }
+
+
+def measure_tasks(count=20_000):
+    """Seconds that a task takes which does nothing, and bytes of the scheduler and the script."""
+    port = open_port()
+    with process("scheduler", "--host", "127.0.0.1", "--port", port) as scheduler, ExitStack() as workers:
+        for _ in range(2):
+            options = ["--nthreads", 1, "--no-nanny", "--host", "127.0.0.1"]
+            workers.enter_context(process("worker", f"tcp://127.0.0.1:{port}", *options))
+        with engine.scheduled(Config(_cli_parse_args=[], scheduler=f"tcp://127.0.0.1:{port}")):
+            engine.run(time.sleep, [(0,)] * 100, None, "first")
+            before, began = [peak_bytes(pid) for pid in (scheduler.pid, os.getpid())], time.perf_counter()
+            engine.run(time.sleep, [(0,)] * count, None, "tasks")
+            seconds = time.perf_counter() - began
+            after = [peak_bytes(pid) for pid in (scheduler.pid, os.getpid())]
+    more = [round((b - a) / count) for a, b in zip(before, after, strict=True)]
+    return {"seconds": round(seconds / count, 5), "scheduler_bytes": more[0], "script_bytes": more[1]}
+
+
+def peak_bytes(pid):
+    """Peak resident memory of a process."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return 1024 * int(next(line.split()[1] for line in lines if line.startswith("VmHWM")))
+
+
 def main():
     """Measure, fit, check, and apply."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rows", type=int, nargs="+", default=[50_000, 100_000, 200_000, 400_000])
     parser.add_argument("--held-out", type=int, default=1_000_000)
     parser.add_argument("--folder", type=Path, default=Path("work-benchmark"))
+    parser.add_argument("--fit", action="store_true", help="use the runs that are in the results, and measure none")
     parser.add_argument("--name", default="scale", help="of the results' file")
     given = parser.parse_args()
-    data, work, cores, runs = given.folder / "data", given.folder / "work", measure.machine()["cores"], []
-    for n_rows in (*given.rows, given.held_out):
-        generate(data, n_rows, _DIM)
-        factors = (1,) if n_rows == given.held_out else (1, 2.5)
-        runs += [run(data, work, round(default_clusters(n_rows) * factor)) for factor in factors]
-        shutil.rmtree(data)
-        print(runs[-1]["rows"], runs[-1]["seconds"], file=sys.stderr, flush=True)
-    *known, held_out = runs
+    path, cores = measure.RESULTS / f"{given.name}.json", measure.machine()["cores"]
+    if not given.fit:
+        cost = measure_tasks()
+        runs = measure_runs(given.folder, given.rows, given.held_out)
+        measure.save(given.name, {"cost_of_a_task": cost, "runs": runs})
+    found = json.loads(path.read_text())
+    *known, held_out = found["runs"]
     model = fit_all(known, cores)
     expected = predict(model, held_out["rows"], held_out["clusters"], cores)
-    check = {
-        stage: {"measured_s": held_out["seconds"][stage], "predicted_s": round(sum(parts.values()), 2)}
-        for stage, parts in expected.items()
+    found |= {"model": model, "check": check(held_out, expected)}
+    components = held_out["n_components"]
+    found["plans"] = [apply(model, n_rows, found["cost_of_a_task"], components) for n_rows in (10**8, 10**9)]
+    path.write_text(json.dumps(found, indent=1) + "\n")
+    for stage, seconds in found["check"].items():
+        print(stage, seconds)
+    for plan in found["plans"]:
+        print(json.dumps(plan, indent=1))
+
+
+def measure_runs(folder, rows, held_out):
+    """Runs of each number of rows with two numbers of clusters, and of the held-out one."""
+    data, work, runs = folder / "data", folder / "work", []
+    for n_rows in (*rows, held_out):
+        generate(data, n_rows, _DIM)
+        factors = (1,) if n_rows == held_out else (1, 2.5)
+        runs += [run(data, work, round(default_clusters(n_rows) * factor)) for factor in factors]
+        shutil.rmtree(data)
+        print(n_rows, runs[-1]["seconds"], file=sys.stderr, flush=True)
+    return runs
+
+
+def check(held_out, expected):
+    """Seconds of each stage of the held-out run, and of all: measured, predicted, and the error."""
+    measured = held_out["seconds"] | {"all": sum(held_out["seconds"].values())}
+    predicted = {stage: sum(parts.values()) for stage, parts in expected.items()}
+    predicted["all"] = sum(predicted.values())
+    seconds = {stage: (round(s, 1), round(predicted[stage], 1)) for stage, s in measured.items()}
+    return {
+        stage: {"measured_s": m, "predicted_s": p, "error": round(p / m - 1, 2)} for stage, (m, p) in seconds.items()
     }
-    measure.save(given.name, {"runs": runs, "model": model, "check": check})
-    print(json.dumps(check, indent=1))
 
 
 if __name__ == "__main__":

@@ -64,7 +64,7 @@ class Stage:
         """As `path`, of many files of a finished stage, which are read in tasks."""
         paths = [self.folder / name for name in names]
         new = [(name, path) for name, path in zip(names, paths, strict=True) if self._digests.get(name, "") is not None]
-        found = engine.run(_digest_if_there, [(path,) for _, path in new], n_workers, "verify")
+        found = engine.run(_digest_if_there, [(path,) for _, path in new], n_workers, "checksums")
         for (name, path), digest in zip(new, found, strict=True):
             self._verify(name, path, digest)
         return paths
@@ -97,11 +97,11 @@ class Stage:
         Raises NeardupError where the input isn't any more what it was when the stage began.
         """
         self._check_input(results)
-        self.note_times()
         _remove_temporary(self.folder)
         files = sorted(p for p in self.folder.rglob("*") if p.is_file() and self._is_result(p))
         digests = engine.run(digest_of_file, [(p,) for p in files], self.run.config.n_workers, "checksums")
         names = [p.relative_to(self.folder).as_posix() for p in files]
+        self.note_times()
         content = {**self.key, "results": results, "files": dict(zip(names, digests, strict=True))}
         write_json(self.path(_MANIFEST), content | {"checksum": _digest(content)})
         final = self.folder.with_name(self.name)

@@ -61,7 +61,7 @@ def scheduler(port, **environment):
 
 @contextmanager
 def two_networks():
-    """Two network namespaces, joined by a pair of interfaces. Yields for each its address, and how commands begin there.
+    """Two network namespaces, joined by a pair of interfaces. Yields for each its address, how commands begin in it.
 
     Skips the test where the system doesn't allow them.
     """
