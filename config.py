@@ -55,7 +55,9 @@ class Config(BaseSettings):
     id_column: str | None = Field(
         None, description="column of the ids, in the shards or in tables beside them; None: found, or .txt files"
     )
-    work_dir: Path = Field(ROOT / "work", description="folder for all results, a subfolder a stage")
+    work_dir: Location = Field(
+        ROOT / "work", description="folder for all results, a subfolder a stage; or a URL such as s3://…"
+    )
 
     # faiss_01: check the input, count the components
     target_variance: float = Field(

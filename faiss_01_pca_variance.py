@@ -202,7 +202,7 @@ def report(stage):
         f"{found['rows']:,} rows of {found['dim']} values in {found['shards']} shards, {found['rejected']:,} rejected"
     )
     print(f"{found['n_components']} components keep {found['variance_kept']:.2%} of the variance")
-    print(f"-> {stage.folder} (scree.png shows the spectrum)")
+    print(f"-> {stage.shown} (scree.png shows the spectrum)")
 
 
 if __name__ == "__main__":

@@ -97,20 +97,20 @@ def project_all(stage, shards, model, config):
     bytes_per_row = 8 * dim + 12 * n_components
     block_rows = engine.block_rows(stage.memory, config.n_workers, bytes_per_row, _BLOCK_ROWS)
     sketch_dims = min(config.sketch_dims, n_components)
-    task = partial(project_piece, stage.folder, open_shards(shards), geometry.projection(*model), sketch_dims)
+    task = partial(project_piece, stage, open_shards(shards), geometry.projection(*model), sketch_dims)
     engine.preload("sklearn.decomposition")
     engine.run(task, [(block_rows, piece) for piece in pieces(shard_starts(shards))], config.n_workers, "02 project")
     return sketch_dims
 
 
-def project_piece(folder, rows, projection, sketch_dims, block_rows, piece):
+def project_piece(stage, rows, projection, sketch_dims, block_rows, piece):
     """Write the reduced vectors and the sketches of a shard, or of a part of it. Memory: that of one block."""
-    done, n_rows = folder / f"sketch_{piece.name}.npy", piece.stop - piece.start
+    done, n_rows = stage.path(f"sketch_{piece.name}.npy"), piece.stop - piece.start
     if done.exists():
         return
     with (
         npy_rows(done, (n_rows, sketch_dims + 1)) as write_sketches,
-        npy_rows(folder / f"reduced_{piece.name}.npy", (n_rows, len(projection[1]))) as write_reduced,
+        npy_rows(stage.path(f"reduced_{piece.name}.npy"), (n_rows, len(projection[1]))) as write_reduced,
     ):
         for start, stop in block_ranges(piece[1:], block_rows):
             values, scales, _ = geometry.scaled_rows32(rows.read(start, stop))
@@ -125,7 +125,7 @@ def report(stage):
     print(
         f"{found['rows']:,} rows reduced to {found['n_components']} components, sketched in {found['sketch_dims']} + 1"
     )
-    print(f"-> {stage.folder} (reduced_*.npy, and pca.pkl: a scikit-learn PCA of unit rows)")
+    print(f"-> {stage.shown} (reduced_*.npy, and pca.pkl: a scikit-learn PCA of unit rows)")
 
 
 if __name__ == "__main__":

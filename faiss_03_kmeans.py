@@ -138,7 +138,7 @@ def report(stage):
     """Say what was found and where it is."""
     found = stage.results
     print(f"{found['rows']:,} rows in {found['n_clusters']} clusters of {found['smallest']:,} to {found['largest']:,}")
-    print(f"-> {stage.folder} (clusters/, labels.npy, centroids.npy)")
+    print(f"-> {stage.shown} (clusters/, labels.npy, centroids.npy)")
 
 
 if __name__ == "__main__":

@@ -258,7 +258,7 @@ def report(preview, grouping, stage):
         print(f"not exported, for no row of them is kept, or they aren't one a row: {', '.join(found['not_exported'])}")
     for line in found["warnings"]:
         print(f"look at this: {line}")
-    print(f"-> {stage.folder} (report.html to look at, groups.parquet, keep.txt, drop.txt; README.md lists all)")
+    print(f"-> {stage.shown} (report.html to look at, groups.parquet, keep.txt, drop.txt; README.md lists all)")
     if found["largest"]:
         print("largest groups, the representative first:")
     for group in found["largest"]:

@@ -319,7 +319,7 @@ def report(stage):
     print(f"among {found['rows_in_pairs']:,} of {found['rows']:,} rows")
     print(f"audit: {audit['rows']:,} random rows against all by brute force", end=": ")
     print(f"{audit['pairs']:,} pairs, {audit['missed']} missed, {audit['false']} false")
-    print(f"-> {stage.folder} (neighbors.h5, neighbors.pkl, audit.json)")
+    print(f"-> {stage.shown} (neighbors.h5, neighbors.pkl, audit.json)")
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ import time
 from functools import lru_cache, partial
 from pathlib import Path
 
-from neardup import NeardupError, copies, engine
+from neardup import NeardupError, copies, engine, mirror
 from neardup.checksums import digest_of_bytes, digest_of_file
 from neardup.files import read_json, sync_folder, write_json
 from neardup.freshness import changed_shards, fingerprint, remember, tables_digest, times
@@ -31,6 +31,9 @@ _MANIFEST = "manifest.json"
 _ENDINGS = "partial", "old", "removed"  # of hidden folders: being built, being replaced, being removed
 _PARTS = "parts"  # folder of work in progress
 _BEGUN = "begun.json"  # in a folder under construction: the key of what it will be
+LEADING = [  # of a work folder: what the files of its folders go together with
+    entry for name in STAGES for entry in ((name, (_MANIFEST,)), (f".{name}.partial", (_BEGUN, _MANIFEST)))
+]
 
 
 class Stage:
@@ -53,9 +56,14 @@ class Stage:
     def finished(self):
         return self.results is not None
 
+    @property
+    def shown(self):
+        """Its folder as users know it."""
+        return mirror.shown(self.folder)
+
     def path(self, *parts):
         """A file of this stage; of a finished one, after a look that it is what the stage wrote."""
-        path = self.folder.joinpath(*parts)
+        path = mirror.here(self.folder.joinpath(*parts))
         if self.finished:
             self._verify("/".join(parts), path)
         return path
@@ -76,7 +84,8 @@ class Stage:
             return
         if (digest or _digest_if_there(path)) != expected:
             raise NeardupError(
-                f"{path} is missing or not what {STAGES[self.name][0]} wrote: remove {self.folder} and run it again"
+                f"{mirror.shown(path)} is missing or not what {STAGES[self.name][0]} wrote: remove {self.shown} and "
+                "run it again"
             )
         self._digests[name] = None  # seen
 
@@ -98,8 +107,8 @@ class Stage:
         """
         self._check_input(results)
         _remove_temporary(self.folder)
-        files = sorted(p for p in self.folder.rglob("*") if p.is_file() and self._is_result(p))
-        digests = engine.run(digest_of_file, [(p,) for p in files], self.run.config.n_workers, "checksums")
+        files = [p for p in mirror.files(self.folder) if self._is_result(p)]
+        digests = engine.run(_digest_if_there, [(p,) for p in files], self.run.config.n_workers, "checksums")
         names = [p.relative_to(self.folder).as_posix() for p in files]
         self.note_times()
         content = {**self.key, "results": results, "files": dict(zip(names, digests, strict=True))}
@@ -151,7 +160,7 @@ class Stage:
 
 def _digest_if_there(path):
     """Digest of a file; of none something else."""
-    return digest_of_file(path) if path.is_file() else "missing"
+    return digest_of_file(path) if mirror.here(path).is_file() else "missing"
 
 
 class Run:
@@ -240,12 +249,12 @@ def _finished_stage(run, name, key):
     folder, script = run.config.work_dir / name, STAGES[name][0]
     _recover(folder)
     if not (folder / _MANIFEST).exists():
-        raise NeardupError(f"{folder} is missing: run {script} first")
+        raise NeardupError(f"{mirror.shown(folder)} is missing: run {script} first")
     manifest = _read_manifest(folder / _MANIFEST)
     key = _searched_lower(manifest, key)
     differences = _differences(manifest, key) or _changes(run, manifest)
     if differences:
-        raise NeardupError(f"{folder} was made {differences}: run {script} again, or set it back")
+        raise NeardupError(f"{mirror.shown(folder)} was made {differences}: run {script} again, or set it back")
     return Stage(name, folder, key, manifest)
 
 
@@ -311,6 +320,8 @@ def _open(run, name, key):
 
 def _publish(folder, final):
     """Put a finished folder in the place of an earlier one."""
+    names = [path.relative_to(folder).as_posix() for path in mirror.files(folder) if path.name != _BEGUN]
+    mirror.publish(folder, final, [name for name in names if not name.startswith(f"{_PARTS}/")], last=_MANIFEST)
     old = _old(final)
     shutil.rmtree(old, ignore_errors=True)
     if final.exists():
@@ -329,6 +340,7 @@ def _tidy(final):
 
 def _remove(folder, aside):
     """Remove a folder whose content belongs together: out of the way in one step, for removing may be cut off."""
+    mirror.remove(folder)
     shutil.rmtree(aside, ignore_errors=True)
     if folder.exists():
         os.rename(folder, aside)

@@ -11,6 +11,7 @@ from neardup import geometry
 from neardup.candidates import lay_out
 from neardup.embeddings import block_ranges, open_pieces, pieces
 from neardup.files import damaged, npy_rows, write_npy
+from neardup.mirror import here
 from neardup.npy import map_array, map_npy
 
 _STEPS = 30_000  # of a visit's margin, from 0 to the reach
@@ -49,7 +50,7 @@ class _DataSet(NamedTuple):
 
 def _data_sets(path):
     try:
-        with h5py.File(path) as file:
+        with h5py.File(here(path)) as file:
             found = [_DataSet(file[n].shape, file[n].dtype, file[n].id.get_offset()) for n in ("row", "vector")]
     except (OSError, KeyError, RuntimeError) as error:
         raise damaged(path, error) from error

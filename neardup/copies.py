@@ -7,7 +7,7 @@ from pathlib import PurePosixPath
 
 import numpy as np
 
-from neardup import NeardupError, engine
+from neardup import NeardupError, engine, mirror
 from neardup.files import atomic, npy_rows, read_json, write_json
 from neardup.formats import Vectors
 from neardup.metadata import SUFFIXES
@@ -23,17 +23,20 @@ def fetch(url, folder, wanted, n_workers):
     url: as fsspec has it (`s3://bucket/folder`); wanted(names): which of its files to copy, by their names below it.
     Returns the path of the local copy. Raises NeardupError where the folder can't be listed.
     """
-    mirror = folder / _FETCHED
+    mirrored = folder / _FETCHED
     system, root, found, names = _listed(url, wanted)
+    above = url.rstrip("/") if root not in names else url.rstrip("/").rpartition("/")[0]
+    mirror.attach(mirrored, above, False, root)
     identity = {path: {key: str(value) for key, value in found[path].items()} for path in names}
-    kept = {p for name in names.values() for p in (mirror / name, _note(mirror / name))}
-    for path in mirror.rglob("*"):
+    kept = {p for name in names.values() for p in (mirrored / name, _note(mirrored / name))}
+    for path in mirrored.rglob("*"):
         if path.is_file() and path not in kept:
             path.unlink()
-    missing = [(p, mirror / name, identity[p]) for p, name in names.items() if not _is_of(mirror / name, identity[p])]
+    copies = [(path, mirrored / name, identity[path]) for path, name in names.items()]
+    missing = [copy for copy in copies if not _is_of(*copy[1:])]
     _need_room(folder, sum(found[path]["size"] or 0 for path, *_ in missing))
-    engine.run(partial(_fetch, system), missing, n_workers, "fetch input")
-    return mirror / names[root] if root in names else mirror
+    engine.run_in_threads(partial(_fetch, system), missing, n_workers, "fetch input")
+    return mirrored / names[root] if root in names else mirrored
 
 
 def files_at(url, wanted):
@@ -107,7 +110,7 @@ def make(shards, blocks_of, n_workers):
     missing = [s for s in shards if not is_current(s)]
     if missing:
         _need_room(missing[0].copy.parent, sum(s.rows * s.dim * s.dtype.itemsize for s in missing))
-        engine.run(_make, [(s, blocks_of) for s in missing], n_workers, "decode input")
+        engine.run_in_threads(_make, [(s, blocks_of) for s in missing], n_workers, "decode input")
 
 
 def is_current(shard):

@@ -18,7 +18,7 @@ import numpy as np
 from threadpoolctl import ThreadpoolController
 from tqdm.dask import TqdmCallback
 
-from neardup import NeardupError
+from neardup import NeardupError, mirror
 from neardup.files import write_beside_others
 from neardup.npy import PARSING
 
@@ -150,6 +150,14 @@ def run_here(function, *arguments, label):
         return _compute_here([dask.delayed(function, pure=False)(*arguments)], 1, label)[0]
 
 
+def run_in_threads(function, arguments, n_workers, label):
+    """As `run`, always in this process: what concerns this machine."""
+    n_workers = n_workers or cores()
+    with _timed(label, len(arguments)):
+        values = [dask.delayed(limited, pure=False)(function, cores() // n_workers, *a) for a in arguments]
+        return _compute_here(values, n_workers, label)
+
+
 def run(function, arguments, n_workers, label):
     """function(*a) for each tuple a of `arguments`, as tasks. Returns their results in order."""
     return compute(tasks(function, arguments, n_workers, label), n_workers, label)
@@ -162,8 +170,8 @@ def tasks(function, arguments, n_workers, label):
     """
     call, token = dask.delayed(on_worker if _cluster else limited, pure=False), uuid4().hex
     shared = dask.delayed(function, pure=False, name=f"function-{token}", traverse=False)
-    threads = 1 if _cluster else cores() // worker_count(n_workers)
-    return [call(shared, threads, *a, dask_key_name=f"{label}-{i}-{token}") for i, a in enumerate(arguments)]
+    common = (1, mirror.attached()) if _cluster else (cores() // worker_count(n_workers),)
+    return [call(shared, *common, *a, dask_key_name=f"{label}-{i}-{token}") for i, a in enumerate(arguments)]
 
 
 def limited(function, threads, *arguments):
@@ -172,9 +180,11 @@ def limited(function, threads, *arguments):
     return function(*arguments)
 
 
-def on_worker(function, threads, *arguments):
-    """As `limited`, beside other processes."""
+def on_worker(function, threads, mirrors, *arguments):
+    """As `limited`, beside other processes, perhaps on another host. mirrors: of `mirror.attached`."""
     write_beside_others()
+    for mirrored in mirrors:
+        mirror.attach(*mirrored)
     return limited(function, threads, *arguments)
 
 

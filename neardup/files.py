@@ -12,7 +12,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from neardup import NeardupError
+from neardup import NeardupError, mirror
 
 _FORMULA = ("=", "+", "-", "@", '"')  # beginnings of text that isn't written to a CSV file as it is
 _writer = ""  # part of the names of temporary files: none where no other process writes, so a killed one's are replaced
@@ -55,6 +55,7 @@ def atomic(path, flush=True):
     os.replace(temporary, path)
     if flush:
         sync_folder(path.parent)
+    mirror.put(path)
 
 
 def write_json(path, content, flush=True):

@@ -9,6 +9,7 @@ import pyarrow.compute as pc
 from neardup import NeardupError
 from neardup.formats.flat import id_map
 from neardup.metadata import read_column
+from neardup.mirror import here
 
 _BLOCK_ROWS = 1 << 16  # rows whose ids are handled together
 _CHUNK = 1 << 16  # bytes of a chunk of the HDF5 data set that holds their text, where it is written in blocks
@@ -127,7 +128,7 @@ class IdTable:
     @classmethod
     def open(cls, path):
         """Those of ids.arrow, memory-mapped."""
-        return cls(pa.ipc.open_file(pa.memory_map(str(path))).read_all().column("id").chunks, path)
+        return cls(pa.ipc.open_file(pa.memory_map(str(here(path)))).read_all().column("id").chunks, path)
 
     def __reduce__(self):
         """A file is opened anew wherever a task runs."""

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from neardup.files import damaged
+from neardup.mirror import here
 
 # numpy parses headers with `ast`, which before CPython 3.11.8 fails now and then in two threads at once (gh-106905)
 PARSING = Lock()
@@ -27,7 +28,7 @@ class Header(NamedTuple):
 
 def read_header(path):
     """As `header_of`, of a .npy file."""
-    with path.open("rb") as file:
+    with here(path).open("rb") as file:
         return header_of(file)
 
 
@@ -46,7 +47,7 @@ def read_npy(path):
     """A whole .npy file of ours as an array. Raises NeardupError where it is damaged."""
     try:
         with PARSING:
-            return np.load(path, allow_pickle=False)
+            return np.load(here(path), allow_pickle=False)
     except UNREADABLE as error:
         raise damaged(path, error) from error
 
@@ -69,7 +70,7 @@ def map_array(path, dtype, offset, shape, fortran_order=False):
     if not count:
         return np.empty(shape, dtype)
     start = offset - offset % mmap.ALLOCATIONGRANULARITY
-    with path.open("rb") as file:
+    with here(path).open("rb") as file:
         length = offset - start + count * dtype.itemsize
         mapped = mmap.mmap(file.fileno(), length, access=mmap.ACCESS_READ, offset=start)
     return np.frombuffer(mapped, dtype, count, offset - start).reshape(shape, order="F" if fortran_order else "C")

@@ -11,6 +11,7 @@ from neardup import engine, geometry
 from neardup.artifacts import find_input, reading_of
 from neardup.copies import files_at
 from neardup.embeddings import open_shards
+from neardup.mirror import folder_for
 from neardup.shards import wanted
 
 _SAMPLE, _RUN = 4096, 256  # rows that are read and multiplied; of them that follow each other
@@ -22,6 +23,8 @@ _BYTES_A_ROW = 700  # kept of each row on disk while stage 4 runs
 
 def plan(config):
     """Rows, shards, disk, memory and time as small values. Reads headers, and a few thousand rows where they lie."""
+    if not isinstance(config.work_dir, Path):
+        config = config.model_copy(update={"work_dir": folder_for(config.work_dir)})
     if not isinstance(config.data_dir, Path):
         sizes = files_at(config.data_dir, partial(wanted, reading_of(config)))
         return {"files": len(sizes), "input_bytes": sum(sizes)}

@@ -8,12 +8,14 @@ import sys
 from argparse import ArgumentError
 from contextlib import suppress
 from pathlib import Path
+from uuid import uuid4
 
 from pydantic import ValidationError
 from pydantic_settings import CliSettingsSource, SettingsError
 
 from config import SECTIONS, Config
-from neardup import NeardupError, engine
+from neardup import NeardupError, engine, mirror
+from neardup.artifacts import LEADING
 from neardup.lock import lock
 from neardup.plan import plan, print_plan
 
@@ -39,9 +41,10 @@ def main(run, description):
         if config.dry_run:
             tell(config, plan(config), print_plan)
         else:
+            config = _here(config)
             lock(config.work_dir, name)
             with engine.scheduled(config):
-                run(_anywhere(config))
+                run(config)
     except BrokenPipeError:  # whoever reads what is printed has enough; all results are there
         os._exit(EXIT_ERROR)
     except NeardupError as error:
@@ -53,12 +56,15 @@ def main(run, description):
         _fail(name, EXIT_ERROR, "out of memory: set a lower memory_limit or n_workers, then start it again to go on")
 
 
-def _anywhere(config):
-    """The settings with paths that are the same for workers in other folders."""
-    if config.scheduler == "threads":
-        return config
-    paths = {name: getattr(config, name) for name in ("data_dir", "work_dir")}
-    return config.model_copy(update={name: p.absolute() for name, p in paths.items() if isinstance(p, Path)})
+def _here(config):
+    """The settings with a work folder of this machine, and with paths that workers in other folders know, too."""
+    paths, url = {name: getattr(config, name) for name in ("data_dir", "work_dir")}, config.work_dir
+    if not isinstance(url, Path):
+        paths["work_dir"] = mirror.folder_for(url)
+        mirror.attach(paths["work_dir"], url, True, uuid4().hex, LEADING)
+    if config.scheduler != "threads":
+        paths = {name: p.absolute() if isinstance(p, Path) else p for name, p in paths.items()}
+    return config.model_copy(update=paths)
 
 
 def tell(config, found, report):
@@ -66,7 +72,7 @@ def tell(config, found, report):
     if not config.json_output:
         report(found)
     else:
-        print(json.dumps(found if isinstance(found, dict) else found.results | {"folder": str(found.folder)}))
+        print(json.dumps(found if isinstance(found, dict) else found.results | {"folder": str(found.shown)}))
 
 
 def _command_line(name):

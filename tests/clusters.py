@@ -1,5 +1,6 @@
 """A scheduler and workers of Dask for tests, and the run on threads that theirs is compared with."""
 
+import logging
 import os
 import signal
 import subprocess
@@ -87,16 +88,64 @@ def worker(port, *more, **environment):
     return dask("worker", f"tcp://127.0.0.1:{port}", *options, **environment)
 
 
-def slow_worker(port, seconds):
+def slow_worker(port, seconds, **environment):
     """A worker whose tasks take so much longer."""
-    return worker(port, "--preload", SLOW, NEARDUP_TEST_DELAY=str(seconds))
+    return worker(port, "--preload", SLOW, NEARDUP_TEST_DELAY=str(seconds), **environment)
 
 
 def begin(script, whole, work, port, host="127.0.0.1", within=()):
     """Start a script on the cluster. within: words before its command."""
+    return begin_anywhere(script, whole / "data", work, port, host, within)
+
+
+def begin_anywhere(script, data, work, port, host="127.0.0.1", within=(), **environment):
+    """As `begin`, with folders or URLs."""
     address = ["--scheduler", f"tcp://{host}:{port}"]
-    arguments = [sys.executable, ROOT / script, "--data-dir", whole / "data", "--work-dir", work, *OPTIONS, *address]
-    return subprocess.Popen([*within, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    arguments = [*within, sys.executable, ROOT / script, "--data-dir", data, "--work-dir", work, *OPTIONS, *address]
+    environment = {**os.environ, **environment}
+    return subprocess.Popen(arguments, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+@pytest.fixture(scope="module")
+def bucket(whole):
+    """A bucket of a server that speaks S3, with the input of `whole`. Yields its client, and an environment for it."""
+    import boto3
+    from moto.server import ThreadedMotoServer
+
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    server = ThreadedMotoServer("127.0.0.1", port=0)
+    server.start()
+    try:
+        url = "http://{}:{}".format(*server.get_host_and_port())
+        client = boto3.client("s3", "us-east-1", endpoint_url=url, aws_access_key_id="x", aws_secret_access_key="x")
+        client.create_bucket(Bucket="bucket")
+        upload(client, whole / "data", "data")
+        yield client, {"AWS_ACCESS_KEY_ID": "x", "AWS_SECRET_ACCESS_KEY": "x", "AWS_ENDPOINT_URL": url}
+    finally:
+        server.stop()
+
+
+def upload(client, folder, prefix):
+    """Put all files below a folder into the bucket."""
+    for name, content in tree_bytes(folder).items():
+        client.put_object(Bucket="bucket", Key=f"{prefix}/{name}", Body=content)
+
+
+def download(client, prefix, folder):
+    """What the bucket holds below a prefix, as files."""
+    for page in client.get_paginator("list_objects_v2").paginate(Bucket="bucket", Prefix=f"{prefix}/"):
+        for entry in page.get("Contents", []):
+            path = folder / entry["Key"].removeprefix(f"{prefix}/")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(client.get_object(Bucket="bucket", Key=entry["Key"])["Body"].read())
+    return folder
+
+
+def hosts(tmp_path, *names):
+    """Environments of hosts that share no disk: each has a folder of its own for copies of what is in the bucket."""
+    for name in names:
+        (tmp_path / name).mkdir()
+    return [{"TMPDIR": str(tmp_path / name)} for name in names]
 
 
 def ended(running, timeout=100):

@@ -15,7 +15,11 @@ from clusters import (
     OPTIONS,
     SETTINGS,
     begin,
+    begin_anywhere,
+    bucket,
+    download,
     ended,
+    hosts,
     process,
     same,
     scheduler,
@@ -78,6 +82,24 @@ def test_two_hosts_with_networks_of_their_own(whole, tmp_path):
                 status, _, lines = ended(begin(script, whole, tmp_path, port, first, within_first))
                 assert (status, lines) == (0, [])
     same(whole, tmp_path)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_hosts_that_share_nothing_but_a_bucket(whole, bucket, tmp_path):
+    """Input and work folder are there; script and workers have disks of their own."""
+    (client, keys), port = bucket, open_port()
+    script_host, *worker_hosts = hosts(tmp_path, "script", "worker-1", "worker-2")
+    with scheduler(port), ExitStack() as workers:
+        for host in worker_hosts:
+            workers.enter_context(worker(port, **keys, **host))
+        for script in SCRIPTS:
+            running = begin_anywhere(script, "s3://bucket/data", "s3://bucket/work", port, **keys, **script_host)
+            status, out, lines = ended(running)
+            assert (status, lines) == (0, [])
+            assert f"-> s3://bucket/work/{NAMES[SCRIPTS.index(script)]} (" in out
+    work = download(client, "work", tmp_path / "work")
+    same(whole, work)
+    assert {path.name for path in work.iterdir()} == {*NAMES}
 
 
 def test_no_scheduler_is_said(whole, tmp_path):

@@ -5,7 +5,20 @@ import time
 from contextlib import ExitStack
 
 import pytest
-from clusters import NAMES, begin, ended, same, scheduler, slow_worker, whole
+from clusters import (
+    NAMES,
+    begin,
+    begin_anywhere,
+    bucket,
+    download,
+    ended,
+    hosts,
+    same,
+    scheduler,
+    slow_worker,
+    upload,
+    whole,
+)
 from conftest import work_before
 from distributed.utils import open_port
 
@@ -34,6 +47,31 @@ def test_a_worker(whole, tmp_path, name, how):
         status, _, lines = ended(running)
         assert (status, lines) == (0, [])
     same(whole, work, NAMES[: NAMES.index(name) + 1])
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", NAMES)
+def test_a_worker_killed_where_all_is_in_a_bucket(whole, bucket, tmp_path, name):
+    """Hosts share no disk; what the dead one had put into the bucket stays."""
+    (client, keys), port, prefix = bucket, open_port(), f"killed/{name}"
+    upload(client, work_before(name, whole, tmp_path / "before"), prefix)
+    script_host, *worker_hosts = hosts(tmp_path, "script", "worker-1", "worker-2")
+    first, second = (slow_worker(port, 0.3, **keys, **host) for host in worker_hosts)
+    with scheduler(port), first as killed, second:
+        places = "s3://bucket/data", f"s3://bucket/{prefix}"
+        running = begin_anywhere(STAGES[name][0], *places, port, **keys, **script_host)
+        begun = {f"{prefix}/.{name}.partial/begun.json"}
+        while running.poll() is None and keys_of(client, f"{prefix}/.{name}.partial") <= begun:
+            time.sleep(0.01)
+        killed.send_signal(signal.SIGKILL)
+        status, _, lines = ended(running)
+        assert (status, lines) == (0, [])
+    same(whole, download(client, prefix, tmp_path / "work"), NAMES[: NAMES.index(name) + 1])
+
+
+def keys_of(client, prefix):
+    """What the bucket holds below a prefix."""
+    return {entry["Key"] for entry in client.list_objects_v2(Bucket="bucket", Prefix=prefix).get("Contents", [])}
 
 
 @pytest.mark.parametrize("name", NAMES)

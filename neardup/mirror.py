@@ -1,0 +1,160 @@
+"""Folders behind URLs: what is written goes there, and what is read and isn't here comes from there.
+
+A mirror is a folder of this machine that stands for one of an object store. Whoever writes a file below it puts it
+there, too, once it is whole; whoever opens one asks for it `here` first. So hosts that share no disk share files.
+"""
+
+import os
+import shutil
+import tempfile
+from contextlib import contextmanager
+from functools import lru_cache
+from pathlib import Path
+from threading import get_ident
+
+from filelock import FileLock
+
+from neardup import NeardupError
+from neardup.checksums import digest_of_bytes
+
+_OF_ONE_MACHINE = ".lock", ".lock.json", ".input.json"
+_attached = {}  # local folder: how it was attached
+
+
+def folder_for(url):
+    """The folder of this machine that mirrors a URL: in TMPDIR, the same each time."""
+    return Path(tempfile.gettempdir()) / f"neardup-{digest_of_bytes(url.encode())[:16]}"
+
+
+def attach(local, url, writable, run, leading=()):
+    """From now on a folder mirrors a URL; what it holds of other times than what is there now is removed.
+
+    run: what tells this run of a script from others; leading: [(folder, names)], below it: what is in such a folder
+    goes together with its files of these names.
+    """
+    how = url, writable, run, leading
+    if _attached.get(str(local)) == how:
+        return
+    _attached[str(local)] = how
+    local.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{local}.attaching"):
+        for folder, names in leading:
+            paths = [local / folder / name for name in names]
+            ours = [path.read_bytes() if path.exists() else None for path in paths]
+            if ours != [_read(path) for path in paths]:
+                shutil.rmtree(local / folder, ignore_errors=True)
+                for path in paths:
+                    here(path)
+
+
+def attached():
+    """Arguments of `attach` for processes on other hosts."""
+    return [(Path(local), *how) for local, how in _attached.items()]
+
+
+def _remote(path):
+    """The file system and path there of a path in a mirror, and whether files are put there; None of other paths."""
+    for folder in sorted(_attached, key=len, reverse=True):
+        if path.is_relative_to(folder):
+            url, writable, *_ = _attached[folder]
+            system, root = _system(url)
+            return system, f"{root.rstrip('/')}/{path.relative_to(folder).as_posix()}".rstrip("/"), writable
+    return None
+
+
+@lru_cache
+def _system(url):
+    import fsspec
+
+    with _told(url):
+        return fsspec.core.url_to_fs(url, use_listings_cache=False)
+
+
+@contextmanager
+def _told(what):
+    """Raises NeardupError where a file system fails."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # each file system has its own
+        raise NeardupError(f"{what}: {type(error).__name__}: {error}; mend that, then start it again") from error
+
+
+def shown(path):
+    """A path as users know it: the URL of what is in a mirror."""
+    for folder, (url, *_) in _attached.items():
+        if path.is_relative_to(folder):
+            return f"{url.rstrip('/')}/{path.relative_to(folder).as_posix()}"
+    return path
+
+
+def here(path):
+    """The path itself, its file fetched if it is in a mirror and only there."""
+    remote = _attached and not path.exists() and _remote(path)
+    if remote:
+        system, name, _ = remote
+        temporary = path.with_name(f".{os.getpid()}-{get_ident()}.{path.name}.tmp")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with _told(name):
+                if system.isfile(name):
+                    system.get_file(name, str(temporary))
+                    os.replace(temporary, path)
+        except FileNotFoundError:
+            temporary.unlink(missing_ok=True)
+    return path
+
+
+def _read(path):
+    system, name, _ = _remote(path)
+    try:
+        with _told(name):
+            return system.cat_file(name)
+    except FileNotFoundError:
+        return None
+
+
+def put(path):
+    """Copy a file that was written to where its mirror's files are."""
+    remote = _attached and path.name not in _OF_ONE_MACHINE and _remote(path)
+    if remote and remote[2]:
+        system, name, _ = remote
+        with _told(name):
+            system.put_file(str(path), name)
+
+
+def files(folder):
+    """Paths of all files below a folder, those that are only there included, sorted."""
+    found = {p for p in folder.rglob("*") if p.is_file()}
+    remote = _attached and _remote(folder)
+    if remote:
+        system, name, _ = remote
+        with _told(name):
+            found |= {folder / there.removeprefix(f"{name}/") for there in system.find(name)}
+    return sorted(found)
+
+
+def remove(folder):
+    """Remove all files below a folder where its mirror's files are."""
+    remote = _attached and _remote(folder)
+    if remote:
+        system, name, _ = remote
+        with _told(name):
+            if system.exists(name):
+                system.rm(name, recursive=True)
+
+
+def publish(folder, final, names, last):
+    """Put files of one folder in the place of all of another, there: one that decides, whose name is `last`, last."""
+    remote = _attached and _remote(folder)
+    if remote:
+        system, begun, _ = remote
+        _, done, _ = _remote(final)
+        remove(final / last)
+        remove(final)
+        others = [name for name in names if name != last]
+        with _told(done):
+            for some in (others, [last]):
+                system.copy([f"{begun}/{name}" for name in some], [f"{done}/{name}" for name in some])
+        remove(folder)

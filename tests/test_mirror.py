@@ -1,0 +1,114 @@
+"""A work folder behind a URL: the same files there, whatever this machine still has of other runs."""
+
+import shutil
+from uuid import uuid4
+
+import fsspec
+import numpy as np
+import pytest
+from conftest import NOTES, SCRIPTS, lay_out, run_stages, tree_bytes
+
+from neardup import NeardupError, mirror
+from neardup.artifacts import LEADING, STAGES
+
+URL = "memory://bucket/work"
+
+
+@pytest.fixture
+def remote(monkeypatch):
+    """An empty folder there."""
+    monkeypatch.setattr(mirror, "_attached", {})
+    system = fsspec.filesystem("memory")
+    system.store.clear()
+    yield system
+    system.store.clear()
+
+
+@pytest.fixture
+def data(tmp_path):
+    rows = np.random.default_rng(0).normal(size=(300, 16)).astype(np.float32)
+    rows[200:250] = rows[:50] + 0.01
+    return lay_out(tmp_path / "data", rows, cuts=[120])
+
+
+def start(local):
+    """What a script does first."""
+    mirror.attach(local, URL, True, uuid4().hex, LEADING)
+
+
+def run(data, local, scripts=SCRIPTS, **settings):
+    start(local)
+    run_stages(data, local, scripts, **{"threshold": 0.9, "n_clusters": 4, **settings})
+
+
+def there(remote):
+    """{name: content} of the remote folder, without notes."""
+    found = {name.removeprefix("/bucket/work/"): file.getvalue() for name, file in remote.store.items()}
+    return {name: content for name, content in found.items() if name.rpartition("/")[2] not in NOTES}
+
+
+def test_files_are_the_same_there(remote, data, tmp_path):
+    """Also when every script starts on a machine that has nothing."""
+    for number, script in enumerate(SCRIPTS):
+        mirror._attached.clear()
+        run(data, tmp_path / f"machine-{number}", [script])
+    run_stages(data, tmp_path / "plain", threshold=0.9, n_clusters=4)
+    assert there(remote) == tree_bytes(tmp_path / "plain")
+
+
+def test_what_a_machine_has_of_another_run_is_not_used(remote, data, tmp_path):
+    """One machine goes on with other settings; the first, which has the old files, comes back."""
+    run(data, tmp_path / "first")
+    mirror._attached.clear()
+    run(data, tmp_path / "second", n_clusters=7)
+    mirror._attached.clear()
+    run(data, tmp_path / "first", SCRIPTS[3:], n_clusters=7)  # finished: so does nothing
+    run_stages(data, tmp_path / "plain", threshold=0.9, n_clusters=7)
+    assert there(remote) == tree_bytes(tmp_path / "plain")
+
+
+def test_work_in_progress_of_another_run_is_not_used(remote, data, tmp_path):
+    """It lies where this run's would: of another K, in a stage that was interrupted."""
+    run(data, tmp_path / "other", SCRIPTS[:2])
+    shutil.copytree(tmp_path / "other", tmp_path / "machine")
+    old = tmp_path / "machine" / ".03_kmeans.partial"
+    (old / "parts").mkdir(parents=True)
+    (old / "begun.json").write_text("{}\n")
+    np.save(old / "parts" / "centroids.npy", np.zeros((1, 17), dtype=np.float32))
+    mirror._attached.clear()
+    run(data, tmp_path / "machine")
+    run_stages(data, tmp_path / "plain", threshold=0.9, n_clusters=4)
+    assert there(remote) == tree_bytes(tmp_path / "plain")
+
+
+@pytest.mark.parametrize(("name", "at"), [("03_kmeans", 0), *((name, 1) for name in STAGES)])
+def test_a_publication_that_is_cut_off_is_completed(remote, data, tmp_path, monkeypatch, name, at):
+    """Over an earlier result: before anything is copied, and before what decides is. From another machine."""
+    run(data, tmp_path / "machine", sketch_dims=5, target_variance=0.9, random_state=1, audit_rows=9, grouping="star")
+    stage, copy, calls = [*STAGES].index(name), type(remote).copy, []
+    mirror._attached.clear()
+    run(data, tmp_path / "machine", SCRIPTS[:stage])
+
+    def cut_off(*arguments, **options):
+        calls.append(arguments)
+        if len(calls) > at:
+            raise ConnectionError("gone")
+        return copy(*arguments, **options)
+
+    monkeypatch.setattr(type(remote), "copy", cut_off)
+    with pytest.raises(NeardupError, match="ConnectionError: gone; mend that"):
+        run(data, tmp_path / "machine", SCRIPTS[stage : stage + 1])
+    assert f"/bucket/work/{name}/manifest.json" not in remote.store
+    monkeypatch.undo()
+    monkeypatch.setattr(mirror, "_attached", {})
+    run(data, tmp_path / "another", SCRIPTS[stage:])
+    run_stages(data, tmp_path / "plain", threshold=0.9, n_clusters=4)
+    assert there(remote) == tree_bytes(tmp_path / "plain")
+
+
+def test_a_file_that_is_damaged_there_is_told(remote, data, tmp_path):
+    run(data, tmp_path / "machine", SCRIPTS[:2])
+    remote.pipe("/bucket/work/02_pca_reduce/sketch_00001.npy", b"other")
+    mirror._attached.clear()
+    with pytest.raises(NeardupError, match=r"memory://bucket/work/02_pca_reduce/sketch_00001\.npy is missing"):
+        run(data, tmp_path / "another", SCRIPTS[2:3])
