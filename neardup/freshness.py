@@ -11,6 +11,8 @@ from neardup.checksums import Digest, digest_of_bytes, digest_of_file, digest_of
 from neardup.embeddings import block_ranges, open_shards, piece_groups, pieces
 from neardup.files import read_json, write_json
 from neardup.ids import read_ids
+from neardup.metadata import digest_of_column
+from neardup.preview import Preview
 
 _MEMO = ".input.json"  # in the work folder: when which shard was last seen to hold what
 _BLOCK_ROWS = 8192  # rows hashed together
@@ -34,12 +36,17 @@ def fingerprint(shards):
 
 
 def tables_digest(config, shards):
-    """What identifies the texts and the metadata that the settings name. Reads those, but for what shards hold."""
-    named = Path(config.preview) if config.preview else shards[0].path.parent / "texts.json"
-    paths = [named] if named.is_file() else []
-    if ":" in config.representative or config.tabulated or (config.preview and not paths):
-        paths += [shard.table for shard in shards if shard.table and shard.table != shard.path]
-    return [digest_of_file(path) for path in paths]
+    """What identifies the texts and the metadata that the settings name. Memory: a column of a shard, twice.
+
+    Of tables just those columns, wherever they are; all of them where a copy of them is made. Raises as `read_column`.
+    """
+    preview = Preview(config.preview, shards, ids=None)
+    columns = {*config.tabulated, *([preview.setting] if preview.is_column else [])}
+    columns |= {config.representative.partition(":")[2]} - {""}
+    tables = [shard for shard in shards if shard.table]
+    found = [digest_of_file(Path(preview.setting))] if preview.is_file else []
+    found += [digest_of_file(shard.table) for shard in tables if config.export]
+    return found + [digest_of_column(s.table, column, s.rows) for column in sorted(columns) for s in tables]
 
 
 def times(shards):

@@ -7,6 +7,7 @@ import pyarrow as pa
 import pyarrow.csv
 
 from neardup import NeardupError
+from neardup.checksums import digest_of_bytes
 from neardup.formats.hdf5 import opened
 from neardup.formats.tables import batches, check_once, schema_and_rows
 
@@ -54,6 +55,14 @@ def read_column(path, name, rows, kind=None):
     if len(values) != rows:
         raise NeardupError(f"{path} has {len(values)} rows, not the {rows} of its shard: write it again")
     return values.combine_chunks() if isinstance(values, pa.ChunkedArray) else values
+
+
+def digest_of_column(path, name, rows):
+    """Digest of a column's type and values. Raises as `read_column`. Memory: the column, twice."""
+    batch, sink = pa.record_batch([read_column(path, name, rows)], [name]), pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, batch.schema) as writer:  # which knows all types, and leaves out what isn't of them
+        writer.write_batch(batch)
+    return digest_of_bytes(sink.getvalue())
 
 
 def as_text(values, path, name):

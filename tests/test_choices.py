@@ -343,30 +343,68 @@ def test_a_column_that_cannot_be_used_is_named(tmp_path, settings, columns, mess
     assert not (case.work / STAGE).exists()
 
 
-CHANGES = [
-    ".txt",
-    ("column"),
-    ("large"),
-]
+LONG = "z" * 150_001
+METADATA = {"id": [*"abcdef"], "text": ["z"] * 6, "score": [1, 2, 3, 3, 2, 1], "kind": [None, *"ababa"]}
 
 
-@pytest.mark.parametrize("how", CHANGES)
-def test_a_changed_score_changes_stage_5_only(tmp_path, how):
-    text = "z" * 150_001 if how == "large" else "z"
-    columns = {"id": [*"abcdef"], "text": [text] * 6, "score": [1, 2, 3, 3, 2, 1]}
-    data, work = lay_out(tmp_path / "data", np.repeat(np.eye(2), 3, axis=0)), tmp_path / "work"
-    if how == "column":
-        (data / "part_0.txt").unlink()
-    settings = {"audit_rows": 0, "n_clusters": 1, "representative": "highest:score"}
-    write_tables(data, columns, ".csv")
-    run_stages(data, work, **settings)
-    states = [work / stage / "manifest.json" for stage in sorted(p.name for p in work.glob("0*"))]
-    before = {path: path.stat().st_mtime_ns for path in states}
-    assert kept(work) == [2, 3]
-    write_tables(data, columns | {"score": [4, 2, 3, 3, 2, 1]}, ".csv")
-    run_stages(data, work, **settings)
-    assert kept(work) == [0, 3]
-    assert {path.parent.name for path in states if path.stat().st_mtime_ns != before[path]} == {STAGE}
+def write_shard(data, kind, columns):
+    """Six rows, two groups, with their metadata: beside them in a CSV file, or in the shard itself."""
+    rows = np.repeat(np.eye(2), 3, axis=0)
+    if kind.startswith(".csv"):
+        lay_out(data, rows)
+        if kind == ".csv, ids":
+            (data / "part_0.txt").unlink()
+        return write_tables(data, columns, ".csv")
+    data.mkdir(exist_ok=True)
+    if kind == ".h5":
+        with h5py.File(data / "part.h5", "w") as file:
+            file.create_dataset("emb", data=rows, chunks=True)
+            for name, values in columns.items():
+                file[name] = [value or "" for value in values] if name == "kind" else values
+        return None
+    table = pa.table({"emb": rows.tolist(), **columns})
+    if kind == ".parquet":
+        return pq.write_table(table, data / "part.parquet")
+    with pa.ipc.new_file(str(data / "part.arrow"), table.schema) as writer:
+        writer.write_table(table)
+
+
+CHANGES = {  # settings of stage 5, and columns of the metadata after which it is another one
+    "score": ({"representative": "highest:score"}, {"score": [4, 2, 3, 3, 2, 1]}),
+    "long texts": ({"representative": "longest_text", "preview": "text"}, {"text": [LONG, "z", LONG, *"zzz"]}),
+    "categories": ({"tabulate": "kind"}, {"kind": pa.array([None, *"abbba"]).dictionary_encode()}),
+    "missing": ({"tabulate": "kind"}, {"kind": ["", None, *"baba"]}),
+    "export": ({"export": True}, {"score": [4, 2, 3, 3, 2, 1]}),
+}
+OTHERS = {"score": [9] * 6, "text": ["y"] * 6, "kind": ["c"] * 6}  # of columns that aren't named
+
+
+@pytest.mark.parametrize("kind", [".csv", ".csv, ids", ".parquet", ".arrow", ".h5"])
+@pytest.mark.parametrize("what", CHANGES)
+def test_changed_metadata_change_stage_5_only(tmp_path, kind, what):
+    """Where they are named; also those in the shard itself."""
+    settings, changed = CHANGES[what]
+    if kind == ".h5" and what == "categories":
+        changed = {"kind": [None, *"abbba"]}
+    data, works = tmp_path / "data", [tmp_path / name for name in ("work", "fresh")]
+    write_shard(data, kind, METADATA)
+    settings = {"audit_rows": 0, "n_clusters": 1} | settings
+    run_stages(data, works[0], **settings)
+    manifests = sorted(works[0].glob("0*/manifest.json"))
+
+    def made_anew(columns):
+        """The stages that a run on other metadata makes anew."""
+        before = [path.stat().st_mtime_ns for path in manifests]
+        write_shard(data, kind, METADATA | columns)
+        run_stages(data, works[0], **settings)
+        return [p.parent.name for p, b in zip(manifests, before, strict=True) if p.stat().st_mtime_ns != b]
+
+    assert made_anew({}) == []
+    if what != "export":  # which copies all there is
+        assert made_anew({name: values for name, values in OTHERS.items() if name not in changed}) == []
+    assert made_anew(changed) == [STAGE]
+    run_stages(data, works[1], **settings)
+    assert tree_bytes(works[0] / STAGE) == tree_bytes(works[1] / STAGE)
 
 
 @pytest.mark.parametrize("grouping", ["connected", "star", "split"])
