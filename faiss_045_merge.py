@@ -158,7 +158,7 @@ def write_choices(stage, search, chosen, ids, preview):
 def write_warnings(stage, shards, found, neighbors, ids, config):
     """What holds chains together, what is dropped of each shard, and lines about what is suspiciously much.
 
-    found: the groups, the pairs of the forest that hold them together, the threshold.
+    found: the groups, the forest that joins connected ones, the threshold.
     """
     groups, forest, threshold = found
     chains = np.nonzero(groups.weakest < threshold)[0]
@@ -166,7 +166,10 @@ def write_warnings(stage, shards, found, neighbors, ids, config):
     write_json(stage.path("chains.json"), explained)
     lost = losses(shards, config.tabulated, groups.dropped(len(ids)))
     write_csv(stage.path("losses.csv"), [("by", "value", "rows", "dropped"), *lost])
-    return {"warnings": warnings(groups, lost, len(ids), forest)}
+    pair_blocks = neighbors() if config.grouping == "star" else [forest]
+    if config.pairs == "joining":  # some that join a group, not the strongest
+        pair_blocks = None
+    return {"warnings": warnings(groups, lost, len(ids), pair_blocks)}
 
 
 def write_examples(stage, search, table, ids, preview):

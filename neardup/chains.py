@@ -54,19 +54,17 @@ def pairs_of_groups(groups, chosen, neighbors, limits):
     many groups as fit the budget. Memory: that, and 8 bytes a row.
     """
     n_rows, most, budget = limits
-    number_of = np.full(n_rows, -1, dtype=np.int64)
-    for i, number in enumerate(chosen):
-        number_of[groups.rows[groups.members(number)]] = i
+    number_of = places_among(chosen, groups, n_rows)
     counts = np.zeros(len(chosen), dtype=np.int64)
     for pairs in neighbors():
-        of, same = _group_of(pairs, number_of)
+        of, same = place_of(pairs, number_of)
         counts += np.bincount(of[same], minlength=len(chosen))
     counts[counts > most] = 0
     bounds = np.concatenate([[0], np.cumsum(counts)])
     for low, high in size_ranges(bounds, budget / (4 * PAIR.itemsize)):
         found = [np.empty(0, dtype=PAIR)]
         for pairs in neighbors():
-            of, same = _group_of(pairs, number_of)
+            of, same = place_of(pairs, number_of)
             found.append(pairs[same & (of >= low) & (of < high) & (counts[of] > 0)])
         pairs = np.concatenate(found)
         pairs = pairs[np.argsort(number_of[pairs["row_a"]], kind="stable")]
@@ -74,7 +72,15 @@ def pairs_of_groups(groups, chosen, neighbors, limits):
             yield chosen[i], pairs[bounds[i] - bounds[low] : bounds[i + 1] - bounds[low]]
 
 
-def _group_of(pairs, number_of):
+def places_among(chosen, groups, n_rows):
+    """Which of some chosen groups each row is in, by the group's place among them, (n_rows,) int64; -1: in none."""
+    number_of = np.full(n_rows, -1, dtype=np.int64)
+    for i, number in enumerate(chosen):
+        number_of[groups.rows[groups.members(number)]] = i
+    return number_of
+
+
+def place_of(pairs, number_of):
     """The chosen group of each pair's first row, and whether it is one, and that of the second row, too."""
     of = number_of[pairs["row_a"]]
     return of, (of >= 0) & (of == number_of[pairs["row_b"]])

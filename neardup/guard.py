@@ -4,7 +4,9 @@ import numpy as np
 import pyarrow.compute as pc
 
 from neardup import NeardupError
+from neardup.chains import place_of, places_among
 from neardup.metadata import as_text, read_column
+from neardup.thresholds import spanning_forest
 
 _LARGE_GROUP, _LARGE_LOSS = 0.01, 0.9  # share of all rows in one group, and of a shard dropped, that are worth a look
 _LARGE_ROWS, _LINES = 10, 10  # rows of such a group, at least; lines of a kind
@@ -34,24 +36,22 @@ def losses(shards, columns, dropped):
     return found
 
 
-def warnings(groups, found, n_rows, forest):
+def warnings(groups, found, n_rows, pair_blocks):
     """Lines about groups and shards that take suspiciously much, each with a group's weakest link.
 
-    found: of `losses`; forest: the pairs of the maximum spanning forest at the threshold, which hold groups together.
+    found: of `losses`; pair_blocks: of `weakest_links`, or None where what is known of the pairs doesn't tell those.
     """
     share = groups.sizes / n_rows
     large = np.nonzero((share > _LARGE_GROUP) & (groups.sizes >= _LARGE_ROWS))[0]
     large = large[np.argsort(-groups.sizes[large], kind="stable")]
-    weakest_link = np.ones(n_rows)
-    of_row = np.arange(n_rows)
-    of_row[groups.rows] = np.repeat(groups.smallest, groups.sizes)
-    np.minimum.at(weakest_link, of_row[forest["row_a"]], forest["similarity"])
     lines = [
         f"{groups.name(number)} takes {share[number]:.1%} of all rows ({groups.sizes[number]:,}): the farthest is "
-        f"{groups.weakest[number]:.4f} similar to the one kept, its weakest link "
-        f"{weakest_link[groups.smallest[number]]:.4f}"
+        f"{groups.weakest[number]:.4f} similar to the one kept"
         for number in large[:_LINES]
     ]
+    if pair_blocks is not None:
+        links = weakest_links(groups, large[:_LINES], n_rows, pair_blocks)
+        lines = [f"{line}, its weakest link {link:.4f}" for line, link in zip(lines, links, strict=True)]
     if len(large) > _LINES:
         lines.append(f"{len(large) - _LINES:,} more groups take over {_LARGE_GROUP:.0%} of all rows")
     lost = [line for line in found if line[0] == "shard" and line[3] > _LARGE_LOSS * line[2]]
@@ -59,3 +59,15 @@ def warnings(groups, found, n_rows, forest):
     if len(lost) > _LINES:
         lines.append(f"{len(lost) - _LINES:,} more shards lose over {_LARGE_LOSS:.0%} of their rows (losses.csv)")
     return lines
+
+
+def weakest_links(groups, chosen, n_rows, pair_blocks):
+    """The highest threshold at which the pairs within each of some groups still join it, (c,) float64.
+
+    pair_blocks: all pairs, or a maximum spanning forest of them, if the pairs within a group are what joins it. Memory:
+    8 bytes a row, and as of `spanning_forest`.
+    """
+    number_of, links = places_among(chosen, groups, n_rows), np.ones(len(chosen))
+    forest = spanning_forest(pairs[place_of(pairs, number_of)[1]] for pairs in pair_blocks)
+    np.minimum.at(links, number_of[forest["row_a"]], forest["similarity"])
+    return links

@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import re
 import shutil
 import sys
 from collections import Counter
@@ -61,8 +62,8 @@ def make_case(folder, rows, cuts=(), columns=None, suffix=".parquet", **more):
     more = {"audit_rows": 0, "n_clusters": 2, "threshold": 0.94} | more
     run_stages(data, work, SCRIPTS[:-1], **more)
 
-    def merge(**settings):
-        run_stages(data, work, [LAST], **more | settings)
+    def merge(scripts=(LAST,), **settings):
+        run_stages(data, work, scripts, **more | settings)
         return work
 
     return SimpleNamespace(data=data, work=work, rows=rows, merge=merge)
@@ -473,3 +474,20 @@ def test_what_takes_suspiciously_much_is_named(tmp_path, capsys):
     ]
     assert results(work)["warnings"] == expected
     assert lines == [f"look at this: {line}" for line in expected]
+    found = results(case.merge(SCRIPTS[3:], pairs="joining"))["warnings"]
+    assert found == [line.split(", its weakest link")[0] for line in expected]  # which some of the pairs don't tell
+
+
+@pytest.mark.parametrize("grouping", ["connected", "star", "split"])
+def test_the_weakest_link_is_of_the_pairs_within_a_group(tmp_path, grouping):
+    """By brute force, of two crowds that one pair joins, and a third round the other side of the first."""
+    places = np.concatenate([np.linspace(0, 1.4, 12), np.linspace(2.3, 3.5, 13), np.linspace(-1.9, -0.95, 14)])
+    case = make_case(tmp_path, arc(places, 0.2), threshold=float(np.cos(0.2)))
+    work, expected = case.merge(grouping=grouping), []
+    pairs = load_pairs(work)
+    for _, members in sorted(load_groups(work), key=lambda group: -len(group[1])):
+        within = {pair: similarity for pair, similarity in pairs.items() if members.keys() >= {*pair}}
+        joining = [s for s in within.values() if (*members,) in components([p for p in within if within[p] >= s], 39)]
+        expected += [(len(members), f"{max(joining):.4f}")] if len(members) >= 10 else []
+    found = [re.search(r"\((\d+)\): .*, its weakest link (.*)", line) for line in results(work)["warnings"]]
+    assert [(int(line[1]), line[2]) for line in found if line] == expected != []
