@@ -30,11 +30,15 @@ _SHOWN_GROUPS, _SHOWN_IDS, _SHOWN_TEXT = 5, 6, 100
 
 
 class Search(NamedTuple):
-    """What stage 4 found among `n_rows` rows: `pairs(threshold)` yields the pairs at or above one, from `lowest` on."""
+    """What stage 4 found among `n_rows` rows: `pairs(threshold)` yields the pairs at or above one, from `lowest` on.
+
+    complete: whether those are all pairs, not just some that join the groups at `lowest`.
+    """
 
     pairs: object
     lowest: float
     n_rows: int
+    complete: bool
 
 
 def run(config):
@@ -79,8 +83,8 @@ def choose_threshold(forest, n_valid, lowest, config):
 
 def open_search(search, n_rows):
     """The `Search` that stage 4 left."""
-    path = search.path("neighbors.h5")
-    return Search(lambda threshold: read_pairs(path, n_rows, threshold), search.results["threshold"], n_rows)
+    path, complete = search.path("neighbors.h5"), search.key["settings"]["pairs"] == "all"
+    return Search(lambda threshold: read_pairs(path, n_rows, threshold), search.results["threshold"], n_rows, complete)
 
 
 def chooser(stage, shards, kmeans, config, preview):
@@ -101,9 +105,10 @@ def join_all(stage, search):
 def tabulate(representatives, search, forest, threshold, n_valid):
     """What each threshold would give, and the groups at the chosen one: ([{column: value}], Groups), descending.
 
-    Groups of one threshold that are there at the next are not looked at again.
+    Groups of one threshold that are there at the next are not looked at again. Where not all pairs are known, they tell
+    of the chosen threshold only.
     """
-    thresholds, table, chosen = steps(search.lowest, threshold), [], None
+    thresholds, table, chosen = steps(search.lowest, threshold) if search.complete else [threshold], [], None
     counts = pair_counts(search.pairs(0), thresholds).tolist()
     for step, pairs in zip(thresholds, counts, strict=True):
         groups = representatives.of(*groups_at(forest, search.n_rows, step))

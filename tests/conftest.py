@@ -1,5 +1,6 @@
 """The oracle (plain float64 brute force), and ways to lay out input and run the scripts."""
 
+import csv
 import importlib
 import json
 import os
@@ -151,6 +152,12 @@ def found_groups(work_dir):
     for row, group in zip(table["row"].to_pylist(), table["group"].to_pylist(), strict=True):
         groups.setdefault(group, []).append(row)
     return {tuple(members) for members in groups.values()}
+
+
+def read_csv(work, name):
+    """The lines of a file of stage 5, as dicts."""
+    with (work / "045_merge" / name).open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
 
 
 def load_npz(path):

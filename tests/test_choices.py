@@ -25,6 +25,7 @@ from conftest import (
     found_pairs,
     lay_out,
     pair_set,
+    read_csv,
     read_ids,
     run_stages,
     tree_bytes,
@@ -71,11 +72,6 @@ def make_case(folder, rows, cuts=(), columns=None, suffix=".parquet", **more):
 
 def results(work):
     return json.loads((work / STAGE / "manifest.json").read_text())["results"]
-
-
-def read_csv(work, name):
-    with (work / STAGE / name).open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
 
 
 def one_line(done, status):

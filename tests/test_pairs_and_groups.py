@@ -14,7 +14,7 @@ from unittest import mock
 import h5py
 import numpy as np
 import pytest
-from conftest import EXAMPLE, SCRIPTS, brute_force, components, found_groups, lay_out, pair_set, run_stages
+from conftest import EXAMPLE, SCRIPTS, brute_force, components, found_groups, lay_out, pair_set, read_csv, run_stages
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -184,6 +184,12 @@ def test_joining_pairs_give_the_same_groups(request, tmp_path, case):
     assert len(pair_set(work)) <= 2 * members
     if case == "crowds":
         assert len(pair_set(every)) > 50 * len(pair_set(work))
+    (line,), expected = (
+        read_csv(folder, "thresholds.csv") for folder in (work, every)
+    )  # of other thresholds they don't tell
+    assert line == expected[-1] | {"pairs": str(len(pair_set(work)))}
+    texts = [(folder / "045_merge" / "report.html").read_text() for folder in (work, every)]
+    assert ["counted, drawn and shown" in text for text in texts] == [True, False]
 
 
 class Rows:
