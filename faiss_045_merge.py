@@ -11,7 +11,7 @@ from neardup.artifacts import begin
 from neardup.chains import explain_chains, split_chains
 from neardup.embeddings import open_shards
 from neardup.export import write_copy, write_datacomp, write_graph
-from neardup.files import write_csv, write_json, write_npy
+from neardup.files import write_csv, write_json_items, write_npy
 from neardup.guard import losses, warnings
 from neardup.ids import IdTable
 from neardup.npy import map_npy, read_npy
@@ -67,7 +67,8 @@ def run(config):
         found |= write_warnings(stage, shards, (groups, within, threshold), neighbors, ids, config)
         found["groupings"] = {name: outline(some, threshold) for name, some in groupings.items()}
         found["not_exported"] = write_copies(stage, shards, groups.dropped(len(ids)), rejected, ids, config)
-        write_report(stage, found, earlier, config, preview)
+        stage.note_times()
+        write_report(earlier | {stage.name: stage}, (groups, found), config, preview)
         stage = stage.finish(found)
     if config.graph_group is not None:
         draw_graph(config.work_dir / "graphs", stage, earlier["04_neighbor_search"], ids, config.graph_group)
@@ -168,7 +169,7 @@ def write_warnings(stage, shards, found, neighbors, ids, config):
     groups, forest, threshold = found
     chains = np.nonzero(groups.weakest < threshold)[0]
     explained = explain_chains(groups, chains, neighbors, ids, config.pairs == "all", stage.memory / 4)
-    write_json(stage.path("chains.json"), explained)
+    write_json_items(stage.path("chains.json"), explained)
     lost = losses(shards, config.tabulated, groups.dropped(len(ids)))
     write_csv(stage.path("losses.csv"), [("by", "value", "rows", "dropped"), *lost])
     pair_blocks = neighbors() if config.grouping == "star" else [forest]

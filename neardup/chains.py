@@ -12,12 +12,12 @@ _CHAIN_PAIRS = 50_000  # pairs of a chain that networkx looks into, about 40 MB;
 
 
 def explain_chains(groups, chains, neighbors, ids, all_pairs, memory):
-    """What holds each chain together: name -> weakest member, the path of strongest links to it, and all bridges.
+    """Yield what holds each chain together: (name, its weakest member, the path of strongest links to it, all bridges).
 
     Path and bridges are left out where a chain has over 50,000 pairs, or `all_pairs` is false: just those that join
-    are known. Memory: `memory` bytes.
+    are known. Memory: `memory` bytes, and a chain.
     """
-    explained, most = {}, _CHAIN_PAIRS if all_pairs else 0
+    most = _CHAIN_PAIRS if all_pairs else 0
     for number, pairs in pairs_of_groups(groups, chains, neighbors, (len(ids), most, memory)):
         here = groups.members(number)
         far = int(groups.rows[here][np.argmin(groups.similarity[here])])
@@ -28,8 +28,7 @@ def explain_chains(groups, chains, neighbors, ids, all_pairs, memory):
         if len(pairs):
             path, links, bridges = weak_links(pairs, representative, far)
             entry |= {"path": ids.take(path), "path_similarities": links, "bridges": [ids.take(b) for b in bridges]}
-        explained[groups.name(number)] = entry
-    return explained
+        yield groups.name(number), entry
 
 
 def weak_links(pairs, representative, far):

@@ -64,6 +64,24 @@ def write_json(path, content, flush=True):
         temporary.write_text(json.dumps(content, indent=1, default=str) + "\n", encoding="utf-8")
 
 
+def write_json_items(path, items):
+    """Write a JSON object of these (name, value), a line each, whole or not at all. Memory: an item."""
+    with atomic(path) as temporary, temporary.open("w", encoding="utf-8") as file:
+        file.write("{")
+        for number, (name, value) in enumerate(items):
+            file.write(f"{',' if number else ''}\n{json.dumps(name)}: {json.dumps(value)}")
+        file.write("\n}\n")
+
+
+def read_json_items(path):
+    """Yield (name, value as JSON) of what `write_json_items` wrote of names without a colon. Memory: an item."""
+    with path.open(encoding="utf-8") as file:
+        for line in file:
+            name, colon, value = line.partition(": ")
+            if colon:
+                yield json.loads(name), value.rstrip(",\n")
+
+
 def write_csv(path, lines):
     """Write lines of cells, the first their names, whole or not at all.
 

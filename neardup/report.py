@@ -3,28 +3,29 @@
 import base64
 import csv
 import io
+import json
 import math
 from pathlib import Path
 
-import h5py
 import numpy as np
 from markupsafe import escape
 
 from neardup import NeardupError, plots
 from neardup.artifacts import REPORT, TIMES
-from neardup.files import atomic, read_json
+from neardup.files import atomic, read_json, read_json_items
 
 _SAMPLE, _MEMBERS, _LOSSES = 12, 12, 30  # groups of a kind, rows of a group, lines of a table
 _CHAIN_BYTES, _MARKUP_BYTES = 1_200_000, 150  # of all chains, pictures aside; of the markup around an id or a text
+_CHAINS = _CHAIN_BYTES // (6 * _MARKUP_BYTES)  # that may fit: each has three rows and a path of three
 _EXAMPLES = 20  # pairs a threshold
 _TEXT = 400  # characters of a text
 _PIXELS, _IMAGE_BYTES = 112, 3_000_000  # of a thumbnail's longer side; of all thumbnails
 
 
-def write_report(merge, found, earlier, config, preview):
-    """Write report.html into the folder of stage 045. Memory: bounds of all groups, and 5 MB.
+def write_report(stages, groups_and_found, config, preview):
+    """Write report.html into the folder of stage 045. Memory: 40 bytes a group, and 10 MB.
 
-    merge: its `Stage`, being built; found: its results; earlier: {name: `Stage`} of the others, finished.
+    stages: {name: `Stage`} of all, finished but for the last; groups_and_found: its `Groups` and results.
     """
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
@@ -36,31 +37,28 @@ def write_report(merge, found, earlier, config, preview):
         "sim": lambda s: f"{s:.4f}",
         "share": lambda s: f"{s:.1%}",
     }
-    text = environment.get_template("report.html").render(_content((merge, found), earlier, config, preview))
-    with atomic(merge.path(REPORT)) as temporary:
+    text = environment.get_template("report.html").render(_content(stages, groups_and_found, config, preview))
+    with atomic(stages["045_merge"].folder / REPORT) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
-def _content(merge_and_found, earlier, config, preview):
+def _content(stages, groups_and_found, config, preview):
     """All that the template shows."""
-    (merge, found), variance = merge_and_found, earlier["01_pca_variance"]
-    merge.note_times()
-    shown = Shown(preview)
-    groups, sizes = _groups(merge, shown)
-    total = found["kept"] + found["dropped"] + found["rejected"]
+    (groups, found), merge, variance = groups_and_found, stages["045_merge"], stages["01_pca_variance"]
+    total, shown = found["kept"] + found["dropped"] + found["rejected"], Shown(preview)
     return {
         "name": Path(str(config.data_dir)).name or str(config.data_dir),
         "found": found,
         "total": total,
         "single": total - found["rows_in_groups"] - found["rejected"],
-        "audit": earlier["04_neighbor_search"].results["audit"],
+        "audit": stages["04_neighbor_search"].results["audit"],
         "variance": variance.results,
         "grouping": config.grouping,
-        "plots": _plots(variance, found, sizes, config),
+        "plots": _plots(variance, found, groups.sizes, config),
+        "groups": _groups(merge, groups, found["threshold"], shown),
         "examples": _examples(merge, shown),
-        "groups": groups,
         "losses": _losses(merge),
-        "times": _times(earlier | {merge.name: merge}),
+        "times": _times(stages),
         "settings": config.model_dump(mode="json"),
         "work_dir": str(config.work_dir),
     }
@@ -112,23 +110,31 @@ class Shown:
         return "data:image/webp;base64," + base64.b64encode(data.getvalue()).decode()
 
 
-def _groups(merge, shown):
-    """Groups to look at, by kind, and the sizes of all."""
-    with h5py.File(merge.path("merged_clusters.h5")) as file:
-        sizes, chains = np.diff(file["bounds"][:]), np.nonzero(file["chain"][:])[0]
-        largest = np.argsort(-sizes, kind="stable")[:_SAMPLE]
-        rest = np.setdiff1d(np.arange(len(sizes)), largest)
-        some = np.sort(np.random.default_rng(0).choice(rest, min(_SAMPLE, len(rest)), replace=False))
-        explained = read_json(merge.path("chains.json"))
-        kinds = {"largest": largest, "random": some}
-        found = {kind: [_group(file, n, shown, explained) for n in kinds[kind].tolist()] for kind in kinds}
-        found["chains"], left = [], _CHAIN_BYTES
-        for number in chains.tolist():
+def _groups(merge, groups, threshold, shown):
+    """{kind: [groups to look at]}: the largest, a sample of the others, and chains as far as they fit."""
+    largest = np.argsort(-groups.sizes, kind="stable")[:_SAMPLE]
+    rest = np.setdiff1d(np.arange(len(groups)), largest)
+    some = np.sort(np.random.default_rng(0).choice(rest, min(_SAMPLE, len(rest)), replace=False))
+    chains = np.nonzero(groups.weakest < threshold)[0][:_CHAINS]
+    paths = _paths(merge.path("chains.json"), {groups.name(n) for n in (*largest, *some, *chains)})
+    found, left = {"largest": [], "random": [], "chains": []}, _CHAIN_BYTES
+    for kind, numbers in (("largest", largest), ("random", some), ("chains", chains)):
+        for number in numbers.tolist():
             if left < 0:
                 break
-            found["chains"].append(_group(file, number, shown, explained))
-            left -= _bytes(found["chains"][-1])
-    return found, sizes
+            found[kind].append(_group(groups, number, shown, paths))
+            left -= _bytes(found[kind][-1]) if kind == "chains" else 0
+    return found
+
+
+def _paths(path, names):
+    """{name: (path, its links)} of those chains that chains.json has a path of. Memory: those, and a chain."""
+    found = {}
+    for name, value in read_json_items(path):
+        if name in names:
+            chain = json.loads(value)
+            found[name] = chain.get("path", []), chain.get("path_similarities", [])
+    return found
 
 
 def _bytes(group):
@@ -137,26 +143,25 @@ def _bytes(group):
     return sum(_MARKUP_BYTES + len(escape(text).encode()) for text in texts)
 
 
-def _group(file, number, shown, explained):
+def _group(groups, number, shown, paths):
     """A group: its kept row first, then the others by similarity, those least similar last even where not all fit."""
-    low, high = file["bounds"][number : number + 2].tolist()
-    rows, similarity = file["row"][low:high], file["similarity"][low:high]
-    kept = rows == file["representative_row"][number]
+    here = groups.members(number)
+    rows, similarity = groups.rows[here], groups.similarity[here]
+    kept = rows == groups.representative[number]
     order = np.lexsort((rows, -similarity, ~kept))
     if len(order) > _MEMBERS:
         order = np.concatenate([order[: _MEMBERS // 2], order[-_MEMBERS // 2 :]])
     members = shown.rows(rows[order])
     for member, place in zip(members, order.tolist(), strict=True):
         member |= {"similarity": float(similarity[place]), "kept": bool(kept[place])}
-    name = file["name"][number].decode()
+    path, links = paths.get(groups.name(number), ([], []))
     return {
-        "name": name,
-        "size": high - low,
-        "weakest": float(file["weakest"][number]),
-        "chain": bool(file["chain"][number]),
+        "name": groups.name(number),
+        "size": len(rows),
+        "weakest": float(similarity.min()),
         "members": members,
-        "path": explained.get(name, {}).get("path", []),
-        "links": explained.get(name, {}).get("path_similarities", []),
+        "path": path,
+        "links": links,
     }
 
 

@@ -1,6 +1,9 @@
 """Stars, cut chains, thresholds and representatives: each against the plainest way to the same, and in whole runs."""
 
+import json
+import tracemalloc
 from contextlib import contextmanager
+from functools import partial
 from itertools import pairwise
 from types import SimpleNamespace
 from unittest.mock import DEFAULT, patch
@@ -17,10 +20,12 @@ from test_045_merge import bundles, load_chains, load_groups, load_list
 
 import faiss_045_merge as merge
 from config import Config
-from neardup import NeardupError, chains, pairs, plots, stars, thresholds
+from neardup import NeardupError, chains, pairs, plots, report, stars, thresholds
 from neardup.artifacts import Stage
 from neardup.embeddings import RowFiles
+from neardup.files import write_json_items
 from neardup.groups import Groups
+from neardup.ids import IdTable
 from neardup.layout import npy_layout
 from neardup.pairs import PAIR
 from neardup.representatives import Representatives
@@ -196,6 +201,26 @@ def test_a_chain_of_too_many_pairs_is_left_as_it_is(monkeypatch):
     assert (len(before), after) == (1, before)
     monkeypatch.setattr(chains, "_CHAIN_PAIRS", 8)
     assert split(links, 9)[1] != before
+
+
+def test_what_explains_chains_takes_the_memory_of_one(tmp_path):
+    """While it is written, and while the report looks for some."""
+    count, path = 2000, tmp_path / "chains.json"
+    rows, similarity = np.arange(3 * count), np.tile([1, 0.9, 0.5], count)
+    groups = Groups(rows, np.arange(0, len(rows) + 1, 3), similarity, rows[::3], np.zeros(count, dtype=np.int32))
+    blocks = [packed({(row, row + 1): 0.9 for row in rows.tolist() if row % 3 < 2})]
+    ids = IdTable([pa.array([f"{row}{'x' * 1000}" for row in rows], pa.large_string())])
+    explain = partial(chains.explain_chains, groups, range(count), lambda: iter(blocks), ids, True, 1e5)
+    tracemalloc.start()
+    try:
+        write_json_items(path, explain())
+        found = report._paths(path, {groups.name(7), groups.name(1999)})
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert path.stat().st_size > 10 * peak
+    assert json.loads(path.read_text()) == dict(explain())
+    assert found == {groups.name(n): (ids.take([3 * n, 3 * n + 1, 3 * n + 2]), [0.9, 0.9]) for n in (7, 1999)}
 
 
 def check_split(before, after, links, threshold):
