@@ -203,24 +203,45 @@ def test_a_chain_of_too_many_pairs_is_left_as_it_is(monkeypatch):
     assert split(links, 9)[1] != before
 
 
-def test_what_explains_chains_takes_the_memory_of_one(tmp_path):
-    """While it is written, and while the report looks for some."""
-    count, path = 2000, tmp_path / "chains.json"
+def many_chains(count):
+    """As `Groups`, each of three rows of which the first and the last are apart, and what yields their pairs."""
     rows, similarity = np.arange(3 * count), np.tile([1, 0.9, 0.5], count)
     groups = Groups(rows, np.arange(0, len(rows) + 1, 3), similarity, rows[::3], np.zeros(count, dtype=np.int32))
     blocks = [packed({(row, row + 1): 0.9 for row in rows.tolist() if row % 3 < 2})]
-    ids = IdTable([pa.array([f"{row}{'x' * 1000}" for row in rows], pa.large_string())])
-    explain = partial(chains.explain_chains, groups, range(count), lambda: iter(blocks), ids, True, 1e5)
+    return groups, lambda: iter(blocks)
+
+
+@contextmanager
+def peak_memory():
+    """Yields a list that gets the bytes that Python objects and arrays took at most."""
+    peak = []
     tracemalloc.start()
     try:
-        write_json_items(path, explain())
-        found = report._paths(path, {groups.name(7), groups.name(1999)})
-        peak = tracemalloc.get_traced_memory()[1]
+        yield peak
+        peak.append(tracemalloc.get_traced_memory()[1])
     finally:
         tracemalloc.stop()
-    assert path.stat().st_size > 10 * peak
+
+
+def test_what_explains_chains_takes_the_memory_of_one(tmp_path):
+    """While it is written, and while the report looks for some."""
+    (groups, neighbors), path = many_chains(2000), tmp_path / "chains.json"
+    ids = IdTable([pa.array([f"{row}{'x' * 1000}" for row in groups.rows], pa.large_string())])
+    explain = partial(chains.explain_chains, groups, range(len(groups)), neighbors, ids, True, 1e5)
+    with peak_memory() as peak:
+        write_json_items(path, explain())
+        found = report._paths(path, {groups.name(7), groups.name(1999)})
+    assert path.stat().st_size > 10 * peak[0]
     assert json.loads(path.read_text()) == dict(explain())
     assert found == {groups.name(n): (ids.take([3 * n, 3 * n + 1, 3 * n + 2]), [0.9, 0.9]) for n in (7, 1999)}
+
+
+def test_cuts_take_some_bytes_a_row():
+    groups, neighbors = many_chains(2000)
+    with peak_memory() as peak:
+        rows, parts = chains.cut_chains(groups, 0.8, neighbors, (6000, 1e5))
+    assert (rows.tolist(), parts.tolist()) == ([*range(6000)], [row - (row % 3 == 1) for row in range(6000)])
+    assert peak[0] < 100 * 6000
 
 
 def check_split(before, after, links, threshold):
