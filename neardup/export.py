@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 
 from neardup import NeardupError, engine
 from neardup.chains import pairs_of_groups
-from neardup.files import atomic, write_npy
+from neardup.files import LONGEST_CELL, atomic, write_npy
 from neardup.formats import npy, tables
 from neardup.metadata import SUFFIXES
 from neardup.outputs import id_line
@@ -21,7 +21,6 @@ from neardup.shards import CLIP, write_kept
 # what without rows doesn't say how many values a row has
 _NEVER_EMPTY = ".fvecs", ".bvecs", ".index", ".faiss", ".parquet", ".arrow", ".feather"
 _BLOCK_ROWS = 1 << 16  # rows whose ids are handled together
-_LONGEST_CELL = 2**31 - 1  # characters; csv's own limit is 131,072
 _DIGITS = 32  # of a uid of DataComp, hexadecimal
 _GRAPH_PAIRS = 250_000  # pairs of a group that are written as GraphML, in about 430 MB and 6 s
 _NOT_XML = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ufffe\uffff]")  # what XML 1.0 can't hold (its section 2.2)
@@ -122,7 +121,7 @@ def _records(file):
             lines.append(line)
             yield line
 
-    csv.field_size_limit(_LONGEST_CELL)
+    csv.field_size_limit(LONGEST_CELL)
     for cells in csv.reader(read()):
         if cells:
             yield "".join(lines)

@@ -14,6 +14,7 @@ import numpy as np
 
 from neardup import NeardupError, mirror
 
+LONGEST_CELL = 2**31 - 1  # characters of a CSV file's; csv's own limit is 131,072
 _FORMULA = ("=", "+", "-", "@", '"')  # beginnings of text that isn't written to a CSV file as it is
 _writer = ""  # part of the names of temporary files: none where no other process writes, so a killed one's are replaced
 
@@ -89,6 +90,13 @@ def write_csv(path, lines):
     """
     with atomic(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([[_cell(c) if isinstance(c, str) else c for c in line] for line in lines])
+
+
+def read_csv(path):
+    """Yield the lines of a CSV file of ours as dicts."""
+    csv.field_size_limit(LONGEST_CELL)
+    with path.open(newline="", encoding="utf-8") as file:
+        yield from csv.DictReader(file)
 
 
 def _cell(text):

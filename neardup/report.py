@@ -1,8 +1,8 @@
 """The report: one HTML file that shows what was found and what other choices would give, whole without a network."""
 
 import base64
-import csv
 import io
+import itertools
 import json
 import math
 from pathlib import Path
@@ -12,14 +12,15 @@ from markupsafe import escape
 
 from neardup import NeardupError, plots
 from neardup.artifacts import REPORT, TIMES
-from neardup.files import atomic, read_json, read_json_items
+from neardup.files import atomic, read_csv, read_json, read_json_items
 
 _SAMPLE, _MEMBERS, _LOSSES = 12, 12, 30  # groups of a kind, rows of a group, lines of a table
-_CHAIN_BYTES, _MARKUP_BYTES = 1_200_000, 150  # of all chains, pictures aside; of the markup around an id or a text
-_CHAINS = _CHAIN_BYTES // (6 * _MARKUP_BYTES)  # that may fit: each has three rows and a path of three
 _EXAMPLES = 20  # pairs a threshold
-_TEXT = 400  # characters of a text
-_PIXELS, _IMAGE_BYTES = 112, 3_000_000  # of a thumbnail's longer side; of all thumbnails
+_TEXT, _ID, _STEPS = 400, 120, 4  # characters of a text, of an id; rows of a path at each of its ends
+_WORD_BYTES, _IMAGE_BYTES = 1_500_000, 2_700_000  # of what is shown of rows and groups; of thumbnails
+_ROW_MARKUP, _STEP_MARKUP, _GROUP_MARKUP = 200, 90, 450  # bytes around what is shown of a row, in a path, of a group
+_CHAINS = _WORD_BYTES // (3 * (_ROW_MARKUP + _STEP_MARKUP) + _GROUP_MARKUP)  # that may fit: each has three rows
+_PIXELS = 112  # of a thumbnail's longer side
 
 
 def write_report(stages, groups_and_found, config, preview):
@@ -45,7 +46,7 @@ def write_report(stages, groups_and_found, config, preview):
 def _content(stages, groups_and_found, config, preview):
     """All that the template shows."""
     (groups, found), merge, variance = groups_and_found, stages["045_merge"], stages["01_pca_variance"]
-    total, shown = found["kept"] + found["dropped"] + found["rejected"], Shown(preview)
+    total = found["kept"] + found["dropped"] + found["rejected"]
     return {
         "name": Path(str(config.data_dir)).name or str(config.data_dir),
         "found": found,
@@ -55,12 +56,11 @@ def _content(stages, groups_and_found, config, preview):
         "variance": variance.results,
         "grouping": config.grouping,
         "plots": _plots(variance, found, groups.sizes, config),
-        "groups": _groups(merge, groups, found["threshold"], shown),
-        "examples": _examples(merge, shown),
         "losses": _losses(merge),
         "times": _times(stages),
         "settings": config.model_dump(mode="json"),
         "work_dir": str(config.work_dir),
+        **_looked_at(merge, groups, found["threshold"], Shown(preview)),
     }
 
 
@@ -79,23 +79,33 @@ def _plots(variance, found, sizes, config):
 
 
 class Shown:
-    """Rows as a page shows them: id, text, and a picture in the page itself, until those take 3 MB."""
+    """Rows as a page shows them: id, text, and a picture in the page itself, as long as there is room for those.
+
+    room: bytes that are left for all that is no picture.
+    """
 
     def __init__(self, preview):
-        self.preview, self.left = preview, _IMAGE_BYTES
+        self.preview, self.room, self.image_room = preview, _WORD_BYTES, _IMAGE_BYTES
 
     def rows(self, rows):
-        """[{id, text, image}] of these rows."""
-        names, texts = self.preview.ids.take(rows), self.preview.texts(rows)
-        return [
-            {"id": name, "text": text[:_TEXT], "image": self._image(name), "url": self.preview.url(name)}
-            for name, text in zip(names, texts, strict=True)
-        ]
+        """[{id, text, image, url}] of these rows."""
+        known = zip(self.preview.ids.take(rows), self.preview.texts(rows), strict=True)
+        return [self._row(name, text) for name, text in known]
+
+    def _row(self, name, text):
+        row = {"id": shorten(name, _ID, _ID // 3), "text": shorten(text, _TEXT), "url": self.preview.url(name)}
+        image = self._image(name)
+        self.spend(_ROW_MARKUP, *row.values(), image and (row["text"] or row["id"]))  # which stand for it once more
+        return row | {"image": image}
+
+    def spend(self, markup, *texts):
+        """Count bytes that go into the page."""
+        self.room -= markup + sum(len(escape(text).encode()) for text in texts if text)
 
     def _image(self, name):
         """A picture as a data: URL, or None where there is none to be read, or no room left."""
         path = self.preview.image(name)
-        if path is None or self.left < 0:
+        if path is None or self.image_room < 0:
             return None
         from PIL import Image
 
@@ -106,44 +116,57 @@ class Shown:
                 image.convert("RGBA").save(data, "WEBP", quality=80)
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):  # not there, or no picture
             return None
-        self.left -= len(data.getvalue()) * 4 // 3
+        self.image_room -= len(data.getvalue()) * 4 // 3
         return "data:image/webp;base64," + base64.b64encode(data.getvalue()).decode()
 
 
-def _groups(merge, groups, threshold, shown):
-    """{kind: [groups to look at]}: the largest, a sample of the others, and chains as far as they fit."""
+def shorten(text, most, end=0):
+    """Text of at most so many characters, `end` of them its last ones: what tells long ids apart is often there."""
+    return text if len(text) <= most else f"{text[: most - end - 1]}…{text[len(text) - end :]}"
+
+
+def _looked_at(merge, groups, threshold, shown):
+    """Groups by kind and pairs by threshold, to look at, as far as there is room: chains come last for that."""
     largest = np.argsort(-groups.sizes, kind="stable")[:_SAMPLE]
     rest = np.setdiff1d(np.arange(len(groups)), largest)
     some = np.sort(np.random.default_rng(0).choice(rest, min(_SAMPLE, len(rest)), replace=False))
     chains = np.nonzero(groups.weakest < threshold)[0][:_CHAINS]
     paths = _paths(merge.path("chains.json"), {groups.name(n) for n in (*largest, *some, *chains)})
-    found, left = {"largest": [], "random": [], "chains": []}, _CHAIN_BYTES
-    for kind, numbers in (("largest", largest), ("random", some), ("chains", chains)):
-        for number in numbers.tolist():
-            if left < 0:
-                break
-            found[kind].append(_group(groups, number, shown, paths))
-            left -= _bytes(found[kind][-1]) if kind == "chains" else 0
+    found = {"largest": _groups(groups, largest, shown, paths), "random": _groups(groups, some, shown, paths)}
+    pairs = _examples(merge, shown)
+    return {"examples": pairs, "groups": found | {"chains": _groups(groups, chains, shown, paths)}}
+
+
+def _groups(groups, numbers, shown, paths):
+    """Those of these groups that there is room for."""
+    found = []
+    for number in numbers.tolist():
+        if shown.room < 0:
+            break
+        found.append(_group(groups, number, shown, paths.get(groups.name(number))))
     return found
 
 
 def _paths(path, names):
-    """{name: (path, its links)} of those chains that chains.json has a path of. Memory: those, and a chain."""
+    """{name: of `_path`} of those chains that chains.json has a path of. Memory: that, and a chain."""
     found = {}
     for name, value in read_json_items(path):
-        if name in names:
-            chain = json.loads(value)
-            found[name] = chain.get("path", []), chain.get("path_similarities", [])
+        chain = json.loads(value) if name in names else {}
+        if "path" in chain:
+            found[name] = _path(chain["path"], chain["path_similarities"])
     return found
 
 
-def _bytes(group):
-    """What a group takes on the page, about, pictures aside."""
-    texts = [text for m in group["members"] for text in (m["id"], m["text"])] + group["path"]
-    return sum(_MARKUP_BYTES + len(escape(text).encode()) for text in texts)
+def _path(path, links):
+    """The ends of a path, [(place, id, link to the next)] each, how many rows are between them, its weakest link."""
+    steps = list(zip(range(1, len(path) + 1), path, [*links, None], strict=True))
+    between = max(0, len(steps) - 2 * _STEPS)
+    ends = [steps[:_STEPS], steps[_STEPS + between :]]
+    ends = [[(place, shorten(name, _ID, _ID // 3), link) for place, name, link in end] for end in ends]
+    return {"ends": ends, "between": between, "weakest": min(links)}
 
 
-def _group(groups, number, shown, paths):
+def _group(groups, number, shown, path):
     """A group: its kept row first, then the others by similarity, those least similar last even where not all fit."""
     here = groups.members(number)
     rows, similarity = groups.rows[here], groups.similarity[here]
@@ -154,39 +177,36 @@ def _group(groups, number, shown, paths):
     members = shown.rows(rows[order])
     for member, place in zip(members, order.tolist(), strict=True):
         member |= {"similarity": float(similarity[place]), "kept": bool(kept[place])}
-    path, links = paths.get(groups.name(number), ([], []))
+    shown.spend(_GROUP_MARKUP)
+    for _, name, _ in itertools.chain(*path["ends"]) if path else ():
+        shown.spend(_STEP_MARKUP, name)
     return {
         "name": groups.name(number),
         "size": len(rows),
         "weakest": float(similarity.min()),
         "members": members,
         "path": path,
-        "links": links,
     }
 
 
 def _examples(merge, shown):
-    """[(threshold, [(similarity, row, row)])], of each threshold some pairs."""
+    """[(threshold, [(similarity, row, row)])], of each threshold some pairs, as far as there is room."""
     found = {}
-    with merge.path("examples.csv").open(newline="", encoding="utf-8") as file:
-        for line in csv.DictReader(file):
-            found.setdefault(float(line["threshold"]), []).append(line)
-    examples = []
-    for threshold, lines in found.items():
-        lines = lines[:_EXAMPLES]
-        first, second = (shown.rows([int(line[end]) for line in lines]) for end in ("row_a", "row_b"))
-        similarity = [float(line["similarity"]) for line in lines]
-        examples.append((threshold, list(zip(similarity, first, second, strict=True))))
-    return examples
+    for line in read_csv(merge.path("examples.csv")):
+        pairs = found.setdefault(float(line["threshold"]), [])
+        if len(pairs) < _EXAMPLES and shown.room >= 0:
+            rows = shown.rows([int(line[end]) for end in ("row_a", "row_b")])
+            pairs.append((float(line["similarity"]), *rows))
+    return [*found.items()]
 
 
 def _losses(merge):
     """{by: [(value, rows, dropped, share)]}, those that lose most first, and how many there are of each."""
     found = {}
-    with merge.path("losses.csv").open(newline="", encoding="utf-8") as file:
-        for line in csv.DictReader(file):
-            rows, dropped = int(line["rows"]), int(line["dropped"])
-            found.setdefault(line["by"], []).append((line["value"], rows, dropped, dropped / rows if rows else 0.0))
+    for line in read_csv(merge.path("losses.csv")):
+        rows, dropped = int(line["rows"]), int(line["dropped"])
+        value = shorten(line["value"], _ID, _ID // 3)
+        found.setdefault(line["by"], []).append((value, rows, dropped, dropped / rows if rows else 0.0))
     return {by: (sorted(lines, key=lambda line: -line[3])[:_LOSSES], len(lines)) for by, lines in found.items()}
 
 

@@ -380,21 +380,25 @@ def test_what_holds_other_chains_together(case):
         check_chain(case.work, name)
 
 
-def test_a_chain_longer_than_the_recursion_limit(tmp_path):
+def long_chain(steps=100, axes=31):
     """3,001 rows on quarter circles from one axis to the next: only neighbours on this curve are pairs."""
-    steps, axes = 100, 31
     angle = np.arange(steps * (axes - 1) + 1) * (np.pi / 2 / steps)
     rows = np.zeros((len(angle), axes))
     on = np.minimum(np.arange(len(angle)) // steps, axes - 2)
     rows[np.arange(len(angle)), on] = np.cos(angle - on * np.pi / 2)
     rows[np.arange(len(angle)), on + 1] = np.sin(angle - on * np.pi / 2)
+    return rows, float(np.cos(1.2 * np.pi / 2 / steps))
+
+
+def test_a_chain_longer_than_the_recursion_limit(tmp_path):
+    rows, threshold = long_chain()
     assert len(rows) > 3 * sys.getrecursionlimit()
-    work = make_case(tmp_path, rows, float(np.cos(1.2 * np.pi / 2 / steps)), n_clusters=30).work
+    work = make_case(tmp_path, rows, threshold, n_clusters=30).work
     assert pair_set(work) == set(pairwise(range(3001)))
     (chain,) = load_chains(work).values()
     first, last = (int(chain[end].removeprefix("id-")) for end in ("representative", "weakest"))
     step = 1 if first < last else -1
-    assert abs(first - last) >= steps  # the weakest is at a right angle
+    assert abs(first - last) >= 100  # the weakest is at a right angle
     assert chain["path"] == [f"id-{row}" for row in range(first, last + step, step)]
     assert chain["bridges"] == [[f"id-{row}", f"id-{row + 1}"] for row in range(3000)]
 

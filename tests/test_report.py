@@ -1,14 +1,18 @@
 """The report: whole in one file, what is in it is what was found, and a browser shows it as it should."""
 
+import html
 import json
 import re
 import shutil
 from html.parser import HTMLParser
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from conftest import EXAMPLE, SCRIPTS, command, lay_out, run_stages, write_hole
 from PIL import Image
+from test_045_merge import long_chain
 
 REPORT = "045_merge/report.html"
 MARKUP = "<b onmouseover=alert(1)>bold</b><script>document.title='run'</script>"
@@ -120,6 +124,32 @@ def test_all_chains_are_shown_as_far_as_there_is_room(tmp_path, count, letters):
     assert (shown == count) == (letters == 10)
     assert f"the row kept: {'all' if shown == count else f'{shown:,} of'} {count:,}" in text
     assert len(text) < 5_000_000
+
+
+@pytest.mark.parametrize("name", ["<" * 990, "🦊" * 990], ids=["escaped", "four bytes a character"])
+def test_it_stays_small_whatever_the_chain_ids_and_texts(tmp_path, name):
+    rows, threshold = long_chain()
+    data = lay_out(tmp_path / "data", rows, ids=[f"{name}-{i}" for i in range(len(rows))])
+    texts = pa.table({"text": ["<" * (150_000 if i < 9 else 900) for i in range(len(rows))]})
+    pq.write_table(texts, data / "part_0.parquet")
+    settings = {"threshold": threshold, "n_clusters": 30, "audit_rows": 0, "preview": "text", "tabulate": "text"}
+    run_stages(data, tmp_path / "work", **settings)
+    path = tmp_path / "work" / REPORT
+    assert path.stat().st_size < 300_000
+    (chain,) = json.loads((path.parent / "chains.json").read_text()).values()
+    assert len(chain["path"]) > 100
+    shown = [id_of(name) for name in chain["path"][:4] + chain["path"][-4:]]
+    parts = re.findall(r"<ol>(.*?)</ol>", path.read_text(), flags=re.DOTALL)
+    assert len(parts) == 2  # the largest group, and a chain
+    for part in parts:
+        assert [id_of(html.unescape(step)) for step in re.findall(r'<li value="\d+">(.*?)(?: <|</li>)', part)] == shown
+        assert f"… {len(chain['path']) - 8:,} more …" in part
+    assert f"weakest link {min(chain['path_similarities']):.4f}" in path.read_text()
+
+
+def id_of(name):
+    """What tells one of those ids from another."""
+    return name[-5:].lstrip("<🦊-")
 
 
 def test_it_is_made_anew_where_something_changed(tmp_path):
