@@ -181,12 +181,13 @@ def write_warnings(stage, shards, found, neighbors, ids, config):
 def write_examples(stage, search, table, ids, preview):
     """examples.csv: pairs to look at, the least similar ones at each threshold of the table."""
     thresholds = [line["threshold"] for line in table]
-    lines = [("threshold", "similarity", "row_a", "row_b", "id_a", "id_b", "text_a", "text_b")]
-    for step, pairs in zip(thresholds, examples(search.pairs(0), thresholds, _EXAMPLES), strict=True):
-        named = [f(pairs[end]) for f in (ids.take, preview.texts) for end in ("row_a", "row_b")]
-        numbers = (pairs[name].tolist() for name in ("similarity", "row_a", "row_b"))
-        lines += [(step, *line) for line in zip(*numbers, *named, strict=True)]
-    write_csv(stage.path("examples.csv"), lines)
+    found = examples(search.pairs(0), thresholds, _EXAMPLES)
+    pairs, of = np.concatenate(found), np.repeat(thresholds, [len(some) for some in found]).tolist()
+    texts = preview.texts(np.concatenate([pairs["row_a"], pairs["row_b"]]))
+    columns = [pairs[name].tolist() for name in ("similarity", "row_a", "row_b")]
+    columns += [ids.take(pairs["row_a"]), ids.take(pairs["row_b"]), texts[: len(pairs)], texts[len(pairs) :]]
+    names = "threshold", "similarity", "row_a", "row_b", "id_a", "id_b", "text_a", "text_b"
+    write_csv(stage.path("examples.csv"), [names, *zip(of, *columns, strict=True)])
 
 
 def write_copies(stage, shards, dropped, rejected, ids, config):
@@ -270,14 +271,15 @@ def report(preview, grouping, stage):
     print(f"-> {stage.shown} (report.html to look at, groups.parquet, keep.txt, drop.txt; README.md lists all)")
     if found["largest"]:
         print("largest groups, the representative first:")
+    rows = [row for group in found["largest"] for row in group["rows"]]
+    known = dict(zip(rows, zip(preview.ids.take(rows), preview.texts(rows), strict=True), strict=True))
     for group in found["largest"]:
         print(f"  {group['size']:,} rows, similarity >= {group['weakest']:.4f}")
-        names, texts = preview.ids.take(group["rows"]), preview.texts(group["rows"])
-        for name, text in zip(names, texts, strict=True):
+        for name, text in map(known.get, group["rows"]):
             name, text = json.dumps(name, ensure_ascii=False), " ".join(text.split())
             print(f"    {shorten(name)}  {shorten(text)}".rstrip())
-        if len(names) < group["size"]:
-            print(f"    … {group['size'] - len(names):,} more")
+        if len(group["rows"]) < group["size"]:
+            print(f"    … {group['size'] - len(group['rows']):,} more")
 
 
 def shorten(text):

@@ -53,19 +53,23 @@ class Preview:
         path = Path(self.setting.replace("{id}", name)).resolve()
         return path if path.is_relative_to(folder) else None
 
-    def texts(self, rows):
-        """The texts of these rows, "" where there is none. Memory: the JSON file, or the column of a shard."""
+    def texts(self, rows, most=None):
+        """The first `most` characters of the texts of these rows, "" where there is none.
+
+        Reads the JSON file once, or the column of each shard that has some of the rows: better once for many rows.
+        Memory: that file, or a column of a shard.
+        """
         if self.is_file:
-            return [self._text_of(name) for name in self.ids.take(rows)]
+            return [self._text_of(name)[:most] for name in self.ids.take(rows)]
         if not self.is_column:
             return [""] * len(rows)
         rows, found = np.asarray(rows, dtype=np.int64), [""] * len(rows)
         for shard in self.shards:
             here = np.nonzero((rows >= shard.start) & (rows < shard.start + shard.rows))[0]
             if len(here):
-                values = self._column(shard).take(pa.array(rows[here] - shard.start)).to_pylist()
+                values = self._column(shard).take(pa.array(rows[here] - shard.start))
                 for i, value in zip(here.tolist(), values, strict=True):
-                    found[i] = "" if value is None else str(value)
+                    found[i] = str(value.as_py())[:most] if value.is_valid else ""
         return found
 
     def lengths(self):
@@ -88,17 +92,20 @@ class Preview:
         """Raises NeardupError where the setting names what isn't there."""
         if self.is_file:
             self._load()
-        if self.is_column:
-            self._column(self.shards[0])
+        if self.is_column:  # whose names were looked at when the stage began
+            self._table(self.shards[0])
 
     def _text_of(self, name):
         text = self._load().get(name)
         return "" if text is None else str(text)
 
     def _column(self, shard):
+        return read_column(self._table(shard), self.setting, shard.rows)
+
+    def _table(self, shard):
         if shard.table is None:
             raise NeardupError(f"preview {self.setting!r} is a column, but {shard.path} has no table: set it right")
-        return read_column(shard.table, self.setting, shard.rows)
+        return shard.table
 
     @cache  # noqa: B019 - one a run
     def _load(self):

@@ -15,7 +15,6 @@ from neardup.artifacts import REPORT, TIMES
 from neardup.files import atomic, read_csv, read_json, read_json_items
 
 _SAMPLE, _MEMBERS, _LOSSES = 12, 12, 30  # groups of a kind, rows of a group, lines of a table
-_EXAMPLES = 20  # pairs a threshold
 _TEXT, _ID, _STEPS = 400, 120, 4  # characters of a text, of an id; rows of a path at each of its ends
 _WORD_BYTES, _IMAGE_BYTES = 1_500_000, 2_700_000  # of what is shown of rows and groups; of thumbnails
 _ROW_MARKUP, _STEP_MARKUP, _GROUP_MARKUP = 200, 90, 450  # bytes around what is shown of a row, in a path, of a group
@@ -60,7 +59,7 @@ def _content(stages, groups_and_found, config, preview):
         "times": _times(stages),
         "settings": config.model_dump(mode="json"),
         "work_dir": str(config.work_dir),
-        **_looked_at(merge, groups, found["threshold"], Shown(preview)),
+        **_looked_at(merge, groups, found["threshold"], preview),
     }
 
 
@@ -81,22 +80,29 @@ def _plots(variance, found, sizes, config):
 class Shown:
     """Rows as a page shows them: id, text, and a picture in the page itself, as long as there is room for those.
 
-    room: bytes that are left for all that is no picture.
+    rows: all that may be shown; room: bytes that are left for all that is no picture.
     """
 
-    def __init__(self, preview):
+    def __init__(self, preview, rows):
         self.preview, self.room, self.image_room = preview, _WORD_BYTES, _IMAGE_BYTES
+        rows = np.unique(np.array(rows, dtype=np.int64))
+        known = zip(preview.ids.take(rows), preview.texts(rows, _TEXT + 1), strict=True)
+        self._known = dict(zip(rows.tolist(), known, strict=True))
 
-    def rows(self, rows):
-        """[{id, text, image, url}] of these rows."""
-        known = zip(self.preview.ids.take(rows), self.preview.texts(rows), strict=True)
-        return [self._row(name, text) for name, text in known]
-
-    def _row(self, name, text):
+    def row(self, row):
+        """{id, text, image, url} of a row."""
+        name, text = self._known[row]
         row = {"id": shorten(name, _ID, _ID // 3), "text": shorten(text, _TEXT), "url": self.preview.url(name)}
         image = self._image(name)
         self.spend(_ROW_MARKUP, *row.values(), image and (row["text"] or row["id"]))  # which stand for it once more
         return row | {"image": image}
+
+    def group(self, group, path):
+        """A group of `_group` with its rows, and its path as of `_path`, or None."""
+        self.spend(_GROUP_MARKUP)
+        for _, name, _ in itertools.chain(*path["ends"]) if path else ():
+            self.spend(_STEP_MARKUP, name)
+        return group | {"members": [m | self.row(m["row"]) for m in group["members"]], "path": path}
 
     def spend(self, markup, *texts):
         """Count bytes that go into the page."""
@@ -125,26 +131,50 @@ def shorten(text, most, end=0):
     return text if len(text) <= most else f"{text[: most - end - 1]}…{text[len(text) - end :]}"
 
 
-def _looked_at(merge, groups, threshold, shown):
+def _looked_at(merge, groups, threshold, preview):
     """Groups by kind and pairs by threshold, to look at, as far as there is room: chains come last for that."""
+    kinds, examples = _chosen(groups, threshold), _examples(merge)
+    chosen = {number: _group(groups, number) for numbers in kinds.values() for number in numbers}
+    paths = _paths(merge.path("chains.json"), {group["name"] for group in chosen.values()})
+    rows = [member["row"] for group in chosen.values() for member in group["members"]]
+    shown = Shown(preview, rows + [row for _, pairs in examples for pair in pairs for row in pair[1:]])
+
+    def groups_of(kind):
+        return [shown.group(chosen[n], paths.get(chosen[n]["name"])) for n in kinds[kind] if shown.room >= 0]
+
+    def fitting(pairs):
+        return [(similarity, shown.row(a), shown.row(b)) for similarity, a, b in pairs if shown.room >= 0]
+
+    found = {kind: groups_of(kind) for kind in ("largest", "random")}
+    examples = [(step, fitting(pairs)) for step, pairs in examples]
+    return {"examples": examples, "groups": found | {"chains": groups_of("chains")}}
+
+
+def _chosen(groups, threshold):
+    """Numbers of groups to look at, by kind: the largest, a sample of the others, and as many chains as may fit."""
     largest = np.argsort(-groups.sizes, kind="stable")[:_SAMPLE]
     rest = np.setdiff1d(np.arange(len(groups)), largest)
     some = np.sort(np.random.default_rng(0).choice(rest, min(_SAMPLE, len(rest)), replace=False))
     chains = np.nonzero(groups.weakest < threshold)[0][:_CHAINS]
-    paths = _paths(merge.path("chains.json"), {groups.name(n) for n in (*largest, *some, *chains)})
-    found = {"largest": _groups(groups, largest, shown, paths), "random": _groups(groups, some, shown, paths)}
-    pairs = _examples(merge, shown)
-    return {"examples": pairs, "groups": found | {"chains": _groups(groups, chains, shown, paths)}}
+    return {"largest": largest.tolist(), "random": some.tolist(), "chains": chains.tolist()}
 
 
-def _groups(groups, numbers, shown, paths):
-    """Those of these groups that there is room for."""
-    found = []
-    for number in numbers.tolist():
-        if shown.room < 0:
-            break
-        found.append(_group(groups, number, shown, paths.get(groups.name(number))))
-    return found
+def _group(groups, number):
+    """A group: its kept row first, then the others by similarity, those least similar last even where not all fit."""
+    here = groups.members(number)
+    rows, similarity = groups.rows[here], groups.similarity[here]
+    kept = rows == groups.representative[number]
+    order = np.lexsort((rows, -similarity, ~kept))
+    if len(order) > _MEMBERS:
+        order = np.concatenate([order[: _MEMBERS // 2], order[-_MEMBERS // 2 :]])
+    columns = {"row": rows, "similarity": similarity, "kept": kept}
+    members = zip(*(column[order].tolist() for column in columns.values()), strict=True)
+    return {
+        "name": groups.name(number),
+        "size": len(rows),
+        "weakest": float(similarity.min()),
+        "members": [dict(zip(columns, member, strict=True)) for member in members],
+    }
 
 
 def _paths(path, names):
@@ -166,37 +196,12 @@ def _path(path, links):
     return {"ends": ends, "between": between, "weakest": min(links)}
 
 
-def _group(groups, number, shown, path):
-    """A group: its kept row first, then the others by similarity, those least similar last even where not all fit."""
-    here = groups.members(number)
-    rows, similarity = groups.rows[here], groups.similarity[here]
-    kept = rows == groups.representative[number]
-    order = np.lexsort((rows, -similarity, ~kept))
-    if len(order) > _MEMBERS:
-        order = np.concatenate([order[: _MEMBERS // 2], order[-_MEMBERS // 2 :]])
-    members = shown.rows(rows[order])
-    for member, place in zip(members, order.tolist(), strict=True):
-        member |= {"similarity": float(similarity[place]), "kept": bool(kept[place])}
-    shown.spend(_GROUP_MARKUP)
-    for _, name, _ in itertools.chain(*path["ends"]) if path else ():
-        shown.spend(_STEP_MARKUP, name)
-    return {
-        "name": groups.name(number),
-        "size": len(rows),
-        "weakest": float(similarity.min()),
-        "members": members,
-        "path": path,
-    }
-
-
-def _examples(merge, shown):
-    """[(threshold, [(similarity, row, row)])], of each threshold some pairs, as far as there is room."""
+def _examples(merge):
+    """[(threshold, [(similarity, row, row)])], of each threshold some pairs."""
     found = {}
     for line in read_csv(merge.path("examples.csv")):
-        pairs = found.setdefault(float(line["threshold"]), [])
-        if len(pairs) < _EXAMPLES and shown.room >= 0:
-            rows = shown.rows([int(line[end]) for end in ("row_a", "row_b")])
-            pairs.append((float(line["similarity"]), *rows))
+        pair = float(line["similarity"]), int(line["row_a"]), int(line["row_b"])
+        found.setdefault(float(line["threshold"]), []).append(pair)
     return [*found.items()]
 
 

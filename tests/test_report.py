@@ -4,6 +4,7 @@ import html
 import json
 import re
 import shutil
+from collections import Counter
 from html.parser import HTMLParser
 
 import numpy as np
@@ -12,7 +13,9 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import EXAMPLE, SCRIPTS, command, lay_out, run_stages, write_hole
 from PIL import Image
-from test_045_merge import long_chain
+from test_045_merge import bundles, long_chain
+
+from neardup import preview
 
 REPORT = "045_merge/report.html"
 MARKUP = "<b onmouseover=alert(1)>bold</b><script>document.title='run'</script>"
@@ -150,6 +153,23 @@ def test_it_stays_small_whatever_the_chain_ids_and_texts(tmp_path, name):
 def id_of(name):
     """What tells one of those ids from another."""
     return name[-5:].lstrip("<🦊-")
+
+
+def test_texts_of_a_column_are_read_once_for_all_that_is_shown(tmp_path, monkeypatch):
+    """However many groups, chains and thresholds there are: for the pairs, for the report, for what is printed."""
+    rows, read = bundles(0), Counter()
+    data, captions = lay_out(tmp_path / "data", rows, cuts=[40]), [f"<caption> of {row}" for row in range(len(rows))]
+    for number, some in enumerate((captions[:40], captions[40:])):
+        pq.write_table(pa.table({"caption": some}), data / f"part_{number}.parquet")
+    read_column = preview.read_column
+    monkeypatch.setattr(preview, "read_column", lambda path, *more: read.update([path]) or read_column(path, *more))
+    run_stages(data, tmp_path / "work", threshold=0.94, report_threshold=0.8, preview="caption")
+    assert read == {data / "part_0.parquet": 3, data / "part_1.parquet": 3}
+    text = (tmp_path / "work" / REPORT).read_text()
+    assert text.count("(chain)</span>", text.index('<h2 id="chains">')) >= 3
+    shown = re.findall(r'<span class="id">id-(\d+)</span>\n<span class="what">(.*?)</span>', text)
+    assert len(shown) == text.count('<span class="id">') > 100
+    assert all(html.unescape(caption) == captions[int(row)] for row, caption in shown)
 
 
 def test_it_is_made_anew_where_something_changed(tmp_path):
