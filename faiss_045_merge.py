@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from neardup import engine, plots
-from neardup.artifacts import begin
+from neardup.artifacts import REPORT, begin
 from neardup.chains import explain_chains, split_chains
 from neardup.embeddings import open_shards
 from neardup.export import write_copy, write_datacomp, write_graph
@@ -70,6 +70,9 @@ def run(config):
         stage.note_times()
         write_report(earlier | {stage.name: stage}, (groups, found), config, preview)
         stage = stage.finish(found)
+    elif not (stage.folder / REPORT).exists():  # which isn't hashed, so that a stage is finished without
+        groups = read_groups(stage.path("merged_clusters.h5"))
+        write_report(earlier | {stage.name: stage}, (groups, stage.results), config, preview)
     if config.graph_group is not None:
         draw_graph(config.work_dir / "graphs", stage, earlier["04_neighbor_search"], ids, config.graph_group)
     tell(config, stage, partial(report, preview, config.grouping))

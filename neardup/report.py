@@ -25,7 +25,7 @@ _PIXELS = 112  # of a thumbnail's longer side
 def write_report(stages, groups_and_found, config, preview):
     """Write report.html into the folder of stage 045. Memory: 40 bytes a group, and 10 MB.
 
-    stages: {name: `Stage`} of all, finished but for the last; groups_and_found: its `Groups` and results.
+    stages: {name: `Stage`} of all, finished, or the last one being built; groups_and_found: its `Groups` and results.
     """
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import EXAMPLE, SCRIPTS, command, lay_out, run_stages, write_hole
+from conftest import EXAMPLE, SCRIPTS, command, lay_out, run_stages, tree_bytes, write_hole
 from PIL import Image
 from test_045_merge import bundles, long_chain
 
@@ -172,13 +172,19 @@ def test_texts_of_a_column_are_read_once_for_all_that_is_shown(tmp_path, monkeyp
     assert all(html.unescape(caption) == captions[int(row)] for row, caption in shown)
 
 
-def test_it_is_made_anew_where_something_changed(tmp_path):
-    data = lay_out(tmp_path / "data", np.random.default_rng(0).normal(size=(30, 6)))
+def test_it_is_made_anew_where_something_changed_or_it_is_gone(tmp_path):
+    data = lay_out(tmp_path / "data", bundles(1))
     run_stages(data, tmp_path / "work")
     path = tmp_path / "work" / REPORT
     first = path.stat().st_mtime_ns
     run_stages(data, tmp_path / "work")
     assert path.stat().st_mtime_ns == first
+    before, stages = path.read_text(), tree_bytes(tmp_path / "work")
+    path.unlink()
+    run_stages(data, tmp_path / "work", SCRIPTS[4:])
+    assert tree_bytes(tmp_path / "work") == stages
+    times = re.compile("<caption>Time.*?</table>", flags=re.DOTALL)
+    assert times.split(path.read_text()) == times.split(before)
     run_stages(data, tmp_path / "work", SCRIPTS[4:], grouping="star")
     assert "“star”" in path.read_text()
 
