@@ -119,7 +119,9 @@ class Config(BaseSettings):
         None, description="columns of metadata, separated by commas, to count dropped rows by, as by shard"
     )
     preview: Annotated[str | None, BeforeValidator(lambda value: value if value is None else str(value))] = Field(
-        None, description="texts of the ids: a JSON file of id: text, or a column; None: texts.json beside the shards"
+        None,
+        description="what ids stand for: a JSON file of id: text, a column of texts, or a pattern of pictures such as "
+        "images/{id}.png or https://HOST/{id}.jpg; None: texts.json beside the shards",
     )
 
     export: bool = Field(

@@ -273,16 +273,24 @@ def report(preview, grouping, stage):
         print(f"look at this: {line}")
     print(f"-> {stage.shown} (report.html to look at, groups.parquet, keep.txt, drop.txt; README.md lists all)")
     if found["largest"]:
-        print("largest groups, the representative first:")
-    rows = [row for group in found["largest"] for row in group["rows"]]
+        show_groups(found["largest"], preview)
+
+
+def show_groups(largest, preview):
+    """Print the largest groups; and a line if none of their pictures is where `preview` says."""
+    rows = [row for group in largest for row in group["rows"]]
     known = dict(zip(rows, zip(preview.ids.take(rows), preview.texts(rows), strict=True), strict=True))
-    for group in found["largest"]:
+    print("largest groups, the representative first:")
+    for group in largest:
         print(f"  {group['size']:,} rows, similarity >= {group['weakest']:.4f}")
         for name, text in map(known.get, group["rows"]):
             name, text = json.dumps(name, ensure_ascii=False), " ".join(text.split())
             print(f"    {shorten(name)}  {shorten(text)}".rstrip())
         if len(group["rows"]) < group["size"]:
             print(f"    … {group['size'] - len(group['rows']):,} more")
+    missing = preview.missing([name for name, _ in known.values()])
+    if missing:
+        print(f"look at this: no picture of these rows is there, the first looked for was {missing}: set preview right")
 
 
 def shorten(text):

@@ -1,6 +1,10 @@
 """What the ids stand for, to look at groups by: texts from a JSON file or a column, or images."""
 
+import io
 import json
+import os
+import struct
+import warnings
 from functools import cache
 from pathlib import Path
 from urllib.parse import quote
@@ -13,6 +17,7 @@ from neardup import NeardupError
 from neardup.metadata import as_text, read_column
 
 _BLOCK_ROWS = 1 << 16  # rows whose ids are handled together
+_LINKED = "https://", "http://"  # what a page links to
 
 
 class Preview:
@@ -36,18 +41,23 @@ class Preview:
         return self.setting is not None and "{id}" in self.setting
 
     @property
+    def is_of_files(self):
+        """Whether it is a pattern of images that are files."""
+        return self.is_pattern and "://" not in self.setting
+
+    @property
     def is_column(self):
         return self.setting is not None and not self.is_file and not self.is_pattern
 
     def url(self, name):
         """Where the image of an id is on the web, or None."""
-        if not (self.is_pattern and self.setting.startswith(("https://", "http://"))):
+        if not (self.is_pattern and self.setting.startswith(_LINKED)):
             return None
         return self.setting.replace("{id}", quote(name))
 
     def image(self, name):
         """The file of the image of an id, or None; never one outside the folder that the pattern begins with."""
-        if not self.is_pattern or "://" in self.setting or "\0" in name:
+        if not self.is_of_files or "\0" in name:
             return None
         folder = Path(self.setting.partition("{id}")[0] + "_").parent.resolve()
         path = Path(self.setting.replace("{id}", name)).resolve()
@@ -94,6 +104,16 @@ class Preview:
             self._load()
         if self.is_column:  # whose names were looked at when the stage began
             self._table(self.shards[0])
+        if self.is_pattern and not (self.is_of_files or self.setting.startswith(_LINKED)):
+            raise NeardupError(
+                f"preview {self.setting!r} is neither a pattern of files nor of {' or '.join(_LINKED)} URLs: set it to "
+                "one of those"
+            )
+
+    def missing(self, names):
+        """The first file looked for, if none of the images of these ids can be read; else None."""
+        paths = [path for path in map(self.image, names) if path]
+        return next(iter(paths), None) if not any(os.access(path, os.R_OK) for path in paths) else None
 
     def _text_of(self, name):
         text = self._load().get(name)
@@ -119,3 +139,23 @@ class Preview:
         if self.named and not isinstance(texts, dict):
             raise NeardupError(f"preview {self.setting} {reason}: name a JSON file of id: text")
         return texts if isinstance(texts, dict) else {}
+
+
+def thumbnail(path, pixels):
+    """A picture as WebP, upright, its longer side at most so many pixels; None where it can't be read.
+
+    What PIL raises of damaged files differs by their format, and isn't documented but for OSError and ValueError.
+    """
+    from PIL import Image, ImageOps
+
+    unreadable = (OSError, ValueError, SyntaxError, TypeError, AttributeError, LookupError, EOFError, ArithmeticError)
+    unreadable += RuntimeError, MemoryError, struct.error, Image.DecompressionBombError
+    try:
+        with warnings.catch_warnings(action="ignore"), Image.open(path) as image:
+            image.thumbnail((pixels, pixels))
+            upright = ImageOps.exif_transpose(image).convert("RGBA")
+    except unreadable:
+        return None
+    data = io.BytesIO()
+    upright.save(data, "WEBP", quality=80)
+    return data.getvalue()

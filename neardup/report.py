@@ -1,7 +1,6 @@
 """The report: one HTML file that shows what was found and what other choices would give, whole without a network."""
 
 import base64
-import io
 import itertools
 import json
 import math
@@ -13,6 +12,7 @@ from markupsafe import escape
 from neardup import NeardupError, plots
 from neardup.artifacts import REPORT, TIMES
 from neardup.files import atomic, read_csv, read_json, read_json_items
+from neardup.preview import thumbnail
 
 _SAMPLE, _MEMBERS, _LOSSES = 12, 12, 30  # groups of a kind, rows of a group, lines of a table
 _TEXT, _ID, _STEPS = 400, 120, 4  # characters of a text, of an id; rows of a path at each of its ends
@@ -80,11 +80,13 @@ def _plots(variance, found, sizes, config):
 class Shown:
     """Rows as a page shows them: id, text, and a picture in the page itself, as long as there is room for those.
 
-    rows: all that may be shown; room: bytes that are left for all that is no picture.
+    rows: all that may be shown; room: bytes that are left for all that is no picture; unread: {id: file} of pictures
+    that can't be read, without_room: ids of those that are left out.
     """
 
     def __init__(self, preview, rows):
         self.preview, self.room, self.image_room = preview, _WORD_BYTES, _IMAGE_BYTES
+        self.unread, self.without_room = {}, set()
         rows = np.unique(np.array(rows, dtype=np.int64))
         known = zip(preview.ids.take(rows), preview.texts(rows, _TEXT + 1), strict=True)
         self._known = dict(zip(rows.tolist(), known, strict=True))
@@ -109,21 +111,19 @@ class Shown:
         self.room -= markup + sum(len(escape(text).encode()) for text in texts if text)
 
     def _image(self, name):
-        """A picture as a data: URL, or None where there is none to be read, or no room left."""
+        """A picture as a data: URL, or None where there is none, or no room left, which is counted."""
+        if not self.preview.is_of_files:
+            return None
+        if self.image_room < 0:
+            self.without_room.add(name)
+            return None
         path = self.preview.image(name)
-        if path is None or self.image_room < 0:
+        data = path and thumbnail(path, _PIXELS)
+        if not data:
+            self.unread[name] = str(path or name)
             return None
-        from PIL import Image
-
-        try:
-            with Image.open(path) as image:
-                image.thumbnail((_PIXELS, _PIXELS))
-                data = io.BytesIO()
-                image.convert("RGBA").save(data, "WEBP", quality=80)
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):  # not there, or no picture
-            return None
-        self.image_room -= len(data.getvalue()) * 4 // 3
-        return "data:image/webp;base64," + base64.b64encode(data.getvalue()).decode()
+        self.image_room -= len(data) * 4 // 3
+        return "data:image/webp;base64," + base64.b64encode(data).decode()
 
 
 def shorten(text, most, end=0):
@@ -147,7 +147,9 @@ def _looked_at(merge, groups, threshold, preview):
 
     found = {kind: groups_of(kind) for kind in ("largest", "random")}
     examples = [(step, fitting(pairs)) for step, pairs in examples]
-    return {"examples": examples, "groups": found | {"chains": groups_of("chains")}}
+    found["chains"] = groups_of("chains")
+    unread = [shorten(path, _TEXT, _TEXT // 2) for path in shown.unread.values()]
+    return {"examples": examples, "groups": found, "unread": unread, "without_room": shown.without_room}
 
 
 def _chosen(groups, threshold):

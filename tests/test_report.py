@@ -1,21 +1,24 @@
 """The report: whole in one file, what is in it is what was found, and a browser shows it as it should."""
 
+import base64
 import html
+import io
 import json
 import re
 import shutil
 from collections import Counter
 from html.parser import HTMLParser
+from urllib.parse import quote
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from conftest import EXAMPLE, SCRIPTS, command, lay_out, run_stages, tree_bytes, write_hole
-from PIL import Image
+from PIL import ExifTags, Image
 from test_045_merge import bundles, long_chain
 
-from neardup import preview
+from neardup import NeardupError, preview
 
 REPORT = "045_merge/report.html"
 MARKUP = "<b onmouseover=alert(1)>bold</b><script>document.title='run'</script>"
@@ -108,7 +111,82 @@ def test_pictures_stop_where_there_is_no_room(images, tmp_path, monkeypatch):
         SCRIPTS[4:],
         preview=str(images.parent.parent.parent / "pictures" / "{id}.png"),
     )
-    assert sum(tag == "img" for tag, _ in Tags((work / REPORT).read_text()).found) < 12
+    text = (work / REPORT).read_text()
+    assert sum(tag == "img" for tag, _ in Tags(text).found) < 12
+    assert re.search(r"There is no room for \d+ pictures", text)
+
+
+def encoded(kind, **options):
+    """A picture of noise, 40 x 30, as a file of some format holds it."""
+    data, noise = io.BytesIO(), np.random.default_rng(0).integers(0, 256, (30, 40, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(data, kind, **options)
+    return data.getvalue()
+
+
+def turned():
+    """As cameras do it: lying, with a note on how to hold it."""
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    return encoded("JPEG", exif=exif)
+
+
+DAMAGED = {
+    "part of an AVIF": encoded("AVIF").replace(b"av01", b"else"),  # of which PIL makes a RuntimeError
+    "another DDS": encoded("DDS")[:80] + bytes(4) + encoded("DDS")[84:],  # a NotImplementedError
+    "half a PNG": encoded("PNG")[:999],
+    "a drawing": b"<svg xmlns='http://www.w3.org/2000/svg'/>",
+    "nothing": b"",
+}
+
+
+def test_pictures_that_can_not_be_read_are_counted(tmp_path):
+    """In one line of the report; what can be is upright."""
+    files = {"upright": encoded("PNG"), "turned": turned(), **DAMAGED}
+    (tmp_path / "pictures").mkdir()
+    for name, content in files.items():
+        (tmp_path / "pictures" / name).write_bytes(content)
+    ids = [*files, "not there", "x" * 1000, "../pictures"]
+    data = lay_out(tmp_path / "data", np.ones((len(ids), 2)), ids=ids)
+    run_stages(data, tmp_path / "work", preview=str(tmp_path / "pictures" / "{id}"))
+    text = (tmp_path / "work" / REPORT).read_text()
+    images = {attrs["alt"]: attrs["src"].partition("base64,")[2] for tag, attrs in Tags(text).found if tag == "img"}
+    sizes = {name: Image.open(io.BytesIO(base64.b64decode(data))).size for name, data in images.items()}
+    assert sizes == {"upright": (40, 30), "turned": (30, 40)}
+    assert f"8 of the pictures looked for couldn't be read, such as {tmp_path / 'pictures'}/" in text
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "AVIF", "GIF", "TIFF", "BMP", "DDS", "ICO", "TGA", "JPEG2000"])
+def test_no_damage_of_a_picture_ends_the_script(tmp_path, kind):
+    rng, whole, path = np.random.default_rng(0), bytearray(encoded(kind)), tmp_path / "picture"
+    for _ in range(300):
+        content = whole[: rng.integers(1, len(whole)) if rng.random() < 0.3 else None]
+        for _ in range(rng.integers(1, 5)):
+            content[rng.integers(0, min(len(content), rng.choice([64, 512, 9999])))] = rng.choice([0, 1, 127, 255])
+        path.write_bytes(content)
+        assert isinstance(preview.thumbnail(path, 112), bytes | None)
+
+
+def test_urls_are_linked_to(tmp_path):
+    ids = ["a b", "c/d?", "é&<"]
+    data = lay_out(tmp_path / "data", np.ones((3, 2)), ids=ids)
+    run_stages(data, tmp_path / "work", preview="https://host/{id}.png?size=1&kind=2")
+    tags = Tags((tmp_path / "work" / REPORT).read_text()).found
+    links = {attrs["href"] for tag, attrs in tags if tag == "a" and attrs["href"].startswith("http")}
+    assert links == {f"https://host/{quote(name)}.png?size=1&kind=2" for name in ids}
+    assert "img" not in {tag for tag, _ in tags}
+
+
+def test_a_pattern_that_leads_to_no_picture_is_told(images, tmp_path, capsys):
+    data, work = images.parent.parent.parent / "data", shutil.copytree(images.parent.parent, tmp_path / "work")
+    for pattern, is_wrong in ((images.parent.parent.parent / "pictures", False), (tmp_path / "picures", True)):
+        capsys.readouterr()
+        run_stages(data, work, SCRIPTS[4:], preview=str(pattern / "{id}.png"))
+        said = capsys.readouterr().out
+        assert ("no picture of these rows is there" in said) == is_wrong
+        assert (f"the first looked for was {tmp_path / 'picures'}/" in said) == is_wrong
+    for pattern in ("s3://bucket/{id}.png", "file:///folder/{id}.png"):
+        with pytest.raises(NeardupError, match=r"is neither a pattern of files nor of https:// or http:// URLs: set"):
+            run_stages(data, work, SCRIPTS[4:], preview=pattern)
 
 
 @pytest.mark.parametrize(("count", "letters"), [(600, 10), (1500, 900)])
