@@ -75,7 +75,7 @@ def run(config):
         write_report(earlier | {stage.name: stage}, (groups, stage.results), config, preview)
     if config.graph_group is not None:
         draw_graph(config.work_dir / "graphs", stage, earlier["04_neighbor_search"], ids, config.graph_group)
-    tell(config, stage, partial(report, preview, config.grouping))
+    tell(config, stage, partial(report, preview, config))
 
 
 def choose_threshold(forest, n_valid, lowest, config):
@@ -250,10 +250,12 @@ def summary(groups, threshold, counts):
     }
 
 
-def report(preview, grouping, stage):
+def report(preview, config, stage):
     """Say what was found and where it is, and show the largest groups, with the texts of their ids where known."""
     found = stage.results
     total = found["kept"] + found["dropped"] + found["rejected"]
+    if config.target_rows:
+        print(f"threshold {found['threshold']!r}, the highest that leaves at most {config.target_rows:,} rows")
     print(
         f"{found['groups']:,} groups of {found['rows_in_groups']:,} rows, {found['chains']:,} of them chains "
         "(a member lies below the threshold from the representative)"
@@ -264,7 +266,7 @@ def report(preview, grouping, stage):
         f"keep {found['kept']:,} and drop {found['dropped']:,}"
     )
     for name, other in found["groupings"].items():
-        if name != grouping:
+        if name != config.grouping:
             print(f"with grouping {name!r}: {other['groups']:,} groups, {other['chains']:,} of them chains", end="; ")
             print(f"drop {other['dropped']:,}")
     if found["not_exported"]:

@@ -36,6 +36,7 @@ def write_report(stages, groups_and_found, config, preview):
         "n": lambda number: f"{number:,}",
         "sim": lambda s: f"{s:.4f}",
         "share": lambda s: f"{s:.1%}",
+        "exact": lambda threshold: repr(threshold).removesuffix(".0"),  # to be given back
     }
     text = environment.get_template("report.html").render(_content(stages, groups_and_found, config, preview))
     with atomic(stages["045_merge"].folder / REPORT) as temporary:

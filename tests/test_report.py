@@ -85,7 +85,7 @@ def test_what_it_says_is_what_was_found(texts):
         assert f" {manifest[name]:,} " in text
     for line in manifest["thresholds"]:
         chosen = " (chosen)" if line["threshold"] == 0.95 else ""
-        cells = [f"{line['threshold']:g}{chosen}"]
+        cells = [f"{line['threshold']!r}".removesuffix(".0") + chosen]
         cells += [f"{line[name]:,}" for name in ("pairs", "groups", "kept", "dropped", "largest", "chains")]
         assert " ".join(cells) in text
     for kind, found in manifest["groupings"].items():
@@ -278,6 +278,21 @@ def test_times_that_are_damaged_are_not_shown(tmp_path, content):
     text = (tmp_path / "work" / REPORT).read_text()
     assert '<th scope="row">01_pca_variance</th>' in text
     assert '<th scope="row">02_pca_reduce</th>' not in text
+
+
+def test_a_threshold_for_a_number_of_rows_is_said_with_all_its_digits(tmp_path, capsys):
+    """Given back, it gives the same."""
+    data, works = lay_out(tmp_path / "data", bundles(2)), [tmp_path / "work", tmp_path / "again"]
+    run_stages(data, works[0], report_threshold=0.9, target_rows=80)
+    said = capsys.readouterr().out
+    threshold = re.search(r"^threshold (\S+), the highest that leaves at most 80 rows$", said, flags=re.MULTILINE)[1]
+    assert len(threshold) > 10
+    text = (works[0] / REPORT).read_text()
+    assert f"Cosine similarity ≥ {threshold} (the highest threshold that leaves at most 80 rows)," in text
+    assert f"{threshold} (chosen)" in text
+    run_stages(data, works[1], report_threshold=0.9, threshold=float(threshold))
+    kept = [(work / "045_merge" / "keep.txt").read_bytes() for work in works]
+    assert kept[0] == kept[1]
 
 
 def test_no_groups_and_no_pairs(tmp_path):
