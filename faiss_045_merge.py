@@ -58,14 +58,14 @@ def run(config):
         choose = chooser(stage, shards, earlier["03_kmeans"], config, preview)
         table, connected = tabulate(choose("at"), search, forest, threshold, len(ids) - len(rejected))
         neighbors = partial(search.pairs, threshold)
-        groupings = group_otherwise(choose("split"), connected, neighbors, threshold, config)
+        groupings, uncut = group_otherwise(choose("split"), connected, neighbors, threshold, config)
         groups = groupings[config.grouping]
         counts = write_groups(stage, groups, ids, threshold, (rejected, repeated))
         found = summary(groups, threshold, counts)
         found |= write_choices(stage, search, (table, threshold, groups), ids, preview)
         within = forest[forest["similarity"] >= threshold]
         found |= write_warnings(stage, shards, (groups, within, threshold), neighbors, ids, config)
-        found["groupings"] = {name: outline(some, threshold) for name, some in groupings.items()}
+        found |= {"groupings": {name: outline(some, threshold) for name, some in groupings.items()}, "uncut": uncut}
         found["not_exported"] = write_copies(stage, shards, groups.dropped(len(ids)), rejected, ids, config)
         stage.note_times()
         write_report(earlier | {stage.name: stage}, (groups, found), config, preview)
@@ -134,14 +134,17 @@ def outline(groups, threshold):
 
 
 def group_otherwise(representatives, connected, neighbors, threshold, config):
-    """{grouping: Groups}, as far as the pairs allow it: stars and cuts need all, not just those that join."""
-    groupings = {"connected": connected}
+    """{grouping: Groups}, as far as the pairs allow it: stars and cuts need all, not just those that join.
+
+    And how many chains `split` leaves uncut, for they are too large.
+    """
+    groupings, uncut = {"connected": connected}, 0
     if config.pairs == "all":
         preferred_and_labels = representatives.preferred, representatives.labels
         budget = representatives.stage.memory / 4
         groupings["star"] = stars(neighbors, preferred_and_labels, len(representatives.rows), budget)
-        groupings["split"] = split_chains(representatives, connected, neighbors, threshold, budget)
-    return groupings
+        groupings["split"], uncut = split_chains(representatives, connected, neighbors, threshold, budget)
+    return groupings, uncut
 
 
 def write_groups(stage, groups, ids, threshold, left_out):
@@ -269,6 +272,8 @@ def report(preview, config, stage):
         if name != config.grouping:
             print(f"with grouping {name!r}: {other['groups']:,} groups, {other['chains']:,} of them chains", end="; ")
             print(f"drop {other['dropped']:,}")
+    if found["uncut"]:
+        print(f"grouping 'split' leaves chains of over 50,000 pairs uncut: {found['uncut']:,}")
     if found["not_exported"]:
         print(f"not exported, for no row of them is kept, or they aren't one a row: {', '.join(found['not_exported'])}")
     for line in found["warnings"]:

@@ -88,29 +88,30 @@ def place_of(pairs, number_of):
 def split_chains(representatives, connected, neighbors, threshold, budget):
     """The connected groups, chains cut at bridges until no member that is too far can be cut off.
 
-    representatives: `Representatives`; neighbors, budget: as of `cut_chains`.
+    representatives: `Representatives`; neighbors, budget: as of `cut_chains`. Returns them, and how many chains are
+    left as they are because they have over 50,000 pairs.
     """
     representatives.learn(connected)
     groups, n_rows = connected, len(representatives.rows)
     smallest = np.arange(n_rows)
     smallest[groups.rows] = np.repeat(groups.smallest, groups.sizes)
     while True:
-        rows, parts = cut_chains(groups, threshold, neighbors, (n_rows, budget))
+        rows, parts, uncut = cut_chains(groups, threshold, neighbors, (n_rows, budget))
         if not len(rows):
-            return groups
+            return groups, uncut
         smallest[rows] = parts
         groups = representatives.of(*members_and_bounds(smallest))
 
 
 def cut_chains(groups, threshold, neighbors, limits):
-    """The smallest row of each part that chains fall into, for the rows of those that can be cut: (rows, parts).
+    """The smallest row of each part that chains fall into, for the rows of those that can be cut: (rows, parts, uncut).
 
     From each member below the threshold from its representative, the weakest bridge between the two is cut, of equal
     ones the one nearest to the member. A pair is a bridge if nothing else joins its ends, so what isn't joined by one
-    stays, and so do chains of over 50,000 pairs. limits: number of all rows; budget, in bytes. Memory: that, and 16
-    bytes a row.
+    stays, and so do chains of over 50,000 pairs, whose number `uncut` is. limits: number of all rows; budget, in bytes.
+    Memory: that, and 16 bytes a row.
     """
-    part_of = np.full(limits[0], -1, dtype=np.int64)
+    part_of, uncut = np.full(limits[0], -1, dtype=np.int64), 0
     chains = np.nonzero(groups.weakest < threshold)[0]
     for number, pairs in pairs_of_groups(groups, chains, neighbors, (limits[0], _CHAIN_PAIRS, limits[1])):
         here = groups.members(number)
@@ -118,8 +119,9 @@ def cut_chains(groups, threshold, neighbors, limits):
         found = _parts(pairs, int(groups.representative[number]), far.tolist()) if len(pairs) else []
         for part in found if len(found) > 1 else []:
             part_of[[*part]] = min(part)
+        uncut += not len(pairs)
     rows = np.nonzero(part_of >= 0)[0]
-    return rows, part_of[rows]
+    return rows, part_of[rows], uncut
 
 
 def _parts(pairs, representative, far):

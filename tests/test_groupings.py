@@ -182,25 +182,29 @@ def split(links, n, budget=1e9):
     """The connected groups of pairs at 0.7, and what is left of them after cuts."""
     blocks, rows = [packed(links)], FirstRows(links, n)
     connected = rows.of(*thresholds.groups_at(thresholds.spanning_forest(blocks), n, 0.7))
-    return lists_of(connected), lists_of(chains.split_chains(rows, connected, lambda: iter(blocks), 0.7, budget))
+    groups, uncut = chains.split_chains(rows, connected, lambda: iter(blocks), 0.7, budget)
+    return lists_of(connected), lists_of(groups), uncut
 
 
 @given(seed=SEED, kind=st.sampled_from(KINDS), n=st.integers(1, 40), budget=st.sampled_from([1, 1000, 1e9]))
 @settings(deadline=None, max_examples=150)
 def test_chains_are_cut_at_the_weakest_bridges(seed, kind, n, budget):
     links = graph(kind, n, np.random.default_rng(seed))
-    (before, after), cosines = split(links, n, budget), FirstRows(links, n).rows
+    (before, after, uncut), cosines = split(links, n, budget), FirstRows(links, n).rows
+    assert uncut == 0
     assert after == sorted((p for _, m in before for p in cut_by_hand(m, cosines, 0.7)), key=lambda g: min(g[1]))
     check_split(before, after, links, 0.7)
 
 
 def test_a_chain_of_too_many_pairs_is_left_as_it_is(monkeypatch):
-    links = dict.fromkeys(pairwise(range(9)), 0.9)
+    links = dict.fromkeys([*pairwise(range(9)), *pairwise(range(9, 12))], 0.9)
     monkeypatch.setattr(chains, "_CHAIN_PAIRS", 7)
-    before, after = split(links, 9)
-    assert (len(before), after) == (1, before)
+    before, after, uncut = split(links, 12)
+    assert (len(before), after[0], uncut) == (2, before[0], 1)
+    assert after[1:] != before[1:]
     monkeypatch.setattr(chains, "_CHAIN_PAIRS", 8)
-    assert split(links, 9)[1] != before
+    _, after, uncut = split(links, 12)
+    assert (after[0] != before[0], uncut) == (True, 0)
 
 
 def many_chains(count):
@@ -240,7 +244,8 @@ def test_what_explains_chains_takes_the_memory_of_one(tmp_path):
 def test_cuts_take_some_bytes_a_row():
     groups, neighbors = many_chains(2000)
     with peak_memory() as peak:
-        rows, parts = chains.cut_chains(groups, 0.8, neighbors, (6000, 1e5))
+        rows, parts, uncut = chains.cut_chains(groups, 0.8, neighbors, (6000, 1e5))
+    assert uncut == 0
     assert (rows.tolist(), parts.tolist()) == ([*range(6000)], [row - (row % 3 == 1) for row in range(6000)])
     assert peak[0] < 100 * 6000
 

@@ -280,6 +280,16 @@ def test_times_that_are_damaged_are_not_shown(tmp_path, content):
     assert '<th scope="row">02_pca_reduce</th>' not in text
 
 
+def test_chains_that_are_too_large_to_cut_are_counted(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("neardup.chains._CHAIN_PAIRS", 45)
+    run_stages(lay_out(tmp_path / "data", bundles(0)), tmp_path / "work", threshold=0.94, grouping="split")
+    explained = json.loads((tmp_path / "work" / "045_merge" / "chains.json").read_text())
+    uncut = sum("path" not in chain for chain in explained.values())
+    assert len(explained) > uncut > 0
+    assert f"grouping 'split' leaves chains of over 50,000 pairs uncut: {uncut}\n" in capsys.readouterr().out
+    assert f"but for {uncut} of over 50,000 pairs, left as they are" in (tmp_path / "work" / REPORT).read_text()
+
+
 def test_a_threshold_for_a_number_of_rows_is_said_with_all_its_digits(tmp_path, capsys):
     """Given back, it gives the same."""
     data, works = lay_out(tmp_path / "data", bundles(2)), [tmp_path / "work", tmp_path / "again"]
