@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import EXAMPLE, SCRIPTS, command, lay_out, run_stages, tree_bytes, write_hole
+from conftest import EXAMPLE, SCRIPTS, command, lay_out, read_csv, run_stages, tree_bytes, write_hole
 from PIL import ExifTags, Image
 from test_045_merge import bundles, long_chain
 
@@ -79,8 +79,7 @@ def test_it_is_whole_without_a_network(texts, images):
 
 def test_what_it_says_is_what_was_found(texts):
     manifest = json.loads((texts.parent / "manifest.json").read_text())["results"]
-    text = re.sub(r"<[^>]*>", " ", texts.read_text())
-    text = " ".join(text.split())
+    text = plain(texts.read_text())
     for name in ("kept", "groups", "rows_in_groups"):
         assert f" {manifest[name]:,} " in text
     for line in manifest["thresholds"]:
@@ -90,6 +89,47 @@ def test_what_it_says_is_what_was_found(texts):
         assert " ".join(cells) in text
     for kind, found in manifest["groupings"].items():
         assert f"{kind}{' (chosen)' if kind == 'connected' else ''} {found['groups']:,} {found['dropped']:,}" in text
+
+
+def plain(text):
+    """The words of a page."""
+    return " ".join(html.unescape(re.sub(r"<[^>]*>", " ", text)).split())
+
+
+def test_everything_is_drawn(texts):
+    """What the thresholds would give, the histogram and the sizes of the groups, the scree curve."""
+    found = json.loads((texts.parent / "manifest.json").read_text())["results"]
+    pairs = found["thresholds"][-1]["pairs"]
+    titles = [
+        ["rows that would be dropped", "rows of the largest group", "threshold = 0.95"],
+        [f"{pairs:,} pairs at 0.9 and above", f"{found['groups']} groups", "threshold = 0.95"],
+        ["of 384 components keep 95% of the variance"],
+    ]
+    drawn = re.findall("<figure[^>]*><svg.*?</svg>", texts.read_text(), flags=re.DOTALL)
+    assert len(drawn) == len(titles)
+    assert all(title in plain(svg) for svg, some in zip(drawn, titles, strict=True) for title in some)
+
+
+def test_warnings_losses_and_chains_are_shown(tmp_path):
+    data, kinds = lay_out(tmp_path / "data", bundles(0), cuts=[40]), ["<a>", "b", None] * 40
+    for number, some in enumerate((kinds[:40], kinds[40:])):
+        pq.write_table(pa.table({"kind": some}), data / f"part_{number}.parquet")
+    run_stages(data, tmp_path / "work", threshold=0.94, tabulate="kind")
+    text, folder = (tmp_path / "work" / REPORT).read_text(), tmp_path / "work" / "045_merge"
+    words, warnings = plain(text), json.loads((folder / "manifest.json").read_text())["results"]["warnings"]
+    assert warnings
+    assert f"Look at this before you delete anything {' '.join(warnings)} " in words
+    for line in read_csv(tmp_path / "work", "losses.csv"):
+        rows, dropped = int(line["rows"]), int(line["dropped"])
+        assert f" {line['value'] or '(none)'} {rows} {dropped} {dropped / rows:.1%} " in words
+    chains = json.loads((folder / "chains.json").read_text())
+    shown = text[text.index('<h2 id="chains">') :].split("<article")[1:]
+    assert len(shown) == len(chains) >= 3
+    for article, (name, chain) in zip(map(plain, shown), chains.items(), strict=True):
+        links = [f"{similarity:.4f} ↓" for similarity in chain["path_similarities"]]
+        path = " ".join(word for step in zip(chain["path"][:-1], links, strict=True) for word in step)
+        assert f"weakest link {min(chain['path_similarities']):.4f} {path} {chain['weakest']} {name}" in article
+        assert "(chain)" in article
 
 
 def test_ids_with_markup_are_text_and_lead_nowhere(images):
@@ -310,6 +350,12 @@ def test_no_groups_and_no_pairs(tmp_path):
     assert "None." in (tmp_path / "work" / REPORT).read_text()
 
 
+@pytest.fixture(scope="module", params=["texts", "images"])
+def page(request):
+    """Either report, with what is drawn in it: asked for by a test itself, one would be made without."""
+    return request.getfixturevalue(request.param)
+
+
 @pytest.fixture(scope="module")
 def browser():
     """Headless Chromium."""
@@ -338,9 +384,8 @@ def shown(browser, path, width, scheme):
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [400, 1400])
-@pytest.mark.parametrize("kind", ["texts", "images"])
-def test_in_a_browser(browser, request, kind, width, scheme):
-    background = shown(browser, request.getfixturevalue(kind), width, scheme)
+def test_in_a_browser(browser, page, width, scheme):
+    background = shown(browser, page, width, scheme)
     red = int(re.findall(r"\d+", background)[0])
     assert (red > 200) == (scheme == "light")
     assert browser.execute_script("return document.documentElement.scrollWidth") <= width
@@ -350,6 +395,8 @@ def test_in_a_browser(browser, request, kind, width, scheme):
         "return [...document.images].filter(i => { i.loading = 'eager'; return i.complete && !i.naturalWidth }).length"
     )
     assert browser.execute_script(broken) == 0
+    drawn = "return [...document.querySelectorAll('figure svg')].map(e => e.getBoundingClientRect().height)"
+    assert [height > 100 for height in browser.execute_script(drawn)] == [True] * 3
     browser.execute_cdp_cmd("Input.dispatchKeyEvent", {"type": "rawKeyDown", "key": "Tab", "windowsVirtualKeyCode": 9})
     assert browser.execute_script("return document.activeElement.className") == "skip"
 
