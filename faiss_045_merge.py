@@ -14,6 +14,7 @@ from neardup.export import write_copy, write_datacomp, write_graph
 from neardup.files import write_csv, write_json_items, write_npy
 from neardup.guard import losses, warnings
 from neardup.ids import IdTable
+from neardup.mirror import here
 from neardup.npy import map_npy, read_npy
 from neardup.outputs import read_groups, write_hdf5, write_lists, write_parquet, write_pickle
 from neardup.pairs import read_pairs
@@ -70,7 +71,7 @@ def run(config):
         stage.note_times()
         write_report(earlier | {stage.name: stage}, (groups, found), config, preview)
         stage = stage.finish(found)
-    elif not (stage.folder / REPORT).exists():  # which isn't hashed, so that a stage is finished without
+    elif not here(stage.folder / REPORT).exists():  # which isn't hashed, so that a stage is finished without
         groups = read_groups(stage.path("merged_clusters.h5"))
         write_report(earlier | {stage.name: stage}, (groups, stage.results), config, preview)
     if config.graph_group is not None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from markupsafe import escape
 
-from neardup import NeardupError, plots
+from neardup import NeardupError, mirror, plots
 from neardup.artifacts import REPORT, TIMES
 from neardup.files import atomic, read_csv, read_json, read_json_items
 from neardup.preview import thumbnail
@@ -59,7 +59,7 @@ def _content(stages, groups_and_found, config, preview):
         "losses": _losses(merge),
         "times": _times(stages),
         "settings": config.model_dump(mode="json"),
-        "work_dir": str(config.work_dir),
+        "work_dir": str(mirror.shown(config.work_dir)),
         **_looked_at(merge, groups, found["threshold"], preview),
     }
 
