@@ -23,9 +23,8 @@ from neardup.report import write_report
 from neardup.representatives import Representatives, preference
 from neardup.script import main, tell
 from neardup.stars import stars
-from neardup.thresholds import examples, groups_at, pair_counts, spanning_forest, steps, threshold_for
+from neardup.thresholds import examples, groups_at, histogram, pair_counts, spanning_forest, steps, threshold_for
 
-_BINS = 40  # of the histogram of similarities
 _EXAMPLES = 20  # pairs to look at, a threshold
 _SHOWN_GROUPS, _SHOWN_IDS, _SHOWN_TEXT = 5, 6, 100
 
@@ -163,7 +162,7 @@ def write_choices(stage, search, chosen, ids, preview):
     table, threshold, groups = chosen
     write_csv(stage.path("thresholds.csv"), [list(table[0]), *(list(line.values()) for line in table)])
     write_examples(stage, search, table, ids, preview)
-    counts, edges = histogram(search)
+    counts, edges = histogram(search.pairs(0), search.lowest)
     plots.save_png(stage.path("groups.png"), plots.groups(counts, edges, threshold, groups.sizes))
     return {"thresholds": table, "similarities": [counts.tolist(), edges.tolist()]}
 
@@ -216,15 +215,6 @@ def draw_graph(folder, stage, search, ids, number):
     groups = read_groups(stage.path("merged_clusters.h5"))
     neighbors = partial(open_search(search, len(ids)).pairs, stage.results["threshold"])
     write_graph(folder / f"group_{number}.graphml", groups, number, neighbors=neighbors, ids=ids)
-
-
-def histogram(search):
-    """How many pairs have which similarity: counts (b,) and edges (b + 1,) from the lowest searched to 1."""
-    edges = np.linspace(min(search.lowest, 1 - 1e-6), 1, _BINS + 1)
-    counts = np.zeros(_BINS, dtype=np.int64)
-    for pairs in search.pairs(0):
-        counts += np.histogram(np.clip(pairs["similarity"], edges[0], 1), edges)[0]
-    return counts, edges
 
 
 def summary(groups, threshold, counts):

@@ -7,6 +7,7 @@ from neardup.groups import components, members_and_bounds
 from neardup.pairs import PAIR
 
 STEPS = 0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.92, 0.94, 0.95, 0.96, 0.97, 0.98, 0.99, 0.995, 1.0
+_BINS = 40  # of the histogram of similarities
 _AT_ONCE = 1 << 20  # pairs that are put into the forest together, at least
 
 
@@ -67,6 +68,15 @@ def pair_counts(pair_blocks, thresholds):
         reached = np.searchsorted(ascending, pairs["similarity"], side="right")
         counts += np.cumsum(np.bincount(reached, minlength=len(ascending) + 1)[::-1])[:-1]
     return counts
+
+
+def histogram(pair_blocks, lowest):
+    """How many pairs have which similarity: counts (b,) and edges (b + 1,) from the lowest threshold to 1."""
+    edges = np.linspace(min(lowest, 1 - 1e-6), 1, _BINS + 1)
+    counts = np.zeros(_BINS, dtype=np.int64)
+    for pairs in pair_blocks:
+        counts += np.histogram(np.clip(pairs["similarity"], edges[0], 1), edges)[0]
+    return counts, edges
 
 
 def examples(pair_blocks, thresholds, count):
