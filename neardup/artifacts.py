@@ -210,7 +210,7 @@ def find_input(config):
     copy_dir, data_dir = config.work_dir / copies.FOLDER, config.data_dir
     ours = [*_stage_folders(config.work_dir), copy_dir]
     if not isinstance(data_dir, Path):
-        data_dir, ours = copies.fetch(data_dir, copy_dir, partial(wanted, reading), config.n_workers), []
+        data_dir, ours = copies.fetch(data_dir, copy_dir, partial(wanted, reading, data_dir), config.n_workers), []
     return find_shards(data_dir, reading, copy_dir / copies.DECODED, ours)
 
 

@@ -20,8 +20,9 @@ _BESIDE = ".txt", *SUFFIXES  # what a shard's ids and metadata may be in
 def fetch(url, folder, wanted, n_workers):
     """Copy the files of a remote folder, or a single one, that aren't here or have changed since, a file a task.
 
-    url: as fsspec has it (`s3://bucket/folder`); wanted(names): which of its files to copy, by their names below it.
-    Returns the path of the local copy. Raises NeardupError where the folder can't be listed.
+    url: as fsspec has it (`s3://bucket/folder`); wanted(names, single): which of its files to copy, by their names
+    below it; single: that of the one it is, or None. Returns the path of the local copy. Raises NeardupError where the
+    folder can't be listed.
     """
     mirrored = folder / _FETCHED
     system, root, found, names = _listed(url, wanted)
@@ -60,13 +61,9 @@ def _listed(url, wanted):
     names = {path.removeprefix(above).lstrip("/"): path for path in found}
     if any(".." in PurePosixPath(name).parts for name in names):
         raise NeardupError(f"data_dir {url} holds names with '..', which lead out of it: rename them")
-    chosen = {names[name]: name for name in wanted([*names])}
+    chosen = {names[name]: name for name in wanted([*names], root.removeprefix(above).lstrip("/") or None)}
     with _listing(url):  # of a web server's folder just the names are known
         found |= {path: system.info(path) for path in chosen if found[path].get("size") is None}
-    if not chosen:
-        deeper = next((PurePosixPath(name) for name in names if wanted([PurePosixPath(name).name])), None)
-        hint = f", or shard_pattern to '**/*{deeper.suffix}'" if deeper else ""
-        raise NeardupError(f"data_dir {url} holds no embeddings: set data_dir to the folder of your embeddings{hint}")
     return system, root, found, chosen
 
 

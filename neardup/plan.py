@@ -26,7 +26,7 @@ def plan(config):
     if not isinstance(config.work_dir, Path):
         config = config.model_copy(update={"work_dir": folder_for(config.work_dir)})
     if not isinstance(config.data_dir, Path):
-        sizes = files_at(config.data_dir, partial(wanted, reading_of(config)))
+        sizes = files_at(config.data_dir, partial(wanted, reading_of(config), config.data_dir))
         return {"files": len(sizes), "input_bytes": sum(sizes)}
     shards = find_input(config)
     rows, dim = sum(s.rows for s in shards), shards[0].dim

@@ -1,7 +1,9 @@
 """What a folder of embeddings holds: its format, its shards in order, and where their ids are."""
 
+import os
 import re
-from fnmatch import fnmatch
+from fnmatch import fnmatchcase
+from functools import partial
 from glob import escape
 from pathlib import Path, PurePath
 from typing import NamedTuple
@@ -49,18 +51,20 @@ def write_kept(path, name, target, keep):
     _MODULES[path.suffix].write_kept(path, name, target, keep)
 
 
-def wanted(reading, names):
-    """Those files of a remote folder, by their names below it, that may be shards, or hold ids or texts of some."""
-    pattern, chosen = reading.shard_pattern, []
-    suffixes = FORMATS.get(reading.input_format) or (*_MODULES,)
-    folders = [f for f in (reading.vectors, *CLIP) if any(name.startswith(f"{f}/") for name in names)][:1]
-    for name in names:
-        path = PurePath(name)
-        is_near = len(path.parts) == 1 or path.parts[0] in (*folders, "metadata") or "/" in (pattern or "")
-        is_shard = path.suffix in suffixes and (pattern is None or fnmatch(name, pattern))
-        if is_near and (is_shard or path.suffix in (".txt", *SUFFIXES) or name == "texts.json"):
-            chosen.append(name)
-    return chosen if any(PurePath(name).suffix in suffixes for name in chosen) else []
+def wanted(reading, url, names, single=None):
+    """Those files of a remote folder, by their names below it, that are shards, or hold ids, metadata or texts of some.
+
+    single: the name of the only shard, where the URL is that of a file. Raises NeardupError as `find_shards`, as far as
+    names tell.
+    """
+    if single:
+        reading = reading._replace(shard_pattern=escape(single))
+    glob = partial(_among, names)
+    chosen, kind, _ = _choose(glob, url, reading)
+    _check_lists(glob, url, chosen)
+    near = [n for name in chosen for n in (name, *map(name.with_suffix, (".txt", *SUFFIXES)), *_tables(name, kind))]
+    there = {PurePath(name): name for name in names}
+    return [there[n] for n in dict.fromkeys([*near, chosen[0].parent / "texts.json"]) if n in there]
 
 
 def find_shards(data_dir, reading=AS_FOUND, copy_dir=None, ours=()):
@@ -73,84 +77,113 @@ def find_shards(data_dir, reading=AS_FOUND, copy_dir=None, ours=()):
         data_dir, reading = data_dir.parent, reading._replace(shard_pattern=escape(data_dir.name))
     if not data_dir.is_dir():
         raise NeardupError(f"data_dir {data_dir} is not a folder: set data_dir to the folder of your embeddings")
-    paths, kind, name = _choose(data_dir, reading, {folder.resolve() for folder in ours})
+    glob = partial(_on_disk, data_dir, {folder.resolve() for folder in ours})
+    names, kind, vectors = _choose(glob, data_dir, reading)
     shards, start = [], 0
-    for path in paths:
+    for name in names:
+        path = data_dir / name
         if not path.is_file():
             raise NeardupError(f"{path} is not a file that can be read: remove it, or leave it out with shard_pattern")
-        short = path.relative_to(data_dir).as_posix()
-        copy = copy_dir and copy_dir / f"{short}.npy"
-        found = (copy and copies.known(path, name, copy)) or _MODULES[path.suffix].describe(path, name)
+        copy = copy_dir and copy_dir / f"{name}.npy"
+        found = (copy and copies.known(path, vectors, copy)) or _MODULES[path.suffix].describe(path, vectors)
         if shards and found.dim != shards[0].dim:
             raise NeardupError(
                 f"{path} has rows of {found.dim} values and {shards[0].path.name} of {shards[0].dim}: "
                 "leave one of them out with shard_pattern"
             )
-        ids_path, column, table = _ids_and_table(path, data_dir, kind, reading.id_column)
+        ids_path, column, table = _ids_and_table(path, [data_dir / t for t in _tables(name, kind)], reading.id_column)
         where = (found.layout, None if found.layout else copy, ids_path, column, table)
-        shards.append(Shard(path, start, found.rows, found.dim, found.dtype, short, name, *where))
+        shards.append(Shard(path, start, found.rows, found.dim, found.dtype, name.as_posix(), vectors, *where))
         start += found.rows
     if start > MOST_ROWS:
         raise NeardupError(f"the shards in {data_dir} hold {start:,} rows, over {MOST_ROWS:,}: search them in parts")
     if start == 0:
         raise NeardupError(f"the {len(shards)} shards in {data_dir} hold no rows: nothing to compare")
     _check_ids(shards)
+    _check_lists(glob, data_dir, names)
     return shards
 
 
-def _choose(data_dir, reading, ours):
-    """The shards' paths, in order, their format, and the name of their vectors."""
+def _choose(glob, place, reading):
+    """The shards' names, in order, their format, and the name of their vectors.
+
+    glob(pattern): what is there, as of `_on_disk`; place: the folder or URL, for errors.
+    """
     pattern, kind = reading.shard_pattern, reading.input_format
-    clip = [f for f in CLIP if any(data_dir.glob(f"{f}/*.npy"))]
+    clip = [f for f in CLIP if glob(f"{f}/*.npy")]
     is_clip = clip and (pattern is None or PurePath(pattern).parts[:1] in [(folder,) for folder in CLIP])
     if kind == "clip-retrieval" or (kind is None and is_clip):
         folder = reading.vectors or (clip or CLIP)[0]
-        paths = _matching(data_dir, pattern or f"{folder}/*.npy", ours)
-        if not paths:
-            raise NeardupError(f"data_dir {data_dir} has no {folder}/*.npy: set vectors to one of {', '.join(CLIP)}")
-        return paths, "clip-retrieval", reading.vectors
-    wanted = FORMATS if kind is None else {kind: FORMATS[kind]}
-    paths = _matching(data_dir, pattern or "*", ours)
-    found = {k: [p for p in paths if p.suffix in suffixes] for k, suffixes in wanted.items()}
+        names = [n for n in glob(pattern or f"{folder}/*.npy") if n.suffix == ".npy"]
+        if not names:
+            raise NeardupError(f"data_dir {place} has no {folder}/*.npy: set vectors to one of {', '.join(CLIP)}")
+        return names, "clip-retrieval", reading.vectors
+    formats = FORMATS if kind is None else {kind: FORMATS[kind]}
+    names = glob(pattern or "*")
+    found = {k: [n for n in names if n.suffix in suffixes] for k, suffixes in formats.items()}
     found = {k: some for k, some in found.items() if some}
     if any(k not in _TABLES for k in found):  # then tables are their metadata
         found = {k: some for k, some in found.items() if k not in _TABLES}
     if not found:
-        _raise_none(data_dir, reading, wanted, ours)
+        _raise_none(glob, place, reading, formats)
     if len(found) > 1:
         listed = " and ".join(f"{k} ({some[0].name})" for k, some in found.items())
-        raise NeardupError(f"data_dir {data_dir} holds several formats, {listed}: set input_format to one of them")
-    [(kind, paths)] = found.items()
-    return paths, kind, reading.vectors
+        raise NeardupError(f"data_dir {place} holds several formats, {listed}: set input_format to one of them")
+    [(kind, names)] = found.items()
+    return names, kind, reading.vectors
 
 
-def _matching(data_dir, pattern, ours):
-    """Paths that match a pattern, in natural order, but for those in folders of ours."""
+def _on_disk(folder, ours, pattern):
+    """What matches a pattern in a folder, by its name below it, in natural order, but for that in folders of ours."""
+    paths = [p for p in _globbed(folder, pattern) if ours.isdisjoint(p.resolve().parents)]
+    return _in_order(p.relative_to(folder) for p in paths)
+
+
+def _among(names, pattern):
+    """As `_on_disk`, of the files of these names alone."""
+    _globbed(Path(os.devnull), pattern)  # the same patterns are refused
+    return _in_order(n for n in map(PurePath, names) if _matches(n.parts, PurePath(pattern).parts))
+
+
+def _globbed(folder, pattern):
+    """Paths that match a pattern. Raises NeardupError where it is none within the folder."""
     try:
         if ".." in Path(pattern).parts:
             raise ValueError("'..' leads out of it")
-        paths = [p for p in data_dir.glob(pattern) if ours.isdisjoint(p.resolve().parents)]
+        return [*folder.glob(pattern)]
     except (ValueError, NotImplementedError, IndexError) as error:
         raise NeardupError(
             f"shard_pattern {pattern!r} is no pattern within data_dir ({error}): set it right"
         ) from error
-    return sorted(paths, key=lambda p: _natural_key(str(p.relative_to(data_dir))))
 
 
-def _raise_none(data_dir, reading, wanted, ours):
+def _matches(parts, patterns):
+    """Whether a file's name matches as it does in `Path.glob`: a part each, and `**` any number of folders."""
+    if not patterns:
+        return not parts
+    if patterns[0] == "**":
+        return any(_matches(parts[i:], patterns[1:]) for i in range(len(parts)))
+    return bool(parts) and fnmatchcase(parts[0], patterns[0]) and _matches(parts[1:], patterns[1:])
+
+
+def _in_order(names):
+    return sorted(names, key=lambda n: _natural_key(str(n)))
+
+
+def _raise_none(glob, place, reading, formats):
     """Raise the NeardupError about a folder without shards, with what was looked for."""
-    suffixes = [s for some in wanted.values() for s in some]
+    suffixes = [s for some in formats.values() for s in some]
     looked = f"names that end in {', '.join(suffixes)}"
     if reading.shard_pattern:
         raise NeardupError(
-            f"no file in data_dir {data_dir} matches shard_pattern {reading.shard_pattern!r} ({looked} were looked "
+            f"no file in data_dir {place} matches shard_pattern {reading.shard_pattern!r} ({looked} were looked "
             "for): set one of the two right"
         )
-    below = next((p for p in _matching(data_dir, "**/*", ours) if p.suffix in suffixes), None)
+    below = next((n for n in glob("**/*") if n.suffix in suffixes), None)
     hint = "the folder of your embeddings"
     if below is not None:
-        hint = f"{below.parent}, or shard_pattern to '**/*{below.suffix}'"
-    raise NeardupError(f"data_dir {data_dir} holds no embeddings ({looked} were looked for): set data_dir to {hint}")
+        hint = f"{str(place).rstrip('/')}/{below.parent}, or shard_pattern to '**/*{below.suffix}'"
+    raise NeardupError(f"data_dir {place} holds no embeddings ({looked} were looked for): set data_dir to {hint}")
 
 
 def _natural_key(name):
@@ -158,18 +191,19 @@ def _natural_key(name):
     return [(int(part), "") if part.isdecimal() else (-1, part) for part in parts], name
 
 
-def _ids_and_table(path, data_dir, kind, id_column):
+def _tables(name, kind):
+    """Where the table of a shard's metadata may be, the best place first. name: of the shard."""
+    if kind == "clip-retrieval":
+        number = re.search(r"\d*$", name.stem)[0]
+        return [PurePath("metadata", f"metadata_{number}.parquet")]
+    return [name] if kind in (*_TABLES, "hdf5") else [name.with_suffix(suffix) for suffix in SUFFIXES]
+
+
+def _ids_and_table(path, beside, id_column):
     """The file that holds a shard's ids, or None; their column, or None if it is text; its table of metadata, or None.
 
-    Raises NeardupError where a column that was named isn't there.
+    beside: where that table may be. Raises NeardupError where a column that was named isn't there.
     """
-    if kind == "clip-retrieval":
-        number = re.search(r"\d*$", path.stem)[0]
-        beside = [data_dir / "metadata" / f"metadata_{number}.parquet"]
-    elif kind in (*_TABLES, "hdf5"):
-        beside = [path]
-    else:
-        beside = [path.with_suffix(suffix) for suffix in SUFFIXES]
     table = next((p for p in beside if p.is_file()), None)
     text = path.with_suffix(".txt")
     if id_column is None and text.exists():
@@ -181,11 +215,12 @@ def _ids_and_table(path, data_dir, kind, id_column):
         raise NeardupError(f"{where if table else f'{path} has no table beside it'}: set id_column right")
     if column:
         return table, column, table
-    return (path, None, table) if kind == "faiss" and flat.id_map(path) is not None else (None, None, table)
+    is_named = _MODULES[path.suffix] is flat and flat.id_map(path) is not None
+    return (path if is_named else None), None, table
 
 
 def _check_ids(shards):
-    """Raises NeardupError where some shards have ids and others none, or ids lie there of a shard that doesn't."""
+    """Raises NeardupError where some shards have ids and others none."""
     without = [s for s in shards if s.ids_path is None]
     if without and len(without) < len(shards):
         path, some = without[0].path.with_suffix(".txt"), next(s for s in shards if s.ids_path)
@@ -193,13 +228,21 @@ def _check_ids(shards):
             f"{path} is missing, while {some.path.name} has its ids in {some.ids_path.name}: "
             f"write a JSON list of the {without[0].rows} ids of {without[0].path.name}"
         )
-    for folder in {shard.path.parent for shard in shards}:
-        kinds = {(_numberless(s.path), s.path.suffix) for s in shards if s.path.parent == folder}
-        for path in sorted(folder.glob("*.txt")):
-            for suffix in [end for stem, end in sorted(kinds) if stem == _numberless(path)]:
-                if not path.with_suffix(suffix).exists():
+
+
+def _check_lists(glob, place, names):
+    """Raises NeardupError where ids lie there of a shard that doesn't.
+
+    names: of the shards; glob, place: as of `_choose`.
+    """
+    for folder in {name.parent for name in names}:
+        kinds = {(_numberless(n), n.suffix) for n in names if n.parent == folder}
+        there = dict.fromkeys(glob(f"{escape(str(folder))}/*"))
+        for name in [n for n in there if n.suffix == ".txt"]:
+            for suffix in [end for stem, end in sorted(kinds) if stem == _numberless(name)]:
+                if name.with_suffix(suffix) not in there:
                     raise NeardupError(
-                        f"{path} is there, but {path.stem}{suffix}, whose ids it lists, is not: "
+                        f"{place}/{name} is there, but {name.stem}{suffix}, whose ids it lists, is not: "
                         "add it, or take the list away"
                     )
 

@@ -697,13 +697,63 @@ def test_a_remote_file_has_its_ids(tmp_path, memory):
     assert read_ids(tmp_path / "work") == NAMES
 
 
-def test_part_of_a_remote_folder(tmp_path, memory, fetched):
-    few(tables, tables)(tmp_path / "data")
+def splits(folder, number, rows, ids):
+    """As datasets on the Hugging Face hub have them."""
+    for split in ("train", "test"):
+        tables(folder, number, rows, ids, name=f"data/{split}-{{}}.parquet")
+
+
+PARTS = {  # the files that are fetched
+    "npy, lists": (partial(npy, beside=".txt"), "p_1*", ["p_1.npy", "p_1.txt"]),
+    "npy, CSV": (partial(npy, beside=".csv"), "p_1*", ["p_1.csv", "p_1.npy"]),
+    "parquet": (tables, "p_1*", ["p_1.parquet"]),
+    "splits": (splits, "data/train-*", ["data/train-0.parquet", "data/train-1.parquet"]),
+    "npz": (npz, "p_1.npz", ["p_1.npz", "p_1.parquet"]),
+    "clip-retrieval": (clip, "img_emb/*_1.npy", ["img_emb/img_emb_1.npy", "metadata/metadata_1.parquet"]),
+}
+
+
+@pytest.mark.parametrize("case", PARTS)
+def test_part_of_a_remote_folder(tmp_path, memory, fetched, case):
+    """Shards that match, with what is beside them and their texts; nothing of others."""
+    write, pattern, expected = PARTS[case]
+    few(write, write)(make_folder(tmp_path / "data"))
+    texts = tmp_path / "data" / expected[0].rpartition("/")[0] / "texts.json"
+    texts.write_text("{}")
     upload(memory, tmp_path / "data")
-    run_stages("memory://bucket/set", tmp_path / "work", SCRIPTS[:1], shard_pattern="p_1*")
-    assert "/bucket/set/p_0.npy" not in fetched
-    with pytest.raises(NeardupError, match=re.escape("or shard_pattern to '**/*.parquet'")):
-        run_stages("memory://bucket", tmp_path / "other", SCRIPTS[:1])
+    settings = {"shard_pattern": pattern, "duplicate_ids": "allow", "vectors": "l14_img" if case == "npz" else None}
+    for place in ("memory://bucket/set", tmp_path / "data"):
+        run_stages(place, tmp_path / "work", SCRIPTS[:1], **settings)
+    texts = texts.relative_to(tmp_path / "data").as_posix()
+    assert sorted(fetched) == [f"/bucket/set/{name}" for name in sorted([*expected, texts])]
+    with pytest.raises(NeardupError, match=r"memory://bucket/ holds no embeddings .* to memory://bucket/set"):
+        run_stages("memory://bucket/", tmp_path / "other", SCRIPTS[:1])
+
+
+TREE = ["p_0.npy", "p_10.npy", "P_2.npy", ".p_3.npy", "[a].npy", "x/p_1.npy", "x/y/p_2.npy", "x/y/.z/p_4.npy"]
+PATTERNS = ["*", "*.npy", "p_*", "P*", "**/*", "**/*.npy", "**/p_*.npy", "*/*", "x/*", "x/**/*.npy", "**/y/*", "x/*/*"]
+PATTERNS += ["**/y/**/*", "**/**/*", "*/**/p_?.npy", "[[]a].npy", "p_[!0]*", "p_0.npy", "./p_0.npy", "x//p_1.npy"]
+PATTERNS += ["**", "**/y", "x", "*.parquet", "**.npy", "x/**.npy", "/p_0.npy", "../*.npy", "x/../*.npy", "."]
+
+
+@pytest.mark.parametrize("pattern", [None, *PATTERNS])
+def test_a_pattern_means_the_same_everywhere(tmp_path, memory, fetched, pattern):
+    """On disk and behind a URL: the same shards, or the same error, but for the place."""
+    found = []
+    for number, name in enumerate(TREE):
+        (tmp_path / "data" / name).parent.mkdir(parents=True, exist_ok=True)
+        np.save(tmp_path / "data" / name, FEW[number : number + 1])
+    upload(memory, tmp_path / "data")
+    for place in (str(tmp_path / "data"), "memory://bucket/set"):
+        try:
+            run_stages(place, tmp_path / "work", SCRIPTS[:1], shard_pattern=pattern)
+        except NeardupError as error:
+            found.append(str(error).replace(place, ""))
+        else:
+            found.append(read_ids(tmp_path / "work"))
+    assert found[0] == found[1]
+    if isinstance(found[0], list):
+        assert sorted(fetched) == sorted(f"/bucket/set/{name.partition(':')[0]}.npy" for name in found[0])
 
 
 def test_ids_that_begin_as_json_does(tmp_path):
@@ -719,9 +769,11 @@ def test_a_single_file_whose_name_is_a_pattern(tmp_path):
     assert read_ids(tmp_path / "work") == ["a[1]:0", "a[1]:1"]
 
 
-def test_clip_retrieval_with_a_pattern(tmp_path):
+@pytest.mark.parametrize("pattern", ["img_emb/*_1.npy", "img_emb/*_1.*"])
+def test_clip_retrieval_with_a_pattern(tmp_path, pattern):
     (tmp_path / "data" / "metadata").mkdir(parents=True)
     for number in range(2):
         clip(tmp_path / "data", number, FEW, [f"{n}-{number}" for n in NAMES])
-    run_stages(tmp_path / "data", tmp_path / "work", SCRIPTS[:1], shard_pattern="img_emb/*_1.npy")
+    (tmp_path / "data" / "img_emb" / "img_emb_1.md").write_text("no shard")
+    run_stages(tmp_path / "data", tmp_path / "work", SCRIPTS[:1], shard_pattern=pattern)
     assert read_ids(tmp_path / "work") == [f"{name}-1" for name in NAMES]
