@@ -58,7 +58,7 @@ def wanted(reading, url, names, single=None):
     names tell.
     """
     if single:
-        reading = reading._replace(shard_pattern=escape(single))
+        reading = _only(single, url, reading)
     glob = partial(_among, names)
     chosen, kind, _ = _choose(glob, url, reading)
     _check_lists(glob, url, chosen)
@@ -74,7 +74,7 @@ def find_shards(data_dir, reading=AS_FOUND, copy_dir=None, ours=()):
     shards, or a file isn't what its name says, or not of as many values as the others.
     """
     if data_dir.is_file():
-        data_dir, reading = data_dir.parent, reading._replace(shard_pattern=escape(data_dir.name))
+        data_dir, reading = data_dir.parent, _only(data_dir.name, data_dir, reading)
     if not data_dir.is_dir():
         raise NeardupError(f"data_dir {data_dir} is not a folder: set data_dir to the folder of your embeddings")
     glob = partial(_on_disk, data_dir, {folder.resolve() for folder in ours})
@@ -102,6 +102,17 @@ def find_shards(data_dir, reading=AS_FOUND, copy_dir=None, ours=()):
     _check_ids(shards)
     _check_lists(glob, data_dir, names)
     return shards
+
+
+def _only(name, place, reading):
+    """How to read just one file of a folder. Raises NeardupError where its name is of no format."""
+    suffixes = FORMATS.get(reading.input_format, (*_MODULES,))
+    if PurePath(name).suffix not in suffixes:
+        raise NeardupError(
+            f"data_dir {place} is a file, and none of embeddings (names that end in {', '.join(suffixes)} were looked "
+            "for): set data_dir to one of those, or to their folder"
+        )
+    return reading._replace(shard_pattern=escape(name))
 
 
 def _choose(glob, place, reading):

@@ -237,6 +237,20 @@ def test_a_single_file(tmp_path, memory, place):
     assert read_ids(tmp_path / "work") == IDS[BOUNDS[1] :]
 
 
+@pytest.mark.parametrize(("chosen", "looked"), [(None, ".npy, .npz, .hdf5"), ("parquet", ".parquet were looked for")])
+@pytest.mark.parametrize("place", ["{}/my.pt", "memory://bucket/set/my.pt"])
+def test_a_single_file_of_no_format(tmp_path, memory, fetched, place, looked, chosen):
+    """What was looked for is said, not that a pattern which nobody set is wrong."""
+    bytes_of("my.pt", NOISE)(make_folder(tmp_path / "data"))
+    upload(memory, tmp_path / "data")
+    place = place.format(tmp_path / "data")
+    with pytest.raises(NeardupError, match=re.escape(f"data_dir {place} is a file, and none of")) as caught:
+        run_stages(place, tmp_path / "work", SCRIPTS[:1], input_format=chosen)
+    assert looked in str(caught.value)
+    assert "shard_pattern" not in str(caught.value)
+    assert fetched == []
+
+
 @pytest.mark.parametrize(("chosen", "first"), [(None, "p_0:0"), ("npy", "p_0:0"), ("parquet", "id-0")])
 def test_a_table_beside_other_files_is_read_if_asked_for(tmp_path, chosen, first):
     few(npy, tables)(tmp_path)
