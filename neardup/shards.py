@@ -141,7 +141,20 @@ def _choose(glob, place, reading):
         listed = " and ".join(f"{k} ({some[0].name})" for k, some in found.items())
         raise NeardupError(f"data_dir {place} holds several formats, {listed}: set input_format to one of them")
     [(kind, names)] = found.items()
+    if kind == "vecs" and pattern is None:
+        _check_one_set(place, names)
     return names, kind, reading.vectors
+
+
+def _check_one_set(place, names):
+    """Raises NeardupError where names differ in more than numbers: base vectors, say, and queries."""
+    sets = {_numberless(n): n for n in reversed(names)}
+    if len(sets) > 1:
+        listed = ", ".join(n.name for n in sorted(sets.values()))
+        raise NeardupError(
+            f"data_dir {place} holds {len(sets)} sets of vectors ({listed}): set shard_pattern to the names of one, "
+            "or to '*' if they are to be compared with each other"
+        )
 
 
 def _on_disk(folder, ours, pattern):

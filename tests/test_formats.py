@@ -21,7 +21,7 @@ from conftest import EXAMPLE, SCRIPTS, command, found_groups, found_pairs, lay_o
 from neardup import NeardupError, copies
 from neardup.artifacts import STAGES
 from neardup.outputs import id_lines
-from neardup.shards import find_shards
+from neardup.shards import Reading, find_shards
 
 BOUNDS = 0, 130, 300  # rows of the example, in two shards
 SETTINGS = {"threshold": 0.95, "n_clusters": 3, "audit_rows": 20}
@@ -284,6 +284,11 @@ def beside(ids, suffix):
     return lambda d: [npy(d, 0, FEW, NAMES, suffix), npy(d, 1, FEW, ids, suffix if ids else None)]
 
 
+def sets(folder, name, suffix):
+    vecs(folder, 0, FEW, NAMES, suffix)
+    (folder / f"p_0{suffix}").rename(folder / f"{name}{suffix}")
+
+
 def bytes_of(name, content):
     return lambda d: (d / name).write_bytes(content)
 
@@ -312,6 +317,10 @@ BAD = {  # how to write it, message, settings
     "below": (few(tables, below="a"), "data/a, or shard_pattern to '**/*.parquet'"),
     "pattern": (few(npy), "matches shard_pattern 'q*' (names that end in .npy, ", {"shard_pattern": "q*"}),
     "format": (few(npy), "(names that end in .hdf5, .h5 were looked for)", {"input_format": "hdf5"}),
+    "sets": (
+        lambda d: [sets(d, name, ".fvecs") for name in ("sift_query", "sift_base_0", "sift_base_1", "sift_learn")],
+        "holds 3 sets of vectors (sift_base_0.fvecs, sift_learn.fvecs, sift_query.fvecs): set shard_pattern to",
+    ),
     "no clip-retrieval": (few(npy), "has no img_emb/*.npy", {"input_format": "clip-retrieval"}),
     "no texts": (few(npy, below="img_emb"), "no text_emb/*.npy: set vectors to one of", {"vectors": "text_emb"}),
     "no Parquet": (bytes_of("p.parquet", NOISE), "p.parquet is no .parquet file that can be read ("),
@@ -366,6 +375,20 @@ def test_a_bad_file_is_named(tmp_path, case):
     with pytest.raises(NeardupError, match=re.escape(message)) as caught:
         run_stages(tmp_path / "data", tmp_path / "work", SCRIPTS[:1], **dict(*rest))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("names", "pattern", "rows"),
+    [
+        (["base_0", "base_1", "base_10"], None, 60),
+        (["base.1M", "query.public.10K"], "base*", 20),
+        (["base", "learn"], "*", 40),
+    ],
+)
+def test_shards_of_one_set_and_those_that_are_chosen(tmp_path, names, pattern, rows):
+    for name in names:
+        sets(tmp_path, name, ".fbin")
+    assert sum(shard.rows for shard in find_shards(tmp_path, Reading(shard_pattern=pattern))) == rows
 
 
 @pytest.mark.parametrize("case", ["no Parquet", "null list", "fvecs of two widths"])
