@@ -8,12 +8,12 @@ from itertools import chain, compress
 from pathlib import PurePath
 
 import numpy as np
-import pyarrow.compute as pc
 
 from neardup import NeardupError, engine
 from neardup.chains import pairs_of_groups
 from neardup.files import LONGEST_CELL, atomic, write_npy
 from neardup.formats import npy, tables
+from neardup.ids import bytes_of
 from neardup.metadata import SUFFIXES
 from neardup.outputs import id_line
 from neardup.shards import CLIP, write_kept
@@ -196,12 +196,11 @@ def write_datacomp(path, ids, keep):
 
 def _packed(names):
     """Ids of 32 hexadecimal digits as (r,) S16, big-endian; None if any isn't one. names: Arrow strings, not none."""
-    if not pc.all(pc.equal(pc.binary_length(names), _DIGITS)).as_py():
+    sizes, text = bytes_of(names)
+    if (sizes != _DIGITS).any():
         return None
-    _, offsets, text = names.buffers()
-    first = int(np.frombuffer(offsets, np.int64)[names.offset])
     try:
-        return np.frombuffer(binascii.unhexlify(text[first : first + _DIGITS * len(names)]), f"S{_DIGITS // 2}")
+        return np.frombuffer(binascii.unhexlify(text), f"S{_DIGITS // 2}")
     except binascii.Error:
         return None
 

@@ -4,13 +4,12 @@ import os
 from functools import partial
 from pathlib import Path
 
-import pyarrow as pa
 
 from neardup import NeardupError, engine
 from neardup.checksums import Digest, digest_of_bytes, digest_of_file, digest_of_sample
 from neardup.embeddings import block_ranges, open_shards, piece_groups, pieces
 from neardup.files import read_json, write_json
-from neardup.ids import read_ids
+from neardup.ids import bytes_of, id_blocks
 from neardup.metadata import digest_of_column
 from neardup.preview import Preview
 
@@ -72,8 +71,11 @@ def _digest_of_ids(shard):
     """Of the file of ids, or of their column in a table, which may hold more; None where rows are numbered."""
     if shard.ids_path is None or shard.ids_path.suffix == ".txt":
         return digest_of_file(shard.ids_path) if shard.ids_path else None
-    ids = pa.concat_arrays([read_ids(shard), pa.array([], pa.large_string())])  # without an offset
-    return digest_of_bytes(*(buffer for buffer in ids.buffers() if buffer))
+    digests = Digest(), Digest()
+    for ids in id_blocks(shard):
+        for digest, found in zip(digests, bytes_of(ids), strict=True):
+            digest.update(found)
+    return digest_of_bytes(*(digest.hexdigest().encode() for digest in digests))
 
 
 def read_content(shards, n_workers):

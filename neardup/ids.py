@@ -1,6 +1,7 @@
 """Names of rows: read from the shards' sidecars once, then kept as one Arrow file that is memory-mapped."""
 
 import json
+from itertools import chain
 
 import numpy as np
 import pyarrow as pa
@@ -8,7 +9,7 @@ import pyarrow.compute as pc
 
 from neardup import NeardupError
 from neardup.formats.flat import id_map
-from neardup.metadata import read_column
+from neardup.metadata import column_blocks
 from neardup.mirror import here
 
 _BLOCK_ROWS = 1 << 16  # rows whose ids are handled together
@@ -16,33 +17,50 @@ _CHUNK = 1 << 16  # bytes of a chunk of the HDF5 data set that holds their text,
 _SCHEMA = pa.schema([("id", pa.large_string())])
 
 
-def read_ids(shard):
-    """The ids of a shard, an Arrow array of strings: from its text file or table, or `shard:row`.
+def id_blocks(shard):
+    """Yield the ids of a shard as Arrow arrays of at most 65,536 strings: from its text file or table, or `shard:row`.
 
-    Raises NeardupError, naming the file and what is wrong. Memory: the ids, twice.
+    Raises NeardupError, naming the file and what is wrong. Memory: a block, three times; of a text file, an IndexIDMap
+    or a dictionary of Arrow all of its ids.
     """
     path = shard.ids_path
     if path is None:
-        stem = shard.name.removesuffix(shard.path.suffix)
-        return pa.array([f"{stem}:{row}" for row in range(shard.rows)], pa.large_string())
+        yield from _numbered(shard)
+        return
     if path.suffix == ".txt":
-        return _read_text(shard)
-    if shard.id_column is None:
-        return pa.array(id_map(path)).cast(pa.large_string())
-    values = read_column(path, shard.id_column, shard.rows, pa.large_string())
-    if pa.types.is_dictionary(values.type):
-        values = values.dictionary_decode()
-    if values.null_count:
-        row = values.is_null().index(True).as_py()
-        raise NeardupError(f"{path}: row {row} has no id in column {shard.id_column!r}: mend it, or set id_column")
-    if not any(f(values.type) for f in (pa.types.is_string, pa.types.is_large_string, pa.types.is_integer)):
-        raise NeardupError(f"{path}: column {shard.id_column!r} holds {values.type}, no ids: set id_column to another")
-    values = values.cast(pa.large_string())
-    try:
-        values.validate(full=True)
-    except pa.ArrowInvalid as error:
-        raise NeardupError(f"{path}: column {shard.id_column!r} is not UTF-8 ({error}): write it again") from error
-    return values
+        whole = [_read_text(shard)]
+    elif shard.id_column is None:
+        whole = [pa.array(id_map(path)).cast(pa.large_string())]
+    else:
+        whole = _read_column(shard)
+    for ids in whole:
+        yield from (ids.slice(start, _BLOCK_ROWS) for start in range(0, len(ids), _BLOCK_ROWS))
+
+
+def _numbered(shard):
+    stem, colon = (pa.scalar(text, pa.large_string()) for text in (shard.name.removesuffix(shard.path.suffix), ":"))
+    for start in range(0, shard.rows, _BLOCK_ROWS):
+        numbers = pa.array(np.arange(start, min(start + _BLOCK_ROWS, shard.rows)))
+        yield pc.binary_join_element_wise(stem, numbers.cast(pa.large_string()), colon)
+
+
+def _read_column(shard):
+    """Yield the ids of a column of a table."""
+    path, column, start = shard.ids_path, shard.id_column, 0
+    for values in column_blocks(path, column, shard.rows, pa.large_string()):
+        if pa.types.is_dictionary(values.type):
+            values = values.dictionary_decode()
+        if values.null_count:
+            row = start + values.is_null().index(True).as_py()
+            raise NeardupError(f"{path}: row {row} has no id in column {column!r}: mend it, or set id_column")
+        if not any(f(values.type) for f in (pa.types.is_string, pa.types.is_large_string, pa.types.is_integer)):
+            raise NeardupError(f"{path}: column {column!r} holds {values.type}, no ids: set id_column to another")
+        values, start = values.cast(pa.large_string()), start + len(values)
+        try:
+            values.validate(full=True)
+        except pa.ArrowInvalid as error:
+            raise NeardupError(f"{path}: column {column!r} is not UTF-8 ({error}): write it again") from error
+        yield values
 
 
 def _read_text(shard):
@@ -95,16 +113,17 @@ def _has_surrogate(text):
 
 
 def write_table(path, shards):
-    """All ids as one Arrow IPC file, a record batch a shard. Returns (n,) int64 hashes, of this process only.
+    """All ids as one Arrow IPC file, a record batch a block. Returns (n,) int64 hashes, of this process only.
 
-    Memory: the ids of one shard, and 8 bytes a row.
+    Memory: as of `id_blocks`, the ids of a block as Python strings, and 8 bytes a row.
     """
-    hashes = np.empty(sum(s.rows for s in shards), dtype=np.int64)
+    hashes, at = np.empty(sum(s.rows for s in shards), dtype=np.int64), 0
     with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, _SCHEMA) as writer:
-        for shard in shards:
-            ids = read_ids(shard)
+        for ids in chain.from_iterable(map(id_blocks, shards)):
             writer.write_batch(pa.record_batch([ids], schema=_SCHEMA))
-            hashes[shard.start : shard.start + shard.rows] = [hash(i) for i in ids.to_pylist()]
+            hashes[at : at + len(ids)] = [hash(i) for i in ids.to_pylist()]
+            at += len(ids)
+    assert at == len(hashes)
     return hashes
 
 
@@ -154,6 +173,17 @@ class IdTable:
         return self.array(rows).to_pylist()
 
 
+def bytes_of(ids):
+    """How many bytes each id has, (r,) int64, and these, one after another, (b,) uint8. ids: an Arrow array of strings.
+
+    The latter are a view.
+    """
+    sizes = pc.binary_length(ids).to_numpy()
+    _, offsets, text = ids.buffers()
+    first = int(np.frombuffer(offsets, np.int64)[ids.offset]) if len(ids) else 0
+    return sizes, np.frombuffer(text or b"", np.uint8)[first : first + int(sizes.sum())]
+
+
 def store_ids(group, table, rows):
     """The ids of these rows as two flat HDF5 data sets, `id_utf8` and `id_offset`.
 
@@ -162,12 +192,8 @@ def store_ids(group, table, rows):
     """
     sizes, several = [np.zeros(1, dtype=np.int64)], len(rows) > _BLOCK_ROWS
     for start in range(0, max(len(rows), 1), _BLOCK_ROWS):
-        ids = table.array(rows[start : start + _BLOCK_ROWS])
-        sizes.append(pc.binary_length(ids).to_numpy())
-        first, last = int(ids.offset), int(ids.offset) + len(ids)
-        _, offsets, text = ids.buffers()
-        ends = np.frombuffer(offsets, dtype=np.int64)[[first, last]] if len(ids) else (0, 0)
-        text = np.frombuffer(text or b"", dtype=np.uint8)[ends[0] : ends[1]]
+        size, text = bytes_of(table.array(rows[start : start + _BLOCK_ROWS]))
+        sizes.append(size)
         if start == 0:
             group.create_dataset(
                 "id_utf8", data=text, **({"maxshape": (None,), "chunks": (_CHUNK,)} if several else {})

@@ -29,32 +29,57 @@ def column_names(path):
 
 
 def read_column(path, name, rows, kind=None):
-    """A column of a table as one Arrow array. Memory: the column.
+    """A column of a table as one Arrow array. Arguments and errors as of `column_blocks`. Memory: the column, twice."""
+    found = [*column_blocks(path, name, rows, kind)]
+    return pa.chunked_array(found).combine_chunks() if found else pa.array([], kind)
+
+
+def column_blocks(path, name, rows, kind=None):
+    """Yield a column of a table as Arrow arrays of some thousands of rows.
 
     rows: how many it must have; kind: the type to read it as, where the file doesn't say one. Raises NeardupError
-    where there is no such column, or not so many rows.
+    where there is no such column, or, at the end, not so many rows. Memory: a block; of a CSV file whose type isn't
+    given the column.
     """
     names = column_names(path)
     check_once(path, names, name)
     if name not in names:
         raise NeardupError(f"{path} has no column {name!r} (it has: {', '.join(names)}): set the name right")
-    if path.suffix in (".h5", ".hdf5"):
-        with opened(path) as file:
-            data = file[name]
-            if h5py.check_string_dtype(data.dtype) is None and data.dtype.kind not in "iufb":
-                raise NeardupError(f"{path} ({name}) holds {data.dtype}, not text or numbers: choose another")
-            is_text = h5py.check_string_dtype(data.dtype) is not None
-            numbers = None if is_text else data[:].astype(data.dtype.newbyteorder("="))
-            values = pa.array(data.asstr()[:], pa.large_string()) if is_text else pa.array(numbers)
-    elif path.suffix == ".csv":
-        with _mending(path):
-            values = pa.csv.read_csv(path, **_csv_options(name, kind)).column(0)
-    else:
-        values = [batch.column(0) for batch in batches(path, [name], _BATCH)]
-        values = pa.chunked_array(values, schema_and_rows(path)[0].field(name).type)
-    if len(values) != rows:
-        raise NeardupError(f"{path} has {len(values)} rows, not the {rows} of its shard: write it again")
-    return values.combine_chunks() if isinstance(values, pa.ChunkedArray) else values
+    read, count = {".h5": _hdf5_blocks, ".hdf5": _hdf5_blocks, ".csv": _csv_blocks}.get(path.suffix, _table_blocks), 0
+    for values in read(path, name, kind):
+        yield values
+        count += len(values)
+    if count != rows:
+        raise NeardupError(f"{path} has {count} rows, not the {rows} of its shard: write it again")
+
+
+def _hdf5_blocks(path, name, _kind):
+    with opened(path) as file:
+        data = file[name]
+        is_text = h5py.check_string_dtype(data.dtype) is not None
+        if not is_text and data.dtype.kind not in "iufb":
+            raise NeardupError(f"{path} ({name}) holds {data.dtype}, not text or numbers: choose another")
+        for start in range(0, len(data), _BATCH):
+            some = slice(start, start + _BATCH)
+            if is_text:
+                yield pa.array(data.asstr()[some], pa.large_string())
+            else:
+                yield pa.array(data[some].astype(data.dtype.newbyteorder("=")))
+
+
+def _csv_blocks(path, name, kind):
+    """Of a type that isn't given all of the column decides, not its first cells."""
+    options = _csv_options(name, kind)
+    with _mending(path):
+        if kind is None:
+            yield pa.csv.read_csv(path, **options).column(0).combine_chunks()
+            return
+        with pa.csv.open_csv(path, **options) as reader:
+            yield from (batch.column(0) for batch in reader)
+
+
+def _table_blocks(path, name, _kind):
+    return (batch.column(0) for batch in batches(path, [name], _BATCH))
 
 
 def digest_of_column(path, name, rows):

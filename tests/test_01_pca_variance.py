@@ -2,14 +2,20 @@
 
 import json
 import re
+import tracemalloc
 
+import h5py
 import matplotlib.image
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from conftest import SCRIPTS, covariance_error, lay_out, load_npz, read_ids, run_stages, unit, value_error
 
 from neardup import NeardupError
+from neardup.freshness import _digest_of_ids
+from neardup.ids import write_table
+from neardup.shards import find_shards
 
 
 def stage_1(tmp_path, rows, cuts=(), ids=None, **settings):
@@ -126,13 +132,54 @@ def test_the_spectrum_is_drawn(example):
 
 def test_ids_stand_in_natural_order_of_shards(tmp_path):
     """_2 before _10, and a shard of no rows in between."""
-    cuts = [2, 5, 5, 6, 8, 9, 12, 15, 16, 20, 22]
-    folder = stage_1(tmp_path, normal(25, 4), cuts)
+    stage_1(tmp_path, normal(25, 4), cuts=[2, 5, 5, 6, 8, 9, 12, 15, 16, 20, 22])
     assert len(list((tmp_path / "data").glob("*.npy"))) == 12
     assert read_ids(tmp_path / "work") == [f"id-{i}" for i in range(25)]
-    with pa.ipc.open_file(folder / "ids.arrow") as file:
-        sizes = [file.get_batch(i).num_rows for i in range(file.num_record_batches)]
-    assert sizes == np.diff([0, *cuts, 25]).tolist()
+
+
+N_IDS = 300_000
+
+
+def hdf5_of_ids(path, ids):
+    with h5py.File(path, "w") as file:
+        file["train"], file["id"] = np.ones((len(ids), 2), "f4"), ids
+
+
+BESIDE = {  # what lies beside the vectors, or holds them, and how to write ids there
+    "nothing": ("p.txt", lambda path, ids: None),
+    "Parquet": ("p.parquet", lambda path, ids: pq.write_table(pa.table({"id": ids}), path)),
+    "HDF5": ("p.h5", hdf5_of_ids),
+}
+
+
+@pytest.mark.parametrize("kind", BESIDE)
+def test_ids_are_gathered_block_by_block(tmp_path, monkeypatch, kind):
+    """In 8 bytes a row for hashes, and 3 MB; as strings of Python all would take 20."""
+    monkeypatch.setattr("neardup.ids._BLOCK_ROWS", 4096)
+    monkeypatch.setattr("neardup.metadata._BATCH", 5000)
+    name, write = BESIDE[kind]
+    ids = [f"{i:020}" for i in range(N_IDS)] if kind != "nothing" else [f"p:{i}" for i in range(N_IDS)]
+    write(tmp_path / name, ids)
+    if kind != "HDF5":
+        np.save(tmp_path / "p.npy", np.ones((N_IDS, 2), "f4"))
+    shards = find_shards(tmp_path)
+    pa.array(np.zeros(1))  # pyarrow imports pandas, where that is installed
+    usual, pool = pa.default_memory_pool(), pa.proxy_memory_pool(pa.default_memory_pool())
+    pa.set_memory_pool(pool)
+    tracemalloc.start()
+    try:
+        hashes = write_table(tmp_path / "ids.arrow", shards)
+        digest = _digest_of_ids(shards[0])
+        peak = tracemalloc.get_traced_memory()[1] + pool.max_memory()
+    finally:
+        tracemalloc.stop()
+        pa.set_memory_pool(usual)
+    assert peak < 8 * N_IDS + (3 << 20)
+    assert (digest is None) == (kind == "nothing")
+    with pa.ipc.open_file(tmp_path / "ids.arrow") as file:
+        assert file.read_all()["id"].to_pylist() == ids
+        assert max(file.get_batch(i).num_rows for i in range(file.num_record_batches)) <= 4096
+    assert hashes.tolist() == [hash(i) for i in ids]
 
 
 def test_only_shards_of_the_pattern_are_read(tmp_path):
