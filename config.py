@@ -53,7 +53,9 @@ class Config(BaseSettings):
         None, description="column, array, data set or folder of the vectors, where there are several; None: found"
     )
     id_column: str | None = Field(
-        None, description="column of the ids, in the shards or in tables beside them; None: found, or .txt files"
+        None,
+        description="column of the ids, in the shards or in tables beside them; '': rows are numbered; None: found, or "
+        ".txt files",
     )
     work_dir: Location = Field(
         ROOT / "work", description="folder for all results, a subfolder a stage; or a URL such as s3://…"

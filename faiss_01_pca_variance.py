@@ -145,7 +145,8 @@ def keep_repeated(stage, shards, repeated, duplicate_ids):
         ]
         raise NeardupError(
             f"{len(repeated)} rows share their id with another: {', '.join(places)}; "
-            "rename them, or set duplicate_ids to 'allow' to keep them as rows of one name"
+            "rename them, or set duplicate_ids to 'allow' to keep them as rows of one name, or id_column to '' to "
+            "number the rows"
         )
     write_npy(stage.path("repeated_rows.npy"), repeated)
 

@@ -9,11 +9,14 @@ import pyarrow.compute as pc
 
 from neardup import NeardupError
 from neardup.formats.flat import id_map
-from neardup.metadata import column_blocks
+from neardup.metadata import column_blocks, column_type
 from neardup.mirror import here
 
 _BLOCK_ROWS = 1 << 16  # rows whose ids are handled together
 _CHUNK = 1 << 16  # bytes of a chunk of the HDF5 data set that holds their text, where it is written in blocks
+_TEXT = pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view
+_BYTES = pa.types.is_binary, pa.types.is_large_binary, pa.types.is_binary_view, pa.types.is_fixed_size_binary
+ANOTHER = "set id_column to another, or to '' to number the rows"
 _SCHEMA = pa.schema([("id", pa.large_string())])
 
 
@@ -52,15 +55,38 @@ def _read_column(shard):
             values = values.dictionary_decode()
         if values.null_count:
             row = start + values.is_null().index(True).as_py()
-            raise NeardupError(f"{path}: row {row} has no id in column {column!r}: mend it, or set id_column")
-        if not any(f(values.type) for f in (pa.types.is_string, pa.types.is_large_string, pa.types.is_integer)):
-            raise NeardupError(f"{path}: column {column!r} holds {values.type}, no ids: set id_column to another")
-        values, start = values.cast(pa.large_string()), start + len(values)
-        try:
-            values.validate(full=True)
-        except pa.ArrowInvalid as error:
-            raise NeardupError(f"{path}: column {column!r} is not UTF-8 ({error}): write it again") from error
-        yield values
+            raise NeardupError(f"{path}: row {row} has no id in column {column!r}: mend it, or {ANOTHER}")
+        if not _is_of_ids(values.type):
+            raise NeardupError(f"{path}: column {column!r} holds {values.type}, no ids: {ANOTHER}")
+        ids = _utf8(values)
+        if ids is None:
+            raise NeardupError(f"{path}: column {column!r} is not UTF-8: mend it, or {ANOTHER}")
+        yield ids
+        start += len(ids)
+
+
+def can_be_ids(path, column, rows):
+    """Whether a column of a table can be the ids of so many rows, as far as headers tell; of bytes the first ones."""
+    kind = column_type(path, column, rows)
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+    if any(is_one(kind) for is_one in _BYTES):
+        first = next(column_blocks(path, column, rows, pa.large_string()), None)
+        return first is None or _utf8(first) is not None
+    return _is_of_ids(kind)
+
+
+def _is_of_ids(kind):
+    return any(is_one(kind) for is_one in (*_TEXT, *_BYTES, pa.types.is_integer))
+
+
+def _utf8(values):
+    """An Arrow array as one of strings; None where it isn't UTF-8."""
+    try:
+        text = (values.dictionary_decode() if pa.types.is_dictionary(values.type) else values).cast(pa.large_string())
+        text.validate(full=True)
+    except pa.ArrowInvalid:
+        return None
+    return text
 
 
 def _read_text(shard):

@@ -9,7 +9,7 @@ import pyarrow.csv
 from neardup import NeardupError
 from neardup.checksums import digest_of_bytes
 from neardup.formats.hdf5 import opened
-from neardup.formats.tables import batches, check_once, schema_and_rows
+from neardup.formats.tables import batches, check_once, missing_values, schema_and_rows
 
 SUFFIXES = ".parquet", ".csv", ".arrow", ".feather"  # of a table that lies beside a shard, in the order of preference
 _BATCH = 1 << 16  # rows of a column that are read together
@@ -53,18 +53,46 @@ def column_blocks(path, name, rows, kind=None):
         raise NeardupError(f"{path} has {count} rows, not the {rows} of its shard: write it again")
 
 
-def _hdf5_blocks(path, name, _kind):
+def column_type(path, name, rows):
+    """The Arrow type of a column, as far as headers tell; null where values are missing or there aren't so many.
+
+    Text of an HDF5 file is bytes.
+    """
+    if path.suffix == ".csv":
+        return pa.large_string()
+    if path.suffix in (".h5", ".hdf5"):
+        with opened(path) as file:
+            data = file[name]
+            kind = pa.large_binary() if _is_text(data) else _number_type(data)
+            return kind if kind and len(data) == rows else pa.null()
+    names = column_names(path)
+    check_once(path, names, name)
+    return pa.null() if missing_values(path, name) else schema_and_rows(path)[0].field(name).type
+
+
+def _is_text(data):
+    return h5py.check_string_dtype(data.dtype) is not None
+
+
+def _number_type(data):
+    """The Arrow type of a data set of numbers, else None."""
+    return pa.from_numpy_dtype(data.dtype.newbyteorder("=")) if data.dtype.kind in "iufb" else None
+
+
+def _hdf5_blocks(path, name, kind):
+    """Text as bytes where a type is given: whoever casts them sees whether they are text."""
     with opened(path) as file:
         data = file[name]
-        is_text = h5py.check_string_dtype(data.dtype) is not None
-        if not is_text and data.dtype.kind not in "iufb":
+        if not _is_text(data) and not _number_type(data):
             raise NeardupError(f"{path} ({name}) holds {data.dtype}, not text or numbers: choose another")
         for start in range(0, len(data), _BATCH):
             some = slice(start, start + _BATCH)
-            if is_text:
+            if not _is_text(data):
+                yield pa.array(data[some].astype(data.dtype.newbyteorder("=")))
+            elif kind is None:
                 yield pa.array(data.asstr()[some], pa.large_string())
             else:
-                yield pa.array(data[some].astype(data.dtype.newbyteorder("=")))
+                yield pa.array(data[some], pa.large_binary())
 
 
 def _csv_blocks(path, name, kind):

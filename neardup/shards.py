@@ -2,6 +2,7 @@
 
 import os
 import re
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from functools import partial
 from glob import escape
@@ -11,6 +12,7 @@ from typing import NamedTuple
 from neardup import NeardupError, copies
 from neardup.embeddings import MOST_ROWS, Shard
 from neardup.formats import flat, hdf5, npy, npz, tables, vecs
+from neardup.ids import ANOTHER, can_be_ids
 from neardup.metadata import SUFFIXES, column_names
 
 FORMATS = {  # by the name of the setting, what its shards' names end in; tables last, for they may be the ids of others
@@ -91,14 +93,15 @@ def find_shards(data_dir, reading=AS_FOUND, copy_dir=None, ours=()):
                 f"{path} has rows of {found.dim} values and {shards[0].path.name} of {shards[0].dim}: "
                 "leave one of them out with shard_pattern"
             )
-        ids_path, column, table = _ids_and_table(path, [data_dir / t for t in _tables(name, kind)], reading.id_column)
-        where = (found.layout, None if found.layout else copy, ids_path, column, table)
+        table = next((data_dir / t for t in _tables(name, kind) if (data_dir / t).is_file()), None)
+        where = (found.layout, None if found.layout else copy, None, None, table)
         shards.append(Shard(path, start, found.rows, found.dim, found.dtype, name.as_posix(), vectors, *where))
         start += found.rows
     if start > MOST_ROWS:
         raise NeardupError(f"the shards in {data_dir} hold {start:,} rows, over {MOST_ROWS:,}: search them in parts")
     if start == 0:
         raise NeardupError(f"the {len(shards)} shards in {data_dir} hold no rows: nothing to compare")
+    shards = _with_ids(shards, reading.id_column)
     _check_ids(shards)
     _check_lists(glob, data_dir, names)
     return shards
@@ -223,24 +226,49 @@ def _tables(name, kind):
     return [name] if kind in (*_TABLES, "hdf5") else [name.with_suffix(suffix) for suffix in SUFFIXES]
 
 
-def _ids_and_table(path, beside, id_column):
-    """The file that holds a shard's ids, or None; their column, or None if it is text; its table of metadata, or None.
+def _with_ids(shards, id_column):
+    """The shards, with the files of their ids: a text, or a table and its column, or None where rows are numbered.
 
-    beside: where that table may be. Raises NeardupError where a column that was named isn't there.
+    id_column: a name; "": rows are numbered; None: found. Raises NeardupError where there is no column of that name.
     """
-    table = next((p for p in beside if p.is_file()), None)
-    text = path.with_suffix(".txt")
-    if id_column is None and text.exists():
-        return text, None, table
-    names = column_names(table) if table else []
-    column = id_column or next((c for c in _ID_COLUMNS if c in names), None)
-    if id_column and id_column not in names:
-        where = f"{table} has no column {id_column!r} (it has: {', '.join(names)})"
-        raise NeardupError(f"{where if table else f'{path} has no table beside it'}: set id_column right")
-    if column:
-        return table, column, table
-    is_named = _MODULES[path.suffix] is flat and flat.id_map(path) is not None
-    return (path if is_named else None), None, table
+    if id_column == "":
+        return shards
+    texts = [s.path.with_suffix(".txt") for s in shards]
+    texts = [text if id_column is None and text.exists() else None for text in texts]
+    columns = [column_names(s.table) if s.table and not t else [] for s, t in zip(shards, texts, strict=True)]
+    known = [id_column] if id_column else _known_columns(shards, columns)
+    found = []
+    for shard, text, names in zip(shards, texts, columns, strict=True):
+        column = next((c for c in known if c in names), None)
+        if id_column and not column:
+            _raise_no_column(shard, id_column, names)
+        path = text or (shard.table if column else None)
+        if not path and _MODULES[shard.path.suffix] is flat and flat.id_map(shard.path) is not None:
+            path = shard.path
+        found.append(replace(shard, ids_path=path, id_column=column))
+    return found
+
+
+def _known_columns(shards, columns):
+    """The known names of columns that can be ids in every table that has them, up to the first that all tables have.
+
+    columns: names, a list a shard.
+    """
+    found = []
+    for column in _ID_COLUMNS:
+        having = [shard for shard, names in zip(shards, columns, strict=True) if column in names]
+        if having and all(can_be_ids(s.table, column, s.rows) for s in having):
+            found.append(column)
+            if len(having) == sum(map(bool, columns)):
+                break
+    return found
+
+
+def _raise_no_column(shard, column, names):
+    where = f"{shard.path} has no table beside it"
+    if shard.table:
+        where = f"{shard.table} has no column {column!r} (it has: {', '.join(names)})"
+    raise NeardupError(f"{where}: set id_column right")
 
 
 def _check_ids(shards):
@@ -250,7 +278,7 @@ def _check_ids(shards):
         path, some = without[0].path.with_suffix(".txt"), next(s for s in shards if s.ids_path)
         raise NeardupError(
             f"{path} is missing, while {some.path.name} has its ids in {some.ids_path.name}: "
-            f"write a JSON list of the {without[0].rows} ids of {without[0].path.name}"
+            f"write a JSON list of the {without[0].rows} ids of {without[0].path.name}, or {ANOTHER}"
         )
 
 

@@ -306,6 +306,7 @@ def datasets(**found):
 
 
 FIXED, LISTS = pa.list_(pa.float32(), 8), lists(FEW)
+BYTES = [*(b"id-%d" % i for i in range(19)), b"\xff"]
 NOISE = b"neither of them, nor anything else"
 BENT = np.hstack([np.full((20, 1), 8, "<i4"), FEW.view("<i4")])
 BENT[13, 0] = 7
@@ -354,12 +355,31 @@ BAD = {  # how to write it, message, settings
     "widths": (lambda d: [npz(d, 0, FEW, NAMES), npz(d, 1, FEW[:, :6], NAMES)], "p_1.npz has rows of 6 values"),
     "no id_column": (table("p.arrow", a=LISTS, b=NAMES), "has no column 'c' (it has: a, b)", {"id_column": "c"}),
     "no table for id_column": (beside(None, None), "p_0.npy has no table beside it", {"id_column": "name"}),
-    "null id": (table("p.arrow", emb=LISTS, id=[*NAMES[:19], None]), "p.arrow: row 19 has no id in column 'id'"),
-    "float ids": (table("p.arrow", emb=LISTS, id=np.arange(20.0)), "p.arrow: column 'id' holds double, no ids"),
+    "null id": (
+        table("p.arrow", emb=LISTS, id=[*NAMES[:19], None]),
+        "p.arrow: row 19 has no id in column 'id': mend it, or set id_column to another, or to '' to number the rows",
+        {"id_column": "id"},
+    ),
+    "float ids": (
+        table("p.arrow", emb=LISTS, id=np.arange(20.0)),
+        "p.arrow: column 'id' holds double, no ids: set id_column to another",
+        {"id_column": "id"},
+    ),
+    "bytes": (table("p.arrow", emb=LISTS, id=BYTES), "column 'id' is not UTF-8: mend it, or", {"id_column": "id"}),
+    "bytes, HDF5": (datasets(train=FEW, id=BYTES), "column 'id' is not UTF-8: mend it, or", {"id_column": "id"}),
+    "compound ids": (
+        datasets(train=FEW, id=np.zeros(20, [("a", "i4")])),
+        "p.h5 (id) holds [('a', '<i4')], not text or numbers",
+        {"id_column": "id"},
+    ),
     "ids twice": (table("p.arrow", emb=LISTS, id=[*NAMES[:19], "id-3"]), "2 rows share their id with another: 'id-3'"),
     "ids short in CSV": (beside(NAMES[:19], ".csv"), "p_1.csv has 19 rows, not the 20 of its shard"),
     "ids short in Parquet": (beside(NAMES[:19], ".parquet"), "p_1.parquet has 19 rows, not the 20 of its shard"),
-    "ids short in HDF5": (datasets(train=FEW, id=NAMES[1:]), "p.h5 has 19 rows, not the 20 of its shard"),
+    "ids short in HDF5": (
+        datasets(train=FEW, id=NAMES[1:]),
+        "p.h5 has 19 rows, not the 20 of its shard",
+        {"id_column": "id"},
+    ),
     "ids of one": (beside(None, ".csv"), "p_1.txt is missing, while p_0.npy has its ids in p_0.csv"),
     "fvecs of two widths": (bytes_of("p.fvecs", BENT.tobytes()), "p.fvecs: row 13 is not of 8 values like the first"),
     "IVF": (partial(index, faiss.index_factory(8, "IVF1,Flat")), "p.index holds an IndexIVFFlat, not a flat index"),
@@ -399,6 +419,96 @@ def test_a_bad_file_is_one_line_to_users(tmp_path, case):
     done = command(SCRIPTS[0], "--data-dir", tmp_path, "--work-dir", tmp_path / "work")
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1)
     assert message in done.stderr
+
+
+NUMBERED, LINKS = [f"p:{i}" for i in range(20)], [f"url-{i}" for i in range(20)]
+MISFITS = {  # columns that might be ids by their names: those of a file, and what the ids are
+    "lists": ({"ids": [[i] for i in range(20)]}, NUMBERED),
+    "lists, a url": ({"ids": [[i] for i in range(20)], "url": LINKS}, LINKS),
+    "floats": ({"id": np.arange(20.0), "key": NAMES}, NAMES),
+    "dates": ({"id": pa.array(range(20), pa.date32()), "url": LINKS}, LINKS),
+    "nothing": ({"id": pa.nulls(20), "url": LINKS}, LINKS),
+    "one missing": ({"url": [*LINKS[:19], None]}, NUMBERED),
+    "one missing in a dictionary": ({"id": pa.array([*NAMES[:19], None]).dictionary_encode(), "url": LINKS}, LINKS),
+    "text views": ({"id": pa.array(NAMES, pa.string_view())}, NAMES),
+    "bytes": ({"id": pa.array([n.encode() for n in NAMES])}, NAMES),
+    "large bytes": ({"id": pa.array([n.encode() for n in NAMES], pa.large_binary())}, NAMES),
+    "bytes of one length": (
+        {"id": pa.array([b"%04d" % i for i in range(20)], pa.binary(4))},
+        [f"{i:04}" for i in range(20)],
+    ),
+    "bytes that are no text": ({"id": pa.array(BYTES), "url": LINKS}, LINKS),
+    "a dictionary of bytes": ({"id": pa.array(BYTES).dictionary_encode(), "url": LINKS}, LINKS),
+    "a dictionary of text": ({"id": pa.array(NAMES).dictionary_encode()}, NAMES),
+}
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".arrow", ".feather", " beside.arrow"])
+@pytest.mark.parametrize("case", MISFITS)
+def test_a_column_that_can_not_be_ids_is_passed_over(tmp_path, case, suffix):
+    """Where nobody named it: the next one is taken, or the rows are numbered."""
+    columns, expected = MISFITS[case]
+    if "beside" in suffix:
+        np.save(tmp_path / "p.npy", FEW)
+        write_table(tmp_path / "p.arrow", columns)
+    else:
+        write_table(tmp_path / f"p{suffix}", columns | {"emb": LISTS})
+    run_stages(tmp_path, tmp_path / "work", SCRIPTS[:1])
+    assert read_ids(tmp_path / "work") == expected
+
+
+HDF5_MISFITS = {
+    "of another length": ({"id": NAMES[1:], "url": LINKS}, LINKS),
+    "compound": ({"id": np.zeros(20, [("a", "i4")]), "url": LINKS}, LINKS),
+    "bytes that are no text": ({"id": BYTES, "url": LINKS}, LINKS),
+    "floats": ({"id": np.arange(20.0)}, NUMBERED),
+    "a matrix": ({"id": np.arange(20).reshape(-1, 1), "key": np.arange(20, dtype=">i2")}, [*map(str, range(20))]),
+    "bytes of one length": ({"id": np.array(NAMES, "S9")}, NAMES),
+}
+
+
+@pytest.mark.parametrize("case", HDF5_MISFITS)
+def test_a_data_set_that_can_not_be_ids_is_passed_over(tmp_path, case):
+    columns, expected = HDF5_MISFITS[case]
+    datasets(train=FEW, **columns)(tmp_path)
+    run_stages(tmp_path, tmp_path / "work", SCRIPTS[:1])
+    assert read_ids(tmp_path / "work") == expected
+
+
+def test_ids_of_all_shards_are_in_one_column(tmp_path):
+    """One that can be ids in each table, even if another could be in some."""
+    for number, ids in enumerate((NAMES, np.arange(20.0))):
+        write_table(
+            tmp_path / f"p_{number}.parquet", {"emb": LISTS, "id": ids, "url": [f"{number}/{n}" for n in LINKS]}
+        )
+    run_stages(tmp_path, tmp_path / "work", SCRIPTS[:1])
+    assert read_ids(tmp_path / "work") == [f"{number}/{n}" for number in range(2) for n in LINKS]
+
+
+NAMED = ["npy, ids in lines", "npy, CSV", "clip-retrieval", "npz", "hdf5", "parquet", "IndexIDMap"]
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_rows_are_numbered_where_that_is_asked_for(tmp_path, name):
+    """Whatever ids there are."""
+    write, ids, dtype, settings = FORMATS[name]
+    data = in_shards(write, tmp_path / "data", dtype, ids)
+    run_stages(data, tmp_path / "work", SCRIPTS[:1], **settings, id_column="")
+    stem = "img_emb/img_emb" if "clip" in name else "p"
+    numbered = [f"{stem}_{n}:{i}" for n, (low, high) in enumerate(pairwise(BOUNDS)) for i in range(high - low)]
+    assert read_ids(tmp_path / "work") == numbered
+
+
+def test_rows_are_numbered_by_option_and_variable(tmp_path):
+    """Which may be empty."""
+    npy(tmp_path, 0, FEW, NAMES, ".txt")
+    folders = "--data-dir", tmp_path, "--work-dir", tmp_path / "work"
+    for arguments, environment in ((("--id-column", ""), {}), ((), {"NEARDUP_ID_COLUMN": ""})):
+        done = command(SCRIPTS[0], *folders, *arguments, **environment)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert read_ids(tmp_path / "work") == [f"p_0:{i}" for i in range(20)]
+        assert command(SCRIPTS[0], *folders).returncode == 0
+        assert read_ids(tmp_path / "work") == NAMES
 
 
 CUT = ["parquet", "arrow", "arrow, lists in a stream", "feather, lz4", "npz", "npz, compressed", "hdf5", "hdf5, chunks"]
@@ -686,7 +796,6 @@ FOUND = {
     "flipped byte": (npz_with_a_flipped_byte, "p.npz is damaged"),
     "late in a CSV file": (csv_that_breaks_late, "p.csv is not a CSV file in UTF-8"),
     "one name": (columns_of_one_name, "p.parquet has 2 columns 'id'"),
-    "compound ids": (hdf5_ids(np.zeros(3, [("a", "i4")])), "not text or numbers"),
 }
 
 

@@ -141,6 +141,21 @@ def schema_and_rows(path):
             return reader.schema, sum(batch.num_rows for batch in _batches(reader))
 
 
+def missing_values(path, name):
+    """How many values of a column are null, as far as headers tell."""
+    with _reading(path):
+        if path.suffix == ".parquet":
+            with pq.ParquetFile(path) as file:
+                leaf = next(i for i in range(len(file.schema)) if file.schema.column(i).path.split(".")[0] == name)
+                groups = [file.metadata.row_group(i).column(leaf) for i in range(file.num_row_groups)]
+                found = [g.statistics for g in groups if g.statistics is not None]
+                return sum(f.null_count for f in found if f.has_null_count)
+        field = schema_and_rows(path)[0].get_field_index(name)
+        with pa.memory_map(str(path)) as source:
+            reader = _reader(source, pa.ipc.IpcReadOptions(included_fields=[field]))
+            return sum(batch.column(0).null_count for batch in _batches(reader))
+
+
 def batches(path, columns, rows):
     """Yield record batches of these columns, of at most so many rows. Raises NeardupError where they are damaged."""
     with _reading(path):
@@ -163,13 +178,13 @@ def _batches(reader):
     return reader
 
 
-def _reader(source):
+def _reader(source, options=None):
     """Of Arrow's file format, or else of its stream format."""
     try:
-        return pa.ipc.open_file(source)
+        return pa.ipc.open_file(source, options=options)
     except pa.ArrowInvalid:
         source.seek(0)
-        return pa.ipc.open_stream(source)
+        return pa.ipc.open_stream(source, options=options)
 
 
 def _name(path, schema, name):
