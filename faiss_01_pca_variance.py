@@ -13,7 +13,7 @@ from neardup.checksums import Digest
 from neardup.embeddings import block_ranges, open_shards, piece_groups, shard_starts, total_rows
 from neardup.files import atomic, read_json, write_csv, write_json, write_npy, write_npz
 from neardup.freshness import content
-from neardup.ids import IdTable, repeated_rows, write_table
+from neardup.ids import IdTable, repeated_rows, sources, write_table
 from neardup.npy import read_npy
 from neardup.script import main, tell
 
@@ -46,6 +46,7 @@ def run(config):
                 "rejected": len(rejected),
                 "dim": shards[0].dim,
                 "shards": len(shards),
+                "ids": sources(shards),
                 "n_components": n_components,
                 "variance_kept": kept,
                 "content": content(shards, [digest for part in found for digest in part["digests"]]),
@@ -200,7 +201,8 @@ def report(stage):
     """Say what was found and where it is."""
     found = stage.results
     print(
-        f"{found['rows']:,} rows of {found['dim']} values in {found['shards']} shards, {found['rejected']:,} rejected"
+        f"{found['rows']:,} rows of {found['dim']} values in {found['shards']} shards, {found['rejected']:,} rejected; "
+        f"ids: {found['ids']}"
     )
     print(f"{found['n_components']} components keep {found['variance_kept']:.2%} of the variance")
     print(f"-> {stage.shown} (scree.png shows the spectrum)")

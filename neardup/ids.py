@@ -65,6 +65,22 @@ def _read_column(shard):
         start += len(ids)
 
 
+def sources(shards):
+    """Where the ids of the shards are, in words."""
+    return " and ".join(dict.fromkeys(map(_source, shards)))
+
+
+def _source(shard):
+    path = shard.ids_path
+    if path is None:
+        return "none, rows are numbered shard:row"
+    if path.parent != shard.path.parent:
+        place = f"{path.parent.name}/*{path.suffix}"
+    else:
+        place = "the shards" if path == shard.path else f"{path.suffix} files"
+    return f"column {shard.id_column!r} of {place}" if shard.id_column else place
+
+
 def can_be_ids(path, column, rows):
     """Whether a column of a table can be the ids of so many rows, as far as headers tell; of bytes the first ones."""
     kind = column_type(path, column, rows)

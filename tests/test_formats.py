@@ -485,6 +485,38 @@ def test_ids_of_all_shards_are_in_one_column(tmp_path):
     assert read_ids(tmp_path / "work") == [f"{number}/{n}" for number in range(2) for n in LINKS]
 
 
+SOURCES = {  # what is said of ids
+    "npy, ids in lines": ".txt files",
+    "npy, CSV": "column 'id' of .csv files",
+    "npy, integers of a named column": "column 'no' of .arrow files",
+    "clip-retrieval": "column 'image_path' of metadata/*.parquet",
+    "npz": "column 'uid' of .parquet files",
+    "hdf5": "column 'id' of the shards",
+    "parquet": "column 'id' of the shards",
+    "IndexIDMap": "the shards",
+    "npy, no ids": "none, rows are numbered shard:row",
+    "fvecs": "none, rows are numbered shard:row",
+}
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_where_ids_come_from_is_said(tmp_path, capsys, name):
+    """By the run that finds them, and by one that finds that finished."""
+    write, ids, dtype, settings = FORMATS[name]
+    data = in_shards(write, tmp_path / "data", dtype, ids or IDS)
+    for column, source in ((settings.get("id_column"), SOURCES[name]), ("", SOURCES["npy, no ids"])):
+        for _ in range(2):
+            run_stages(data, tmp_path / "work", SCRIPTS[:1], **settings | {"id_column": column})
+            assert capsys.readouterr().out.splitlines()[0].endswith(f" rejected; ids: {source}")
+
+
+def test_ids_of_several_sources(tmp_path, capsys):
+    npy(tmp_path, 0, FEW, NAMES, ".csv")
+    npy(tmp_path, 1, FEW, LINKS, ".txt")
+    run_stages(tmp_path, tmp_path / "work", SCRIPTS[:1])
+    assert "ids: column 'id' of .csv files and .txt files\n" in capsys.readouterr().out
+
+
 NAMED = ["npy, ids in lines", "npy, CSV", "clip-retrieval", "npz", "hdf5", "parquet", "IndexIDMap"]
 
 

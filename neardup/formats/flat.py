@@ -73,7 +73,10 @@ def _flat(path):
     owner, outer = _read(path)
     index = faiss.downcast_index(outer.index) if isinstance(outer, faiss.IndexIDMap) else outer
     if not isinstance(index, faiss.IndexFlat):
-        raise NeardupError(f"{path} holds an {type(index).__name__}, not a flat index: its vectors aren't as they were")
+        raise NeardupError(
+            f"{path} holds an {type(index).__name__}, not a flat index, the only kind that is read: write its vectors "
+            "as a .npy file"
+        )
     empty, record = faiss.IndexFlat(index.d, index.metric_type), 4 * index.d
     if index is not outer:
         empty, record = type(outer)(empty), record + 8
