@@ -1,5 +1,6 @@
 """Local copies of input that can't be memory-mapped where it lies: made once, in the work folder, and kept."""
 
+import json
 import shutil
 from contextlib import contextmanager
 from functools import partial
@@ -8,6 +9,7 @@ from pathlib import PurePosixPath
 import numpy as np
 
 from neardup import NeardupError, engine, mirror
+from neardup.checksums import digest_of_bytes
 from neardup.files import atomic, npy_rows, read_json, write_json
 from neardup.formats import Vectors
 from neardup.metadata import SUFFIXES
@@ -24,26 +26,35 @@ def fetch(url, folder, wanted, n_workers):
     below it; single: that of the one it is, or None. Returns the path of the local copy. Raises NeardupError where the
     folder can't be listed.
     """
+    system, found, names, missing, path = _compared(url, folder, wanted)
+    mirrored, identity = folder / _FETCHED, {name: found[remote] for remote, name in names.items()}
+    kept = {p for name in names.values() for p in (mirrored / name, _note(mirrored / name))}
+    for leftover in mirrored.rglob("*"):
+        if leftover.is_file() and leftover not in kept:
+            leftover.unlink()
+    _need_room(folder, sum(found[remote]["size"] or 0 for remote, *_ in missing))
+    engine.run_in_threads(partial(_fetch, system), missing, n_workers, "fetch input")
+    of = url.rstrip("/") if path == mirrored else url.rstrip("/").rpartition("/")[0]
+    mirror.follow(mirrored, of, digest_of_bytes(json.dumps(identity, sort_keys=True, default=str).encode()))
+    return path
+
+
+def files_at(url, folder, wanted):
+    """The sizes of the files that are wanted, in bytes, and the path of their copy, None where it isn't as they are."""
+    _, found, names, missing, path = _compared(url, folder, wanted)
+    return [found[remote]["size"] or 0 for remote in names], None if missing else path
+
+
+def _compared(url, folder, wanted):
+    """The file system of a URL, {path: what is known}, {path: name} of the wanted, arguments of `_fetch` for those that
+    aren't here as they are there, and the path of the local copy. Arguments: as of `fetch`.
+    """
     mirrored = folder / _FETCHED
     system, root, found, names = _listed(url, wanted)
-    above = url.rstrip("/") if root not in names else url.rstrip("/").rpartition("/")[0]
-    mirror.attach(mirrored, above, False, root)
     identity = {path: {key: str(value) for key, value in found[path].items()} for path in names}
-    kept = {p for name in names.values() for p in (mirrored / name, _note(mirrored / name))}
-    for path in mirrored.rglob("*"):
-        if path.is_file() and path not in kept:
-            path.unlink()
     copies = [(path, mirrored / name, identity[path]) for path, name in names.items()]
     missing = [copy for copy in copies if not _is_of(*copy[1:])]
-    _need_room(folder, sum(found[path]["size"] or 0 for path, *_ in missing))
-    engine.run_in_threads(partial(_fetch, system), missing, n_workers, "fetch input")
-    return mirrored / names[root] if root in names else mirrored
-
-
-def files_at(url, wanted):
-    """The sizes of the files that would be fetched, in bytes."""
-    _, _, found, names = _listed(url, wanted)
-    return [found[path]["size"] or 0 for path in names]
+    return system, found, names, missing, mirrored / names[root] if root in names else mirrored
 
 
 def _listed(url, wanted):

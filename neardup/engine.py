@@ -183,8 +183,7 @@ def limited(function, threads, *arguments):
 def on_worker(function, threads, mirrors, *arguments):
     """As `limited`, beside other processes, perhaps on another host. mirrors: of `mirror.attached`."""
     write_beside_others()
-    for mirrored in mirrors:
-        mirror.attach(*mirrored)
+    mirror.attach_all(mirrors)
     return limited(function, threads, *arguments)
 
 

@@ -4,7 +4,6 @@ import os
 from functools import partial
 from pathlib import Path
 
-
 from neardup import NeardupError, engine
 from neardup.checksums import Digest, digest_of_bytes, digest_of_file, digest_of_sample
 from neardup.embeddings import block_ranges, open_shards, piece_groups, pieces

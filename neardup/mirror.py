@@ -26,18 +26,17 @@ def folder_for(url):
     return Path(tempfile.gettempdir()) / f"neardup-{digest_of_bytes(url.encode())[:16]}"
 
 
-def attach(local, url, writable, run, leading=()):
-    """From now on a folder mirrors a URL; what it holds of other times than what is there now is removed.
+def attach(local, url, run, leading):
+    """From now on a folder mirrors one behind a URL; what it holds of other times than what is there now is removed.
 
     run: what tells this run of a script from others; leading: [(folder, names)], below it: what is in such a folder
     goes together with its files of these names.
     """
-    how = url, writable, run, leading
+    how = url, run, leading
     if _attached.get(str(local)) == how:
         return
     _attached[str(local)] = how
-    local.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{local}.attaching"):
+    with _alone(local):
         for folder, names in leading:
             paths = [local / folder / name for name in names]
             ours = [path.read_bytes() if path.exists() else None for path in paths]
@@ -47,8 +46,34 @@ def attach(local, url, writable, run, leading=()):
                     here(path)
 
 
+def follow(local, url, content):
+    """From now on a folder has files of one behind a URL, where nothing is put. content: what tells it from another."""
+    _attached[str(local)] = url, content, None
+    with _alone(local):
+        Path(f"{local}.of").write_text(content)
+
+
+def attach_all(mirrors):
+    """As the script's process, of which they are `attached`, in one on another host."""
+    for local, url, run, leading in mirrors:
+        if leading is not None:
+            attach(local, url, run, leading)
+        elif _attached.get(str(local)) != (url, run, None):
+            with _alone(local):
+                of = Path(f"{local}.of")
+                if not (of.exists() and of.read_text() == run):
+                    shutil.rmtree(local, ignore_errors=True)
+            follow(local, url, run)
+
+
+def _alone(local):
+    """One process at a time."""
+    local.mkdir(parents=True, exist_ok=True)
+    return FileLock(f"{local}.attaching")
+
+
 def attached():
-    """Arguments of `attach` for processes on other hosts."""
+    """Argument of `attach_all` for processes on other hosts."""
     return [(Path(local), *how) for local, how in _attached.items()]
 
 
@@ -56,9 +81,10 @@ def _remote(path):
     """The file system and path there of a path in a mirror, and whether files are put there; None of other paths."""
     for folder in sorted(_attached, key=len, reverse=True):
         if path.is_relative_to(folder):
-            url, writable, *_ = _attached[folder]
+            url, _, leading = _attached[folder]
             system, root = _system(url)
-            return system, f"{root.rstrip('/')}/{path.relative_to(folder).as_posix()}".rstrip("/"), writable
+            name = f"{root.rstrip('/')}/{path.relative_to(folder).as_posix()}".rstrip("/")
+            return system, name, leading is not None
     return None
 
 

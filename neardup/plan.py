@@ -7,12 +7,11 @@ from pathlib import Path
 
 import numpy as np
 
-from neardup import engine, geometry
+from neardup import copies, engine, geometry
 from neardup.artifacts import find_input, reading_of
-from neardup.copies import files_at
 from neardup.embeddings import open_shards
 from neardup.mirror import folder_for
-from neardup.shards import wanted
+from neardup.shards import find_shards, wanted
 
 _SAMPLE, _RUN = 4096, 256  # rows that are read and multiplied; of them that follow each other
 _PIPELINE = 3.8, 0.12  # of docs/performance.md: all five scripts take so many times the products' seconds at 10^6 rows,
@@ -25,14 +24,18 @@ def plan(config):
     """Rows, shards, disk, memory and time as small values. Reads headers, and a few thousand rows where they lie."""
     if not isinstance(config.work_dir, Path):
         config = config.model_copy(update={"work_dir": folder_for(config.work_dir)})
-    if not isinstance(config.data_dir, Path):
-        sizes = files_at(config.data_dir, partial(wanted, reading_of(config), config.data_dir))
-        return {"files": len(sizes), "input_bytes": sum(sizes)}
-    shards = find_input(config)
+    if isinstance(config.data_dir, Path):
+        shards = find_input(config)
+    else:
+        reading, folder = reading_of(config), config.work_dir / copies.FOLDER
+        sizes, path = copies.files_at(config.data_dir, folder, partial(wanted, reading, config.data_dir))
+        if path is None:
+            return {"files": len(sizes), "input_bytes": sum(sizes)}
+        shards = find_shards(path, reading, folder / copies.DECODED)
     rows, dim = sum(s.rows for s in shards), shards[0].dim
     copied = sum(s.rows * s.dim * s.dtype.itemsize for s in shards if s.copy)
     found = {"rows": rows, "dim": dim, "shards": len(shards), "input_bytes": sum(s.path.stat().st_size for s in shards)}
-    readable = [s for s in shards if s.stored]
+    readable = [s for s in shards if copies.is_current(s)]
     seconds_a_row, components = _measure(open_shards(readable), config) if readable else (None, dim // 3)
     sketch = min(config.sketch_dims, components) + 1
     ids = sum(s.ids_path.stat().st_size if s.ids_path and s.ids_path != s.path else 16 * s.rows for s in shards)

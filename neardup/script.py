@@ -61,7 +61,7 @@ def _here(config):
     paths, url = {name: getattr(config, name) for name in ("data_dir", "work_dir")}, config.work_dir
     if not isinstance(url, Path):
         paths["work_dir"] = mirror.folder_for(url)
-        mirror.attach(paths["work_dir"], url, True, uuid4().hex, LEADING)
+        mirror.attach(paths["work_dir"], url, uuid4().hex, LEADING)
     if config.scheduler != "threads":
         paths = {name: p.absolute() if isinstance(p, Path) else p for name, p in paths.items()}
     return config.model_copy(update=paths)

@@ -18,9 +18,11 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import EXAMPLE, SCRIPTS, command, found_groups, found_pairs, lay_out, read_ids, run_stages, tree_bytes
 
+from config import Config
 from neardup import NeardupError, copies
 from neardup.artifacts import STAGES
 from neardup.outputs import id_lines
+from neardup.plan import plan
 from neardup.shards import Reading, find_shards
 
 BOUNDS = 0, 130, 300  # rows of the example, in two shards
@@ -706,6 +708,34 @@ def test_a_remote_folder_that_changes(tmp_path, memory, fetched):
     run(SCRIPTS[:2])
     assert len(fetched) == 1
     assert read_ids(tmp_path / "work") == NAMES[:15]
+
+
+@pytest.mark.parametrize("place", ["{}", "memory://bucket/set"])
+def test_a_dry_run_reads_the_copies_that_are_there(tmp_path, memory, fetched, made, place):
+    """Then it tells the time, and of files behind a URL all that it tells of those here; it makes and removes none."""
+    upload(memory, in_shards(tables, tmp_path / "data"))
+    np.save(make_folder(tmp_path / "plain") / "p.npy", ROWS["f4"])
+    folders = {"data_dir": place.format(tmp_path / "data"), "work_dir": tmp_path / "work"}
+
+    def plan_of(**more):
+        return plan(Config(_cli_parse_args=[], **folders | more))
+
+    first = plan_of()
+    assert (first.get("rows"), first.get("seconds")) == ((None, None) if "memory" in place else (300, None))
+    run_stages(**folders, scripts=SCRIPTS[:1])
+    before, copied = tree_bytes(tmp_path / "work"), [*made, *fetched]
+    found, plain = plan_of(), plan_of(data_dir=tmp_path / "plain")
+    assert found["seconds"] > 0
+    assert [found[k] for k in ("rows", "dim", "components")] == [plain[k] for k in ("rows", "dim", "components")]
+    for name in ("p_0.parquet", "p_1.parquet"):
+        os.utime(tmp_path / "work" / "input" / "decoded" / f"{name}.npy", (1, 1))
+    assert plan_of()["seconds"] is None
+    if "memory" in place:
+        tables(tmp_path / "data", 1, FEW, NAMES)
+        upload(memory, tmp_path / "data")
+        assert plan_of() == {"files": 2, "input_bytes": sum(len(c) for c in tree_bytes(tmp_path / "data").values())}
+    assert tree_bytes(tmp_path / "work") == before
+    assert [*made, *fetched] == copied
 
 
 @pytest.mark.parametrize("url", ["nowhere://bucket/set", "memory://bucket/set", "memory://bucket/text"])

@@ -33,7 +33,7 @@ def data(tmp_path):
 
 def start(local):
     """What a script does first."""
-    mirror.attach(local, URL, True, uuid4().hex, LEADING)
+    mirror.attach(local, URL, uuid4().hex, LEADING)
 
 
 def run(data, local, scripts=SCRIPTS, **settings):
