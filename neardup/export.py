@@ -4,6 +4,7 @@ import binascii
 import csv
 import json
 import re
+import shutil
 from itertools import chain, compress
 from pathlib import PurePath
 
@@ -11,12 +12,12 @@ import numpy as np
 
 from neardup import NeardupError, engine
 from neardup.chains import pairs_of_groups
-from neardup.files import LONGEST_CELL, atomic, write_npy
+from neardup.files import LONGEST_CELL, atomic, write_json, write_npy
 from neardup.formats import npy, tables
 from neardup.ids import bytes_of
 from neardup.metadata import SUFFIXES
 from neardup.outputs import id_line
-from neardup.shards import CLIP, write_kept
+from neardup.shards import ABOUT, CLIP, STATE, write_kept
 
 # what without rows doesn't say how many values a row has
 _NEVER_EMPTY = ".fvecs", ".bvecs", ".index", ".faiss", ".parquet", ".arrow", ".feather"
@@ -30,7 +31,8 @@ def write_copy(shards, keep, folder, n_workers):
     """Copy the shards with just the rows to keep, in their formats, and what lies beside them, a shard a task.
 
     keep: (n,) bool, over all rows; folder: of the copy; files of an earlier one there are removed first. Beside a shard
-    lie its ids (.txt), its tables and, as clip-retrieval has them, its files in the other *_emb folder and in metadata.
+    lie its ids (.txt), its tables and, as clip-retrieval has them, its files in the other *_emb folder and in metadata;
+    beside all texts.json, and what `datasets` of Hugging Face loads a folder by.
 
     Returns the names of what is left out: a shard of no rows in a format that can't say so, with all beside it, and
     what lies beside a shard but hasn't as many rows. Memory: a few blocks a worker; the ids of a shard where they are
@@ -39,11 +41,15 @@ def write_copy(shards, keep, folder, n_workers):
     """
     assert keep.shape == (sum(s.rows for s in shards),)
     paths = {s.path for s in shards}
-    beside = [_names_beside(s, paths) for s in shards]
-    _make_way(shards, beside, folder)
+    beside, about = [_names_beside(s, paths) for s in shards], _names_about(shards)
+    _make_way(shards, beside, about, folder)
     masks = [keep[s.start : s.start + s.rows] for s in shards]
     arguments = [(*a, folder) for a in zip(shards, masks, beside, strict=True)]
-    return [name for left_out in engine.run(_write_shard, arguments, n_workers, "045 export") for name in left_out]
+    left_out = [name for some in engine.run(_write_shard, arguments, n_workers, "045 export") for name in some]
+    copied = [PurePath(s.name) for s in shards if s.name not in left_out]
+    for name in about:
+        _write_about(_root(shards[0]), name, folder, {c.name for c in copied if c.parent == PurePath(name).parent})
+    return left_out
 
 
 def _root(shard):
@@ -63,7 +69,13 @@ def _names_beside(shard, paths):
     return [n.as_posix() for n in dict.fromkeys(found) if (root / n).is_file() and root / n not in paths]
 
 
-def _make_way(shards, beside, folder):
+def _names_about(shards):
+    """Names of the files that are about all shards of a folder."""
+    root, folders = _root(shards[0]), dict.fromkeys(PurePath(s.name).parent for s in shards)
+    return [(f / name).as_posix() for f in folders for name in ABOUT if (root / f / name).is_file()]
+
+
+def _make_way(shards, beside, about, folder):
     """Remove what is where the copy will be. Raises NeardupError where it can't be there."""
     owner = {}
     for shard, names in zip(shards, beside, strict=True):
@@ -74,10 +86,11 @@ def _make_way(shards, beside, folder):
                     f"{_root(shard) / name} lies beside both {other.name} and {shard.name}, which keep different rows: "
                     "leave one of the two out with shard_pattern"
                 )
-    sources = {(_root(shard) / name).resolve() for name, shard in owner.items()}
-    if any((folder / name).resolve() in sources for name in owner):
+    names = *owner, *about
+    sources = {(_root(shards[0]) / name).resolve() for name in names}
+    if any((folder / name).resolve() in sources for name in names):
         raise NeardupError(f"{folder} is the folder of the input, which is never written to: choose another one")
-    for name in owner:
+    for name in names:
         (folder / name).unlink(missing_ok=True)
 
 
@@ -88,6 +101,23 @@ def _write_shard(shard, keep, beside, folder):
     left_out = [name for name in beside if not _write_beside(_root(shard) / name, folder / name, keep)]
     write_kept(shard.path, shard.vectors, folder / shard.name, keep)
     return left_out
+
+
+def _write_about(root, name, folder, copied):
+    """Copy a file about shards of a folder; the state of a dataset as that of a new one, of those that were copied.
+
+    copied: their names in it; without them there is nothing to tell.
+    """
+    if copied and PurePath(name).name != STATE:
+        with atomic(folder / name) as temporary:
+            shutil.copyfile(root / name, temporary)
+    elif copied:
+        with (root / name).open(encoding="utf-8") as file:
+            state = _json(file)
+        files = state.get("_data_files") if isinstance(state, dict) else None
+        if isinstance(files, list):  # else it is somebody else's
+            files = [f for f in files if isinstance(f, dict) and f.get("filename") in copied]
+            write_json(folder / name, state | {"_data_files": files, "_fingerprint": None})
 
 
 def _write_beside(path, target, keep):

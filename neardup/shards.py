@@ -26,6 +26,8 @@ FORMATS = {  # by the name of the setting, what its shards' names end in; tables
 }
 _TABLES = "arrow", "parquet"
 CLIP = "img_emb", "text_emb"  # folders of clip-retrieval
+STATE = "state.json"  # in which `datasets` of Hugging Face lists the files of a folder
+ABOUT = STATE, "dataset_info.json", "texts.json"  # what lies beside all shards of a folder
 _MODULES = {".npy": npy, ".npz": npz, ".hdf5": hdf5, ".h5": hdf5, ".index": flat, ".faiss": flat}
 _MODULES |= dict.fromkeys(vecs.DTYPES, vecs) | dict.fromkeys((".arrow", ".feather", ".parquet"), tables)
 _ID_COLUMNS = "id", "ids", "uid", "key", "image_id", "image_path", "doc_id", "path", "filename", "url"
@@ -65,8 +67,9 @@ def wanted(reading, url, names, single=None):
     chosen, kind, _ = _choose(glob, url, reading)
     _check_lists(glob, url, chosen)
     near = [n for name in chosen for n in (name, *map(name.with_suffix, (".txt", *SUFFIXES)), *_tables(name, kind))]
+    about = [folder / name for folder in dict.fromkeys(n.parent for n in chosen) for name in ABOUT]
     there = {PurePath(name): name for name in names}
-    return [there[n] for n in dict.fromkeys([*near, chosen[0].parent / "texts.json"]) if n in there]
+    return [there[n] for n in dict.fromkeys([*near, *about]) if n in there]
 
 
 def find_shards(data_dir, reading=AS_FOUND, copy_dir=None, ours=()):

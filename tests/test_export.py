@@ -485,6 +485,56 @@ def test_lines_that_might_be_json(tmp_path, first, blanks, rest):
     assert ids_of(find_shards(tmp_path / "copy")[0]) == ids[1:]
 
 
+def dataset(folder):
+    """Two shards as `save_to_disk` of Hugging Face's datasets leaves them, with texts. Returns its state."""
+    state = {"_data_files": [{"filename": f"p_{n}.arrow"} for n in range(3)], "_split": "train", "_fingerprint": "0a1b"}
+    (folder / "state.json").write_text(json.dumps(state))
+    (folder / "dataset_info.json").write_text('{"features": {}, "license": "ünï"}', encoding="utf-8")
+    (folder / "texts.json").write_text(json.dumps(dict.fromkeys(IDS, "text")))
+    return state
+
+
+@pytest.mark.parametrize("mask", ["some", "none of the second"])
+@pytest.mark.parametrize("pattern", [None, "**/*.arrow"])
+def test_what_is_about_all_shards_is_copied(tmp_path, pattern, mask):
+    """Texts, and what `datasets.load_from_disk` needs: a state of the files there are, without the old fingerprint."""
+    split, copy = tmp_path / "data" / "train", tmp_path / "copy"
+    split.parent.mkdir()
+    lay_out("arrow, stream", split)
+    state, data = dataset(split), split.parent if pattern else split
+    before, shards = tree_bytes(data), find_shards(data, Reading(pattern))
+    below = copy / split.relative_to(data)
+    for _ in range(2):
+        left_out = write_copy(shards, MASKS[mask], copy, 1)
+        files = [{"filename": f"p_{n}.arrow"} for n in range(2 - len(left_out))]
+        listed = json.loads((below / "state.json").read_text())
+        assert listed == state | {"_data_files": files, "_fingerprint": None}
+        for name in ("texts.json", "dataset_info.json"):
+            assert (below / name).read_bytes() == (split / name).read_bytes()
+        assert {*tree_bytes(copy)} == {*before} - {*left_out}
+    assert tree_bytes(data) == before
+    (split / "dataset_info.json").unlink()
+    (split / "state.json").write_text('{"of": "another program"}')
+    write_copy(shards, MASKS[mask], copy, 1)
+    assert not (below / "state.json").exists()
+    write_copy(shards, ~np.ones(BOUNDS[-1], bool), tmp_path / "none", 1)
+    assert tree_bytes(tmp_path / "none") == {}
+
+
+@pytest.mark.parametrize("name", ["texts.json", "state.json"])
+def test_what_is_about_all_shards_is_never_overwritten(tmp_path, name):
+    data, copy = tmp_path / "data", tmp_path / "copy"
+    lay_out("arrow, stream", data)
+    dataset(data)
+    copy.mkdir()
+    (data / name).rename(copy / name)
+    (data / name).symlink_to(copy / name)
+    before = tree_bytes(data)
+    with pytest.raises(NeardupError, match="copy is the folder of the input, which is never written to"):
+        write_copy(find_shards(data), MASKS["some"], copy, 1)
+    assert tree_bytes(data) == before
+
+
 def test_metadata_that_lie_elsewhere(tmp_path):
     """clip-retrieval's, of a folder below."""
     clip(tmp_path, 0, FLOATS, IDS)

@@ -926,14 +926,14 @@ def test_part_of_a_remote_folder(tmp_path, memory, fetched, case):
     """Shards that match, with what is beside them and their texts; nothing of others."""
     write, pattern, expected = PARTS[case]
     few(write, write)(make_folder(tmp_path / "data"))
-    texts = tmp_path / "data" / expected[0].rpartition("/")[0] / "texts.json"
-    texts.write_text("{}")
+    about = [f"{expected[0].rpartition('/')[0]}/{name}".lstrip("/") for name in ("texts.json", "state.json")]
+    for name in about:
+        (tmp_path / "data" / name).write_text("{}")
     upload(memory, tmp_path / "data")
     settings = {"shard_pattern": pattern, "duplicate_ids": "allow", "vectors": "l14_img" if case == "npz" else None}
     for place in ("memory://bucket/set", tmp_path / "data"):
         run_stages(place, tmp_path / "work", SCRIPTS[:1], **settings)
-    texts = texts.relative_to(tmp_path / "data").as_posix()
-    assert sorted(fetched) == [f"/bucket/set/{name}" for name in sorted([*expected, texts])]
+    assert sorted(fetched) == [f"/bucket/set/{name}" for name in sorted([*expected, *about])]
     with pytest.raises(NeardupError, match=r"memory://bucket/ holds no embeddings .* to memory://bucket/set"):
         run_stages("memory://bucket/", tmp_path / "other", SCRIPTS[:1])
 
