@@ -1,12 +1,10 @@
 """What a folder of embeddings holds: its format, its shards in order, and where their ids are."""
 
-import os
 import re
 from dataclasses import replace
-from fnmatch import fnmatchcase
 from functools import partial
 from glob import escape
-from pathlib import Path, PurePath
+from pathlib import PurePath
 from typing import NamedTuple
 
 from neardup import NeardupError, copies
@@ -14,6 +12,7 @@ from neardup.embeddings import MOST_ROWS, Shard
 from neardup.formats import flat, hdf5, npy, npz, tables, vecs
 from neardup.ids import ANOTHER, can_be_ids
 from neardup.metadata import SUFFIXES, column_names
+from neardup.patterns import among, on_disk
 
 FORMATS = {  # by the name of the setting, what its shards' names end in; tables last, for they may be the ids of others
     "npy": (".npy",),
@@ -63,7 +62,7 @@ def wanted(reading, url, names, single=None):
     """
     if single:
         reading = _only(single, url, reading)
-    glob = partial(_among, names)
+    glob = partial(among, names)
     chosen, kind, _ = _choose(glob, url, reading)
     _check_lists(glob, url, chosen)
     near = [n for name in chosen for n in (name, *map(name.with_suffix, (".txt", *SUFFIXES)), *_tables(name, kind))]
@@ -82,7 +81,7 @@ def find_shards(data_dir, reading=AS_FOUND, copy_dir=None, ours=()):
         data_dir, reading = data_dir.parent, _only(data_dir.name, data_dir, reading)
     if not data_dir.is_dir():
         raise NeardupError(f"data_dir {data_dir} is not a folder: set data_dir to the folder of your embeddings")
-    glob = partial(_on_disk, data_dir, {folder.resolve() for folder in ours})
+    glob = partial(on_disk, data_dir, {folder.resolve() for folder in ours})
     names, kind, vectors = _choose(glob, data_dir, reading)
     shards, start = [], 0
     for name in names:
@@ -124,7 +123,7 @@ def _only(name, place, reading):
 def _choose(glob, place, reading):
     """The shards' names, in order, their format, and the name of their vectors.
 
-    glob(pattern): what is there, as of `_on_disk`; place: the folder or URL, for errors.
+    glob(pattern): what is there, as of `patterns.on_disk`; place: the folder or URL, for errors.
     """
     pattern, kind = reading.shard_pattern, reading.input_format
     clip = [f for f in CLIP if glob(f"{f}/*.npy")]
@@ -163,43 +162,6 @@ def _check_one_set(place, names):
         )
 
 
-def _on_disk(folder, ours, pattern):
-    """What matches a pattern in a folder, by its name below it, in natural order, but for that in folders of ours."""
-    paths = [p for p in _globbed(folder, pattern) if ours.isdisjoint(p.resolve().parents)]
-    return _in_order(p.relative_to(folder) for p in paths)
-
-
-def _among(names, pattern):
-    """As `_on_disk`, of the files of these names alone."""
-    _globbed(Path(os.devnull), pattern)  # the same patterns are refused
-    return _in_order(n for n in map(PurePath, names) if _matches(n.parts, PurePath(pattern).parts))
-
-
-def _globbed(folder, pattern):
-    """Paths that match a pattern. Raises NeardupError where it is none within the folder."""
-    try:
-        if ".." in Path(pattern).parts:
-            raise ValueError("'..' leads out of it")
-        return [*folder.glob(pattern)]
-    except (ValueError, NotImplementedError, IndexError) as error:
-        raise NeardupError(
-            f"shard_pattern {pattern!r} is no pattern within data_dir ({error}): set it right"
-        ) from error
-
-
-def _matches(parts, patterns):
-    """Whether a file's name matches as it does in `Path.glob`: a part each, and `**` any number of folders."""
-    if not patterns:
-        return not parts
-    if patterns[0] == "**":
-        return any(_matches(parts[i:], patterns[1:]) for i in range(len(parts)))
-    return bool(parts) and fnmatchcase(parts[0], patterns[0]) and _matches(parts[1:], patterns[1:])
-
-
-def _in_order(names):
-    return sorted(names, key=lambda n: _natural_key(str(n)))
-
-
 def _raise_none(glob, place, reading, formats):
     """Raise the NeardupError about a folder without shards, with what was looked for."""
     suffixes = [s for some in formats.values() for s in some]
@@ -214,11 +176,6 @@ def _raise_none(glob, place, reading, formats):
     if below is not None:
         hint = f"{str(place).rstrip('/')}/{below.parent}, or shard_pattern to '**/*{below.suffix}'"
     raise NeardupError(f"data_dir {place} holds no embeddings ({looked} were looked for): set data_dir to {hint}")
-
-
-def _natural_key(name):
-    parts = re.split(r"(\d+)", name)
-    return [(int(part), "") if part.isdecimal() else (-1, part) for part in parts], name
 
 
 def _tables(name, kind):
