@@ -36,6 +36,7 @@ from test_groupings import arc, without_pictures
 
 from neardup import NeardupError
 from neardup.script import main
+from neardup.shards import find_shards
 
 STAGE, SEARCH, LAST = "045_merge", "04_neighbor_search", SCRIPTS[-1]
 
@@ -55,11 +56,55 @@ def write_tables(data, columns, suffix=".parquet", cuts=()):
         write(table, data / f"part_{number}{suffix}")
 
 
-def make_case(folder, rows, cuts=(), columns=None, suffix=".parquet", **more):
-    """Stages 1 to 4 on rows with their metadata. Its `merge` runs stage 5, with other settings."""
-    data, work = lay_out(folder / "data", rows, cuts=cuts), folder / "work"
+def write_shard(data, number, rows, columns, layout):
+    """A shard that holds its metadata, as Parquet, Arrow or HDF5; or one of clip-retrieval, with its metadata."""
+    path, table = data / f"part_{number}{layout}", pa.table(columns)
+    if layout == "clip-retrieval":
+        for name in ("img_emb", "metadata"):
+            (data / name).mkdir(parents=True, exist_ok=True)
+        np.save(data / "img_emb" / f"img_emb_{number}.npy", rows)
+        pq.write_table(table.rename_columns({"id": "image_path"}), data / "metadata" / f"metadata_{number}.parquet")
+    elif layout == ".h5":
+        with h5py.File(path, "w") as file:
+            file["emb"] = rows
+            file.update({name: in_hdf5(values) for name, values in table.to_pydict().items()})
+    else:
+        table = table.append_column("emb", pa.FixedSizeListArray.from_arrays(pa.array(rows.ravel()), rows.shape[1]))
+        if layout == ".parquet":
+            pq.write_table(table, path)
+        else:
+            with pa.ipc.new_stream(str(path), table.schema) as writer:
+                writer.write_table(table, max_chunksize=7)
+
+
+def in_hdf5(values):
+    """What is missing is NaN or an empty text there, and a date a text."""
+    kinds = {type(v) for v in values} - {type(None)}
+    missing = math.nan if kinds <= {int, float} else ""
+    return [missing if v is None else v.isoformat() if isinstance(v, datetime) else v for v in values]
+
+
+def write_input(data, rows, cuts, columns, layout):
+    """Rows with their metadata: in the shards, as clip-retrieval has it, or beside .npy files in tables of a suffix."""
+    if not layout.startswith("beside "):
+        data.mkdir(parents=True)
+        columns = {"id": [f"id-{row}" for row in range(len(rows))], **columns}
+        for number, (start, stop) in enumerate(pairwise([0, *cuts, len(rows)])):
+            part = {name: values[start:stop] for name, values in columns.items()}
+            write_shard(data, number, rows[start:stop], part, layout)
+        return
+    lay_out(data, rows, cuts=cuts)
     if columns:
-        write_tables(data, columns, suffix, cuts)
+        write_tables(data, columns, layout.removeprefix("beside "), cuts)
+
+
+LAYOUTS = ["beside .parquet", "beside .csv", ".parquet", ".arrow", ".h5", "clip-retrieval"]
+
+
+def make_case(folder, rows, cuts=(), columns=None, layout=LAYOUTS[0], **more):
+    """Stages 1 to 4 on rows with their metadata. Its `merge` runs stage 5, with other settings."""
+    data, work = folder / "data", folder / "work"
+    write_input(data, rows, cuts, columns, layout)
     more = {"audit_rows": 0, "n_clusters": 2, "threshold": 0.94} | more
     run_stages(data, work, SCRIPTS[:-1], **more)
 
@@ -231,10 +276,10 @@ def first_of_lowest(values):
     return lambda rows: min(rows, key=lambda row: (values[row] is None, values[row] or 0, row))
 
 
-@pytest.fixture(scope="module", params=[".parquet", ".csv"])
+@pytest.fixture(scope="module", params=LAYOUTS)
 def scored(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp("scored")
-    return make_case(folder, bundles(2), cuts=[40], columns=COLUMNS, suffix=request.param)
+    return make_case(folder, bundles(2), cuts=[40], columns=COLUMNS, layout=request.param)
 
 
 def check_kept(case, work, best):
@@ -270,6 +315,9 @@ def test_the_first_row_or_that_of_the_longest_text_is_kept(scored, tmp_path, sou
     preview = "text" if source == "column" else tmp_path / "texts.json"
     work = scored.merge(representative="longest_text", preview=preview)
     check_kept(scored, work, first_of_lowest([-len(text or "") for text in texts]))
+    shown = [(line[f"row_{end}"], line[f"text_{end}"]) for line in read_csv(work, "examples.csv") for end in "ab"]
+    assert shown == [(row, texts[int(row)] or "") for row, _ in shown]
+    assert len({text for _, text in shown}) > 3
 
 
 def small(folder, columns=None, cuts=()):
@@ -426,13 +474,15 @@ def test_why_a_row_is_dropped_and_what_a_kept_one_stands_for(scored, grouping):
     assert (found["dropped"], found["rows_in_groups"]) == (len(table["row"]) - whys.count("kept"), len(table["row"]))
 
 
-def test_losses_are_counted_by_shard_and_by_column(tmp_path):
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_losses_are_counted_by_shard_and_by_column(tmp_path, layout):
     kinds = ["plain", None, "", "=1+1", "@x", "-5", "+a", '"q"', " =2", "é"]
     kind, group = [kinds[row % 10] for row in range(120)], [row % 3 - 1 for row in range(120)]
-    case = make_case(tmp_path, bundles(1), cuts=[40, 90], columns={"kind": kind, "group": group})
+    case = make_case(tmp_path, bundles(1), cuts=[40, 90], columns={"kind": kind, "group": group}, layout=layout)
     work = case.merge(tabulate="kind, group")
     dropped = {int(name.removeprefix("id-")) for name in load_list(work / STAGE / "drop.txt")}
-    shard = [f"part_{0 if row < 40 else 1 if row < 90 else 2}.npy" for row in range(120)]
+    shard = [s.name for s in find_shards(case.data) for _ in range(s.rows)]
+    assert [shard.count(name) for name in dict.fromkeys(shard)] == [40, 50, 30]
     expected = []
     for by, values in ("shard", shard), ("kind", [k or "" for k in kind]), ("group", [*map(str, group)]):
         for value in sorted({*values}):

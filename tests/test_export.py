@@ -20,7 +20,7 @@ import pyarrow.csv
 import pyarrow.feather
 import pyarrow.parquet as pq
 import pytest
-from conftest import tree_bytes
+from conftest import brute_force, components, run_stages, tree_bytes, unit
 from faults import failing
 
 from neardup import NeardupError
@@ -911,3 +911,56 @@ def test_graphml_that_can_not_be_written(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="No space left"):
         write_graph(tmp_path / "g.graphml", groups, 0, neighbors=neighbors, ids=id_table(IDS[:20]))
     assert not (tmp_path / "g.graphml").exists()
+
+
+NEAR = 0.97  # of the whole run
+DATACOMP = sorted({uid.lower() for uid in UIDS})[:90]
+WHOLE = {  # how the input is written, and the names of its ids' column in a shard
+    "npz": (arrays, "uid", {"vectors": "l14_img"}),
+    "parquet": (embeddings, "id", {}),
+    "hdf5": (data_sets, "id", {"vectors": "train"}),
+    "npy": (partial(numpy_file, beside=json_list), None, {}),
+}
+
+
+@pytest.mark.parametrize("name", WHOLE)
+def test_a_whole_run_leaves_out_what_is_dropped_or_rejected(tmp_path, name):
+    """Of the export and of DataComp's file: 30 rows near others, 4 without a direction; and a group as GraphML."""
+    write, column, settings = WHOLE[name]
+    rng, rows, data, work = np.random.default_rng(8), np.float32(FLOATS[:90]), tmp_path / "data", tmp_path / "work"
+    rows[60:] = rows[rng.integers(0, 30, 30)] + rng.normal(size=(30, 8)) * 0.02
+    rejected = {3: 0, 41: np.nan, 60: np.inf, 89: 0}
+    for row, value in rejected.items():
+        rows[row] = value
+    data.mkdir()
+    for number, (low, high) in enumerate(pairwise([0, 50, 90])):
+        write(data, number, rows[low:high], DATACOMP[low:high])
+    run_stages(data, work, bad_rows="skip", threshold=NEAR, export=True, graph_group=0, n_clusters=3, **settings)
+
+    valid = np.setdiff1d(np.arange(90), [*rejected])
+    near, unclear = brute_force(rows[valid], NEAR)
+    groups = components([(int(valid[a]), int(valid[b])) for a, b in near], 90)
+    last = work / "045_merge"
+    kept = [DATACOMP.index(line) for line in (last / "keep.txt").read_text().splitlines()]
+    assert not unclear
+    assert len(kept) == 90 - len(rejected) - sum(len(group) - 1 for group in groups) < 70
+    assert not {*kept} & {*rejected}
+    assert all(len({*kept} & {*group}) == 1 for group in groups)
+
+    settings = Reading(**settings)
+    shards = find_shards(last / "export", settings)
+    found = [[s.layout.read(0, s.rows)] if s.stored else [*blocks(s.path, s.vectors)] for s in shards]
+    same_values(np.concatenate([*chain(*found)]), rows[kept])
+    assert [i for s in shards for i in ids_of(s)] == [DATACOMP[row] for row in kept]
+    assert [s.id_column for s in shards] == [column, column]
+    uids = np.load(last / "keep_datacomp.npy").tolist()
+    assert uids == sorted((int(DATACOMP[row][:16], 16), int(DATACOMP[row][16:], 16)) for row in kept)
+
+    first = min(groups)
+    graph = nx.read_graphml(work / "graphs" / "group_0.graphml", node_type=int)
+    assert {row: attributes["id"] for row, attributes in graph.nodes(data=True)} == {r: DATACOMP[r] for r in first}
+    assert [row for row in first if graph.nodes[row]["kept"]] == [row for row in first if row in kept]
+    edges = {(min(pair), max(pair)) for pair in graph.edges}
+    assert edges == {(int(valid[a]), int(valid[b])) for a, b in near if valid[a] in first}
+    for a, b, similarity in graph.edges(data="similarity"):
+        assert abs(similarity - unit(rows[[a]])[0] @ unit(rows[[b]])[0]) < 1e-14
