@@ -83,7 +83,7 @@ def _command_line(name):
 
     def add(parser, *names, **options):
         """As ArgumentParser.add_argument, in the group of the setting's section."""
-        title = group_of.get(names[-1].lstrip("-").replace("-", "_"))
+        title = next(filter(None, (group_of.get(n.lstrip("-").replace("-", "_")) for n in names)), None)
         groups = {group.title: group for group in parser._action_groups}
         return (groups.get(title) or (parser.add_argument_group(title) if title else parser)).add_argument(
             *names, **options

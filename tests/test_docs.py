@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import EXAMPLE, SCRIPTS, command, run_stages, tree_bytes
 
-from config import ROOT, Config
+from config import ROOT, SECTIONS, Config
 
 README = (ROOT / "README.md").read_text()
 ARCHITECTURE = (ROOT / "docs" / "architecture.md").read_text()
@@ -48,6 +48,13 @@ def test_help_lists_every_setting(script):
         assert "(default: " in option
     purpose = importlib.import_module(script.removesuffix(".py")).__doc__.splitlines()[0]
     assert purpose in said
+    shown = re.findall(r"^(?:(\S.*):$| +--([a-z-]+))", done.stdout, flags=re.MULTILINE)
+    assert [option.replace("-", "_") or title for title, option in shown] == ["options", *in_sections()]
+
+
+def in_sections():
+    """Titles of sections, each before its settings, in their order."""
+    return [line for name in Config.model_fields for line in ([SECTIONS[name]] if name in SECTIONS else []) + [name]]
 
 
 def test_every_setting_has_a_line_of_explanation():
