@@ -21,7 +21,7 @@ from PIL import Image
 from config import ROOT
 
 N, DIM = 300, 32
-DOCS = ["formats", "thresholds", "outputs"]
+DOCS = ["README.md", *(f"docs/{name}.md" for name in ("formats", "thresholds", "outputs"))]
 
 
 def make_rows():
@@ -103,7 +103,7 @@ def bucket(place):
 
 def blocks(name):
     """The snippets of a page, in order: [(language, text)]."""
-    return re.findall(r"```(sh|python|sql|r)\n(.*?)```", (ROOT / "docs" / f"{name}.md").read_text(), flags=re.DOTALL)
+    return re.findall(r"```(sh|python|sql|r)\n(.*?)```", (ROOT / name).read_text(), flags=re.DOTALL)
 
 
 def execute(command, place, environment):
@@ -142,20 +142,30 @@ def run_block(language, text, place, environment):
 @pytest.mark.parametrize("name", DOCS)
 def test_what_the_docs_say_runs(name, place, bucket):
     shutil.rmtree(place / "work", ignore_errors=True)
-    if name == "outputs":  # which reads what a run left
-        for line in blocks("thresholds")[0][1].splitlines():
+    if name == "docs/outputs.md":  # which reads what a run left
+        for line in blocks("docs/thresholds.md")[0][1].splitlines():
             run_line(line, place, bucket)
     found = blocks(name)
-    assert len(found) >= 5
+    assert len([line for _, text in found for line in text.splitlines()]) >= 5
     for language, text in found:
         run_block(language, text, place, bucket)
 
 
 def test_no_command_is_left_out():
     """Each block of the docs says what it is, and every page is one of those above or has no commands."""
-    for path in (ROOT / "docs").glob("*.md"):
+    for path in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
         if path.stem == "cluster":  # test_cluster.py runs what needs neither SLURM nor Kubernetes
             continue
-        text = path.read_text()
-        assert not re.findall(r"```(sh|python|sql|r)\n", text) or path.stem in DOCS
-        assert "faiss_0" not in re.sub(r"```sh\n.*?```", "", text, flags=re.DOTALL) or path.stem not in DOCS
+        text, is_run = path.read_text(), path.relative_to(ROOT).as_posix() in DOCS
+        assert not re.findall(r"```(sh|python|sql|r)\n", text) or is_run
+        left = re.sub(r"```sh\n.*?```", "", text, flags=re.DOTALL)
+        assert ".venv/bin/python" not in left
+        assert path.stem == "README" or "faiss_0" not in left or not is_run
+
+
+def test_the_readme_runs_all_scripts():
+    """In their order, with the same settings."""
+    [(_, text)] = blocks("README.md")
+    lines = [shlex.split(line) for line in text.splitlines()]
+    assert [line[1] for line in lines] == SCRIPTS
+    assert len({tuple(line[2:]) for line in lines}) == 1
