@@ -247,16 +247,19 @@ def _check_lists(glob, place, names):
 
     names: of the shards; glob, place: as of `_choose`.
     """
+    known = {*names}
     for folder in {name.parent for name in names}:
-        kinds = {(_numberless(n), n.suffix) for n in names if n.parent == folder}
-        there = dict.fromkeys(glob(f"{escape(str(folder))}/*"))
-        for name in [n for n in there if n.suffix == ".txt"]:
-            for suffix in [end for stem, end in sorted(kinds) if stem == _numberless(name)]:
-                if name.with_suffix(suffix) not in there:
-                    raise NeardupError(
-                        f"{place}/{name} is there, but {name.stem}{suffix}, whose ids it lists, is not: "
-                        "add it, or take the list away"
-                    )
+        ends = sorted({(_numberless(n), n.suffix) for n in names if n.parent == folder})
+        lists = glob(f"{escape(str(folder))}/*.txt")
+        shards = [(n, n.with_suffix(end)) for n in lists for stem, end in ends if stem == _numberless(n)]
+        doubtful = [(name, shard) for name, shard in shards if shard not in known]  # or not chosen
+        there = {*glob(f"{escape(str(folder))}/*")} if doubtful else ()
+        for name, shard in doubtful:
+            if shard not in there:
+                raise NeardupError(
+                    f"{place}/{name} is there, but {shard.name}, whose ids it lists, is not: add it, or take the list "
+                    "away"
+                )
 
 
 def _numberless(path):

@@ -738,6 +738,20 @@ def test_a_dry_run_reads_the_copies_that_are_there(tmp_path, memory, fetched, ma
     assert [*made, *fetched] == copied
 
 
+@pytest.mark.parametrize("place", ["{}", "memory://bucket/set"])
+def test_ids_of_a_shard_that_is_not_there(tmp_path, memory, place):
+    """Are an error; those of one that wasn't chosen aren't."""
+    few(*[partial(npy, beside=".txt")] * 2)(make_folder(tmp_path / "data"))
+    upload(memory, tmp_path / "data")
+    place = place.format(tmp_path / "data")
+    run_stages(place, tmp_path / "work", SCRIPTS[:1], shard_pattern="p_0*")
+    (tmp_path / "data" / "p_1.npy").unlink()
+    memory.rm("/bucket/set/p_1.npy")
+    for pattern in (None, "p_0*"):
+        with pytest.raises(NeardupError, match=re.escape(f"{place}/p_1.txt is there, but p_1.npy, whose ids")):
+            run_stages(place, tmp_path / "work", SCRIPTS[:1], shard_pattern=pattern)
+
+
 @pytest.mark.parametrize("url", ["nowhere://bucket/set", "memory://bucket/set", "memory://bucket/text"])
 def test_a_url_of_nothing(tmp_path, memory, url):
     memory.pipe_file("/bucket/text/README.md", b"not wanted")

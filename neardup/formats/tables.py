@@ -146,8 +146,10 @@ def missing_values(path, name):
     with _reading(path):
         if path.suffix == ".parquet":
             with pq.ParquetFile(path) as file:
-                leaf = next(i for i in range(len(file.schema)) if file.schema.column(i).path.split(".")[0] == name)
-                groups = [file.metadata.row_group(i).column(leaf) for i in range(file.num_row_groups)]
+                leaves = [i for i in range(len(file.schema)) if file.schema.column(i).path.split(".")[0] == name]
+                groups = [
+                    file.metadata.row_group(i).column(leaf) for i in range(file.num_row_groups) for leaf in leaves
+                ]
                 found = [g.statistics for g in groups if g.statistics is not None]
                 return sum(f.null_count for f in found if f.has_null_count)
         field = schema_and_rows(path)[0].get_field_index(name)
