@@ -392,7 +392,7 @@ LONG = "z" * 150_001
 METADATA = {"id": [*"abcdef"], "text": ["z"] * 6, "score": [1, 2, 3, 3, 2, 1], "kind": [None, *"ababa"]}
 
 
-def write_shard(data, kind, columns):
+def write_six_rows(data, kind, columns):
     """Six rows, two groups, with their metadata: beside them in a CSV file, or in the shard itself."""
     rows = np.repeat(np.eye(2), 3, axis=0)
     if kind.startswith(".csv"):
@@ -432,7 +432,7 @@ def test_changed_metadata_change_stage_5_only(tmp_path, kind, what):
     if kind == ".h5" and what == "categories":
         changed = {"kind": [None, *"abbba"]}
     data, works = tmp_path / "data", [tmp_path / name for name in ("work", "fresh")]
-    write_shard(data, kind, METADATA)
+    write_six_rows(data, kind, METADATA)
     settings = {"audit_rows": 0, "n_clusters": 1} | settings
     run_stages(data, works[0], **settings)
     manifests = sorted(works[0].glob("0*/manifest.json"))
@@ -440,7 +440,7 @@ def test_changed_metadata_change_stage_5_only(tmp_path, kind, what):
     def made_anew(columns):
         """The stages that a run on other metadata makes anew."""
         before = [path.stat().st_mtime_ns for path in manifests]
-        write_shard(data, kind, METADATA | columns)
+        write_six_rows(data, kind, METADATA | columns)
         run_stages(data, works[0], **settings)
         return [p.parent.name for p, b in zip(manifests, before, strict=True) if p.stat().st_mtime_ns != b]
 
