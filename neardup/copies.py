@@ -33,9 +33,9 @@ def fetch(url, folder, wanted, n_workers):
         if leftover.is_file() and leftover not in kept:
             leftover.unlink()
     _need_room(folder, sum(found[remote]["size"] or 0 for remote, *_ in missing))
-    engine.run_in_threads(partial(_fetch, system), missing, n_workers, "fetch input")
     of = url.rstrip("/") if path == mirrored else url.rstrip("/").rpartition("/")[0]
     mirror.follow(mirrored, of, digest_of_bytes(json.dumps(identity, sort_keys=True, default=str).encode()))
+    engine.run_in_threads(partial(_fetch, system), missing, n_workers, "fetch input")
     return path
 
 
