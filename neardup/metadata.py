@@ -35,9 +35,9 @@ def read_column(path, name, rows, kind=None):
 
 
 def column_blocks(path, name, rows, kind=None):
-    """Yield a column of a table as Arrow arrays of some thousands of rows.
+    """Yield a column of a table as Arrow arrays of some thousands of rows, never more than it must have.
 
-    rows: how many it must have; kind: the type to read it as, where the file doesn't say one. Raises NeardupError
+    rows: how many these are; kind: the type to read it as, where the file doesn't say one. Raises NeardupError
     where there is no such column, or, at the end, not so many rows. Memory: a block; of a CSV file whose type isn't
     given the column.
     """
@@ -47,8 +47,9 @@ def column_blocks(path, name, rows, kind=None):
         raise NeardupError(f"{path} has no column {name!r} (it has: {', '.join(names)}): set the name right")
     read, count = {".h5": _hdf5_blocks, ".hdf5": _hdf5_blocks, ".csv": _csv_blocks}.get(path.suffix, _table_blocks), 0
     for values in read(path, name, kind):
-        yield values
         count += len(values)
+        if count <= rows:
+            yield values
     if count != rows:
         raise NeardupError(f"{path} has {count} rows, not the {rows} of its shard: write it again")
 
@@ -75,8 +76,9 @@ def _is_text(data):
 
 
 def _number_type(data):
-    """The Arrow type of a data set of numbers, else None."""
-    return pa.from_numpy_dtype(data.dtype.newbyteorder("=")) if data.dtype.kind in "iufb" else None
+    """The Arrow type of a data set of numbers, None of another."""
+    is_known = data.dtype.kind in "iufb" and data.dtype.itemsize <= 8
+    return pa.from_numpy_dtype(data.dtype.newbyteorder("=")) if is_known else None
 
 
 def _hdf5_blocks(path, name, kind):

@@ -377,6 +377,8 @@ BAD = {  # how to write it, message, settings
     "ids twice": (table("p.arrow", emb=LISTS, id=[*NAMES[:19], "id-3"]), "2 rows share their id with another: 'id-3'"),
     "ids short in CSV": (beside(NAMES[:19], ".csv"), "p_1.csv has 19 rows, not the 20 of its shard"),
     "ids short in Parquet": (beside(NAMES[:19], ".parquet"), "p_1.parquet has 19 rows, not the 20 of its shard"),
+    "ids too many in CSV": (beside([*NAMES, "x"], ".csv"), "p_1.csv has 21 rows, not the 20 of its shard"),
+    "ids too many in Parquet": (beside([*NAMES, "x"], ".parquet"), "p_1.parquet has 21 rows, not the 20 of its shard"),
     "ids short in HDF5": (
         datasets(train=FEW, id=NAMES[1:]),
         "p.h5 has 19 rows, not the 20 of its shard",
@@ -464,6 +466,7 @@ HDF5_MISFITS = {
     "compound": ({"id": np.zeros(20, [("a", "i4")]), "url": LINKS}, LINKS),
     "bytes that are no text": ({"id": BYTES, "url": LINKS}, LINKS),
     "floats": ({"id": np.arange(20.0)}, NUMBERED),
+    "long floats": ({"id": np.arange(20, dtype=np.longdouble)}, NUMBERED),
     "a matrix": ({"id": np.arange(20).reshape(-1, 1), "key": np.arange(20, dtype=">i2")}, [*map(str, range(20))]),
     "bytes of one length": ({"id": np.array(NAMES, "S9")}, NAMES),
 }
