@@ -424,8 +424,15 @@ CHANGES = {  # settings of stage 5, and columns of the metadata after which it i
 OTHERS = {"score": [9] * 6, "text": ["y"] * 6, "kind": ["c"] * 6}  # of columns that aren't named
 
 
-@pytest.mark.parametrize("kind", [".csv", ".csv, ids", ".parquet", ".arrow", ".h5"])
-@pytest.mark.parametrize("what", CHANGES)
+@pytest.mark.parametrize(
+    ("kind", "what"),
+    [
+        *((".csv, ids", what) for what in CHANGES),
+        *((kind, "score") for kind in (".csv", ".parquet", ".arrow", ".h5")),
+        (".parquet", "categories"),
+        (".h5", "long texts"),
+    ],
+)
 def test_changed_metadata_change_stage_5_only(tmp_path, kind, what):
     """Where they are named; also those in the shard itself."""
     settings, changed = CHANGES[what]

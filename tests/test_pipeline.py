@@ -61,7 +61,7 @@ def make_rows(rng, n, dim, threshold, kind):
     return rows
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=30, deadline=None, suppress_health_check=list(HealthCheck))
 @given(
     seed=st.integers(0, 2**31),
     n=st.one_of(st.integers(1, 8), st.integers(9, 300)),
