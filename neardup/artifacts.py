@@ -1,6 +1,5 @@
 """What stages leave on disk: a folder each, whole or absent, that says what it was made from."""
 
-import json
 import os
 import resource
 import shutil
@@ -9,9 +8,19 @@ from functools import lru_cache, partial
 from pathlib import Path
 
 from neardup import NeardupError, copies, engine, mirror
-from neardup.checksums import digest_of_bytes, digest_of_file
+from neardup.checksums import digest_of_file
 from neardup.files import read_json, sync_folder, write_json
 from neardup.freshness import changed_shards, fingerprint, remember, tables_digest, times
+from neardup.manifests import (
+    FORMAT,
+    MANIFEST,
+    differences,
+    digest_of_values,
+    read_manifest,
+    searched_lower,
+    some_of,
+    write_manifest,
+)
 from neardup.shards import Reading, blocks, find_shards, wanted
 
 STAGES = {  # folder of a stage, in their order: the script that writes it, and the settings that shape it
@@ -26,13 +35,11 @@ STAGES = {  # folder of a stage, in their order: the script that writes it, and 
 }
 _LOOKS_AT_TABLES = "045_merge"  # which reads metadata, whose change concerns no other stage
 TIMES, REPORT = "times.json", "report.html"  # of a stage, but not the same in each run: what it took, and what shows it
-_FORMAT = 5  # of the artifacts; a new one makes all older work stale
-_MANIFEST = "manifest.json"
 _ENDINGS = "partial", "old", "removed"  # of hidden folders: being built, being replaced, being removed
 _PARTS = "parts"  # folder of work in progress
 _BEGUN = "begun.json"  # in a folder under construction: the key of what it will be
 LEADING = [  # of a work folder: what the files of its folders go together with
-    entry for name in STAGES for entry in ((name, (_MANIFEST,)), (f".{name}.partial", (_BEGUN, _MANIFEST)))
+    entry for name in STAGES for entry in ((name, (MANIFEST,)), (f".{name}.partial", (_BEGUN, MANIFEST)))
 ]
 
 
@@ -112,13 +119,13 @@ class Stage:
         names = [p.relative_to(self.folder).as_posix() for p in files]
         self.note_times()
         content = {**self.key, "results": results, "files": dict(zip(names, digests, strict=True))}
-        write_json(self.path(_MANIFEST), content | {"checksum": _digest(content)})
+        write_manifest(self.path(MANIFEST), content)
         final = self.folder.with_name(self.name)
         _publish(self.folder, final)
         return Stage(self.name, final, self.key, content)
 
     def _is_result(self, path):
-        return self.path(_PARTS) not in path.parents and path.name not in (_BEGUN, _MANIFEST, TIMES, REPORT)
+        return self.path(_PARTS) not in path.parents and path.name not in (_BEGUN, MANIFEST, TIMES, REPORT)
 
     def note_times(self):
         """Write what this run took, and at most held in memory, into times.json, and return it."""
@@ -140,7 +147,7 @@ class Stage:
         if changed:
             _remove(self.folder, self.folder.with_name(f".{self.name}.removed"))
             script = next(iter(STAGES.values()))[0]
-            raise NeardupError(f"the input ({_some(changed)}) changed while it was read: run {script} again")
+            raise NeardupError(f"the input ({some_of(changed)}) changed while it was read: run {script} again")
 
     def part(self, *name, suffix=".npy"):
         """A file of work in progress, which an interrupted run leaves to the next, and a finished stage drops."""
@@ -186,7 +193,7 @@ def begin(config, name):
     run = Run(config, shards)
     source, earlier = run.fingerprint, {}
     for stage, (_, settings) in STAGES.items():
-        key = {"stage": stage, "format": _FORMAT, "settings": {s: getattr(config, s) for s in settings}}
+        key = {"stage": stage, "format": FORMAT, "settings": {s: getattr(config, s) for s in settings}}
         key["source"] = source
         if stage == _LOOKS_AT_TABLES:
             key["settings"]["tables"] = tables_digest(config, run.shards)
@@ -195,7 +202,7 @@ def begin(config, name):
         earlier[stage] = _finished_stage(run, stage, key)
         key = earlier[stage].key
         run.content = run.content or earlier[stage].results["content"]
-        source = _digest([key, run.content])
+        source = digest_of_values([key, run.content])
     raise AssertionError(name)
 
 
@@ -225,46 +232,22 @@ def _check_folders(data_dir, work_dir):
         if isinstance(data_dir, Path) and data_dir.resolve().is_relative_to(folder.resolve()):
             raise NeardupError(f"data_dir {data_dir} lies in {folder}, which a stage replaces: set another work_dir")
     for folder in (work_dir / name for name in STAGES):
-        if folder.exists() and not ((folder / _MANIFEST).exists() or _old(folder).exists()):
+        if folder.exists() and not ((folder / MANIFEST).exists() or _old(folder).exists()):
             raise NeardupError(f"{folder} exists but no stage made it: move it away, or set another work_dir")
-
-
-def _digest(content):
-    """Digest of small JSON values."""
-    return digest_of_bytes(json.dumps(content, sort_keys=True, default=str).encode())
-
-
-def _read_manifest(path):
-    """A manifest. Raises NeardupError where it is damaged; of another version of the scripts it is what it is."""
-    manifest = read_json(path)
-    if manifest.get("format") == _FORMAT:
-        content = {name: value for name, value in manifest.items() if name != "checksum"}
-        if manifest.get("checksum") != _digest(content):
-            raise NeardupError(f"{path} is damaged: remove {path.parent} and run the scripts again")
-    return manifest
 
 
 def _finished_stage(run, name, key):
     """A stage that is finished and has this key. Raises NeardupError that says which script to run."""
     folder, script = run.config.work_dir / name, STAGES[name][0]
     _recover(folder)
-    if not (folder / _MANIFEST).exists():
+    if not (folder / MANIFEST).exists():
         raise NeardupError(f"{mirror.shown(folder)} is missing: run {script} first")
-    manifest = _read_manifest(folder / _MANIFEST)
-    key = _searched_lower(manifest, key)
-    differences = _differences(manifest, key) or _changes(run, manifest)
-    if differences:
-        raise NeardupError(f"{mirror.shown(folder)} was made {differences}: run {script} again, or set it back")
+    manifest = read_manifest(folder / MANIFEST)
+    key = searched_lower(manifest, key)
+    other = differences(manifest, key) or _changes(run, manifest)
+    if other:
+        raise NeardupError(f"{mirror.shown(folder)} was made {other}: run {script} again, or set it back")
     return Stage(name, folder, key, manifest)
-
-
-def _searched_lower(manifest, key):
-    """The key of a stage, with the threshold it was searched at where that is lower: it holds all pairs above, too."""
-    wanted = key["settings"].get("search_threshold")
-    then = manifest.get("settings", {}).get("search_threshold")
-    if wanted is None or not isinstance(then, float) or then > wanted or key["settings"]["pairs"] == "joining":
-        return key
-    return key | {"settings": key["settings"] | {"search_threshold": then}}
 
 
 def _changes(run, manifest):
@@ -273,40 +256,18 @@ def _changes(run, manifest):
         return ""
     recorded, config = manifest["results"]["content"], run.config
     changed = changed_shards(config.work_dir, run.shards, recorded, config.n_workers, config.verify_input)
-    return f"from other input ({_some(changed)} changed)" if changed else ""
-
-
-def _some(names):
-    return ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
-
-
-def _differences(manifest, key):
-    """How what a stage was made from differs from `key`, in words; empty if it doesn't."""
-    if manifest.get("format") != key["format"]:
-        return "by another version of the scripts"
-    then, now = manifest["settings"], key["settings"]
-    changed = [f"with {s.removeprefix('search_')} {then.get(s)}, not {now[s]}" for s in now if then.get(s) != now[s]]
-    if changed:
-        return " and ".join(changed)
-    source = manifest.get("source")
-    if source == key["source"]:
-        return ""
-    if not isinstance(source, list):
-        return "from an earlier stage that has changed since"
-    old = {s["name"]: s for s in source}
-    names = [s["name"] for s in key["source"] if old.pop(s["name"], None) != s] + list(old)
-    return f"from other input ({_some(names) or 'its shards'} changed)"
+    return f"from other input ({some_of(changed)} changed)" if changed else ""
 
 
 def _open(run, name, key):
     """The finished stage if it has this key, else its folder under construction."""
     final, folder = run.config.work_dir / name, run.config.work_dir / f".{name}.partial"
     _recover(final)
-    if (folder / _MANIFEST).exists() and not _differences(_read_manifest(folder / _MANIFEST), key):
+    if (folder / MANIFEST).exists() and not differences(read_manifest(folder / MANIFEST), key):
         _publish(folder, final)  # killed between its last word and its publication
-    if (final / _MANIFEST).exists():
-        manifest = _read_manifest(final / _MANIFEST)
-        if not (_differences(manifest, key) or _changes(run, manifest)):
+    if (final / MANIFEST).exists():
+        manifest = read_manifest(final / MANIFEST)
+        if not (differences(manifest, key) or _changes(run, manifest)):
             _tidy(final)
             return Stage(name, final, key, manifest)
     begun, what = folder / _BEGUN, key if run.content else key | {"times": run.times}
@@ -321,7 +282,7 @@ def _open(run, name, key):
 def _publish(folder, final):
     """Put a finished folder in the place of an earlier one."""
     names = [path.relative_to(folder).as_posix() for path in mirror.files(folder) if path.name != _BEGUN]
-    mirror.publish(folder, final, [name for name in names if not name.startswith(f"{_PARTS}/")], last=_MANIFEST)
+    mirror.publish(folder, final, [name for name in names if not name.startswith(f"{_PARTS}/")], last=MANIFEST)
     old = _old(final)
     shutil.rmtree(old, ignore_errors=True)
     if final.exists():
@@ -351,7 +312,7 @@ def _recover(final):
     """Complete a publication that was cut off between its two renames."""
     if not final.exists() and _old(final).exists():
         partial = final.with_name(f".{final.name}.partial")
-        os.rename(partial if (partial / _MANIFEST).exists() else _old(final), final)
+        os.rename(partial if (partial / MANIFEST).exists() else _old(final), final)
 
 
 def _remove_temporary(folder):

@@ -354,7 +354,7 @@ def forty_clusters(tmp_path_factory):
 def test_two_threads_open_the_same_clusters_again_and_again(forty_clusters, tmp_path, monkeypatch, hasty, again):
     """Groups are of one or two clusters."""
     folder, (near, unclear) = forty_clusters
-    monkeypatch.setattr(stage_4, "_GROUPS", 20)
+    monkeypatch.setattr("neardup.shares._GROUPS", 20)
     work = shutil.copytree(folder / "work", tmp_path / "work")
     options = {"n_clusters": 40, "threshold": 0.95, "memory_limit": "320MiB", "n_workers": 2, "audit_rows": 0}
     run_stages(folder / "data", work, SCRIPTS[3:4], **options)

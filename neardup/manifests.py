@@ -1,0 +1,62 @@
+"""Manifests: what a stage was made from and left, and how that differs from what is wanted."""
+
+import json
+
+from neardup import NeardupError
+from neardup.checksums import digest_of_bytes
+from neardup.files import read_json, write_json
+
+FORMAT = 5  # of the artifacts; a new one makes all older work stale
+MANIFEST = "manifest.json"  # written last: a stage's folder that has one is whole
+
+
+def digest_of_values(content):
+    """Digest of small JSON values."""
+    return digest_of_bytes(json.dumps(content, sort_keys=True, default=str).encode())
+
+
+def read_manifest(path):
+    """A manifest. Raises NeardupError where it is damaged; of another version of the scripts it is what it is."""
+    manifest = read_json(path)
+    if manifest.get("format") == FORMAT:
+        content = {name: value for name, value in manifest.items() if name != "checksum"}
+        if manifest.get("checksum") != digest_of_values(content):
+            raise NeardupError(f"{path} is damaged: remove {path.parent} and run the scripts again")
+    return manifest
+
+
+def write_manifest(path, content):
+    """Write a manifest: a dict of small JSON values."""
+    write_json(path, content | {"checksum": digest_of_values(content)})
+
+
+def searched_lower(manifest, key):
+    """The key of a stage, with the threshold it was searched at where that is lower: it holds all pairs above, too."""
+    wanted = key["settings"].get("search_threshold")
+    then = manifest.get("settings", {}).get("search_threshold")
+    if wanted is None or not isinstance(then, float) or then > wanted or key["settings"]["pairs"] == "joining":
+        return key
+    return key | {"settings": key["settings"] | {"search_threshold": then}}
+
+
+def some_of(names):
+    """The first few names, in words."""
+    return ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
+
+
+def differences(manifest, key):
+    """How what a stage was made from differs from `key`, in words; empty if it doesn't."""
+    if manifest.get("format") != key["format"]:
+        return "by another version of the scripts"
+    then, now = manifest["settings"], key["settings"]
+    changed = [f"with {s.removeprefix('search_')} {then.get(s)}, not {now[s]}" for s in now if then.get(s) != now[s]]
+    if changed:
+        return " and ".join(changed)
+    source = manifest.get("source")
+    if source == key["source"]:
+        return ""
+    if not isinstance(source, list):
+        return "from an earlier stage that has changed since"
+    old = {s["name"]: s for s in source}
+    names = [s["name"] for s in key["source"] if old.pop(s["name"], None) != s] + list(old)
+    return f"from other input ({some_of(names) or 'its shards'} changed)"
