@@ -14,7 +14,9 @@ import shutil
 import sys
 import time
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import measure
 import numpy as np
@@ -25,10 +27,14 @@ from scipy.optimize import nnls
 
 from config import Config
 from neardup import engine
+from neardup.ids import IdTable, repeated_rows, write_table
+from neardup.outputs import write_neighbors_pickle
+from neardup.shards import find_shards
 
 _DIM, _SKETCH, _THRESHOLD = 1024, 65, 0.98
 _COSTS = {  # label of tasks: what their core-seconds are made of
     "01 moments": ("rows",),
+    "01 ids": ("rows",),
     "02 project": ("rows",),
     "03 sample": ("rows",),
     "03 k-means": ("clusters^2",),
@@ -39,11 +45,13 @@ _COSTS = {  # label of tasks: what their core-seconds are made of
     "04 search across borders": ("across", "clusters^2"),
     "04 verify": ("candidates",),
     "04 audit": ("rows",),
+    "04 pickle": ("rows",),
     "045 representatives": ("pairs",),
     "02 checksums": ("rows",),
     "03 checksums": ("rows",),
     "04 checksums": ("rows",),
 }
+_BESIDE = {"01 moments": "01 ids", "04 audit": "04 pickle"}  # a single task that runs beside others, not in parts
 _ON_ALL_CORES = ("03 k-means",)  # of the script's machine, as libraries do it; all else are tasks of one core
 _SCRIPT = ("one", "rows")  # what the rest of a script takes, in which no tasks run
 _RUN_ROWS, _PIECE_ROWS, _MOST_TASKS = 32_768, 32_768, 2_000
@@ -63,6 +71,7 @@ def run(data, work, n_clusters):
     took = measure.pipeline(data, work, n_clusters=n_clusters, threshold=_THRESHOLD)
     results = {stage: measure.results_of(work, stage) for stage in measure.STAGES}
     times = {stage: json.loads((work / stage / "times.json").read_text()) for stage in measure.STAGES}
+    alone = time_alone(data, work)
     sizes = np.bincount(np.load(work / "03_kmeans" / "labels.npy")).astype(float)
     search, inside = results["04_neighbor_search"], float((sizes**2).sum() / 2)
     shutil.rmtree(work)
@@ -74,10 +83,29 @@ def run(data, work, n_clusters):
         "across": search["compared"] - inside,
         "candidates": search["candidates"],
         "pairs": search["pairs"],
-        "tasks": {named(stage, label): t for stage, found in times.items() for label, t in found["tasks"].items()},
+        "tasks": {named(stage, label): t for stage, found in times.items() for label, t in found["tasks"].items()}
+        | alone,
         "seconds": {stage: took[script]["wall_s"] for stage, (script, _) in measure.STAGES.items()},
         "peak_bytes": {stage: t["peak_bytes"] for stage, t in times.items()},
     }
+
+
+def time_alone(data, work):
+    """What the two tasks take, by themselves, that can't be cut into parts."""
+    shards, found, folder = find_shards(data), {}, work / "alone"
+    folder.mkdir()
+    began = time.perf_counter()
+    hashes = write_table(folder / "ids.arrow", shards)
+    ids = IdTable.open(folder / "ids.arrow")
+    repeated = repeated_rows(hashes, ids)
+    found["01 ids"] = time.perf_counter() - began
+    names = np.load(work / "03_kmeans" / "labels.npy"), ids, repeated
+    shutil.copy(work / "04_neighbor_search" / "neighbors.h5", folder)
+    stage = SimpleNamespace(path=lambda name: folder / name, part=lambda name, suffix: folder / (name + suffix))
+    began = time.perf_counter()
+    write_neighbors_pickle(stage, names, 2**28)
+    found["04 pickle"] = time.perf_counter() - began
+    return {label: {"tasks": 1, "seconds": round(seconds, 3)} for label, seconds in found.items()}
 
 
 def named(stage, label):
@@ -109,14 +137,20 @@ def fit_power(runs, name):
 
 def fit_all(runs, cores):
     """The model: constants of tasks in core-seconds, of what is left of a script in seconds, laws of amounts."""
-    costs = {}
-    for label, terms in _COSTS.items():
-        width = 1 if label in _ON_ALL_CORES else cores
-        costs[label] = fit(runs, lambda r, label=label, width=width: width * r["tasks"][label]["seconds"], terms)
+    costs = {label: fit(runs, partial(core_seconds, label, cores), terms) for label, terms in _COSTS.items()}
     scripts = {stage: fit(runs, lambda r, stage=stage: rest_of(r, stage), _SCRIPT) for stage in measure.STAGES}
     laws = {name: fit_power(runs, name) for name in ("inside", "across")}
     shares = {name: float(np.mean([r[name] / r["rows"] for r in runs])) for name in ("candidates", "pairs")}
     return {"costs": costs, "scripts": scripts, "laws": laws, "shares": shares}
+
+
+def core_seconds(label, cores, figures):
+    """What tasks of a label took of all cores together, without what ran beside them."""
+    seconds = figures["tasks"][label]["seconds"]
+    if label in _ON_ALL_CORES or label in _BESIDE.values():
+        return seconds
+    beside = figures["tasks"][_BESIDE[label]]["seconds"] if label in _BESIDE else 0
+    return cores * seconds - beside
 
 
 def labels_of(stage):
@@ -126,7 +160,7 @@ def labels_of(stage):
 
 def rest_of(figures, stage):
     """Seconds of a script in which none of its own tasks ran."""
-    tasks = sum(figures["tasks"][label]["seconds"] for label in labels_of(stage))
+    tasks = sum(figures["tasks"][label]["seconds"] for label in labels_of(stage) if label not in _BESIDE.values())
     return figures["seconds"][stage] - tasks
 
 
@@ -146,8 +180,11 @@ def predict(model, n_rows, n_clusters, n_workers, seconds_a_task=0.0):
         parts = {"script": sum(c * work[term] for term, c in constants.items())}
         for label in labels_of(stage):
             seconds = sum(c * work[term] for term, c in model["costs"][label].items())
-            parts[label] = seconds if label in _ON_ALL_CORES else seconds / n_workers
-            parts[label] += seconds_a_task * n_tasks(label, figures)
+            whole = label in _ON_ALL_CORES or label in _BESIDE.values()
+            parts[label] = (seconds if whole else seconds / n_workers) + seconds_a_task * n_tasks(label, figures)
+        for label, single in _BESIDE.items():
+            if label in parts:  # what is left of the single task when all others are done
+                parts[single] = max(parts[single] / n_workers, parts[single] - parts[label])
         found[stage] = parts
     return found
 
@@ -207,6 +244,22 @@ def apply(model, n_rows, cost_of_a_task, n_components):
     }
 
 
+def as_markdown(plan):
+    """Lines of a table for docs/scale.md: hours of each stage, its longest part with 100 workers, tasks, bytes."""
+    yield f"{plan['rows']:,} rows, {plan['clusters']:,} clusters"
+    yield "| stage | hours with 1 worker | 16 | 100 | longest part of the last | tasks | TB read | TB written |"
+    yield "|" + "---|" * 8
+    for stage in measure.STAGES:
+        parts = [of_workers[stage] for of_workers in plan["hours"].values()]
+        totals = " | ".join(f"{sum(p.values()):.2f}" for p in parts)
+        longest = max(parts[-1], key=parts[-1].get)
+        cells = [stage, totals, f"{longest}, {parts[-1][longest]:.2f}", f"{plan['tasks'][stage]:,}"]
+        yield "| " + " | ".join([*cells, *map(str, plan["terabytes"][stage])]) + " |"
+    everything = [sum(sum(p.values()) for p in of_workers.values()) for of_workers in plan["hours"].values()]
+    yield "| all | " + " | ".join(f"{hours:.1f}" for hours in everything) + " | | | | |"
+    yield f"disk {plan['disk_terabytes']} TB; scheduler {plan['scheduler_mb']} MB; script {plan['script_gb']} GB"
+
+
 def measure_tasks(count=20_000):
     """Seconds that a task takes which does nothing, and bytes of the scheduler and the script."""
     port = open_port()
@@ -255,7 +308,7 @@ def main():
     for stage, seconds in found["check"].items():
         print(stage, seconds)
     for plan in found["plans"]:
-        print(json.dumps(plan, indent=1))
+        print("\n".join(as_markdown(plan)))
 
 
 def measure_runs(folder, rows, held_out):
