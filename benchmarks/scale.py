@@ -260,7 +260,7 @@ def as_markdown(plan):
     yield f"disk {plan['disk_terabytes']} TB; scheduler {plan['scheduler_mb']} MB; script {plan['script_gb']} GB"
 
 
-def measure_tasks(count=20_000):
+def measure_tasks(count=5_000):
     """Seconds that a task takes which does nothing, and bytes of the scheduler and the script."""
     port = open_port()
     with process("scheduler", "--host", "127.0.0.1", "--port", port) as scheduler, ExitStack() as workers:

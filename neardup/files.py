@@ -45,7 +45,7 @@ def read_json(path):
 def atomic(path, flush=True):
     """Yield a temporary path beside `path`; what is written there appears as `path` whole, or not at all.
 
-    flush: also if the power fails.
+    flush: also if the power fails, and where others see it (`neardup.mirror`).
     """
     temporary = path.with_name(f".{_writer}{path.name}.tmp")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -53,10 +53,10 @@ def atomic(path, flush=True):
     if flush:
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
+        mirror.put(temporary, path)  # first, so that what is here is there
     os.replace(temporary, path)
     if flush:
         sync_folder(path.parent)
-    mirror.put(path)
 
 
 def write_json(path, content, flush=True):

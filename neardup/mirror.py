@@ -1,7 +1,7 @@
 """Folders behind URLs: what is written goes there, and what is read and isn't here comes from there.
 
 A mirror is a folder of this machine that stands for one of an object store. Whoever writes a file below it puts it
-there, too, once it is whole; whoever opens one asks for it `here` first. So hosts that share no disk share files.
+there, too, when it is whole; whoever opens one asks for it `here` first. So hosts that share no disk share files.
 """
 
 import os
@@ -141,13 +141,13 @@ def _read(path):
         return None
 
 
-def put(path):
-    """Copy a file that was written to where its mirror's files are."""
+def put(temporary, path):
+    """Copy a file that will be at `path` to where its mirror's files are."""
     remote = _attached and path.name not in _OF_ONE_MACHINE and _remote(path)
     if remote and remote[2]:
         system, name, _ = remote
         with _told(name):
-            system.put_file(str(path), name)
+            system.put_file(str(temporary), name)
 
 
 def files(folder):

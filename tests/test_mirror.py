@@ -106,6 +106,30 @@ def test_a_publication_that_is_cut_off_is_completed(remote, data, tmp_path, monk
     assert there(remote) == tree_bytes(tmp_path / "plain")
 
 
+def test_what_could_not_be_put_there_is_made_again(remote, data, tmp_path, monkeypatch):
+    """Each third file fails, once."""
+    put, calls = type(remote).put_file, []
+
+    def fail(self, source, name, **options):
+        calls.append(name)
+        if len(calls) % 3 == 0 and calls.count(name) == 1:
+            raise ConnectionError("gone")
+        return put(self, source, name, **options)
+
+    monkeypatch.setattr(type(remote), "put_file", fail)
+    for script in SCRIPTS:
+        for _ in range(99):
+            mirror._attached.clear()
+            try:
+                run(data, tmp_path / "machine", [script])
+                break
+            except NeardupError as error:
+                assert "ConnectionError: gone; mend that, then start it again" in str(error)
+    assert len(calls) > 60
+    run_stages(data, tmp_path / "plain", threshold=0.9, n_clusters=4)
+    assert there(remote) == tree_bytes(tmp_path / "plain")
+
+
 def test_a_file_that_is_damaged_there_is_told(remote, data, tmp_path):
     run(data, tmp_path / "machine", SCRIPTS[:2])
     remote.pipe("/bucket/work/02_pca_reduce/sketch_00001.npy", b"other")
