@@ -38,7 +38,7 @@ def run(config):
         assign(stage, (sketches, IdTable.open(variance.path("ids.arrow"))), rejected, centroids, runs, config)
         most = max(stop - start for start, stop in runs)
         shuffle = Shuffle([read_npy(stage.volatile("bounds", number)) for number in range(len(runs))], most)
-        shuffle.write_clusters(stage, most, config.n_workers)
+        shuffle.write_clusters(stage, sketches.dim, most, config.n_workers)
         shuffle.write_labels(stage, len(sketches))
         write_npy(stage.path("centroids.npy"), centroids[shuffle.centroid])
         sizes = np.diff(shuffle.cuts)

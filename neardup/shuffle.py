@@ -8,34 +8,26 @@ import pyarrow as pa
 from neardup import engine
 from neardup.embeddings import equal_parts
 from neardup.files import atomic, hdf5, npy_rows, write_npy
-from neardup.ids import IdTable, store_ids
-from neardup.npy import read_npy
+from neardup.ids import IdTable, bytes_of, store_ids
+from neardup.npy import map_array, map_npy, read_npy
 
 _LEAST_CUT = 4096  # rows of a cluster that stays whole whatever its share
 _SHARE = 20  # no more than one in so many distances inside clusters is of one task
 
 
 def write_run(stage, sketches, ids, n_clusters, number, start, nearest):
-    """Sort rows by nearest centroid into a file of row, sketch and id; beside it where those of each centroid begin.
+    """Sort rows by nearest centroid into a file of their numbers, sketches and ids; beside it where each one's begin.
 
     sketches: (r, m + 1) float32 of the rows from `start` on; ids: `IdTable` of all rows; nearest: (r,) int32, -1 of
     rows that are left out.
     """
     order = np.argsort(nearest, kind="stable")[np.count_nonzero(nearest < 0) :]
-    rows, vectors = order + start, sketches[order]
-    kind = pa.binary(vectors.itemsize * vectors.shape[1])
-    columns = [
-        pa.array(rows),
-        pa.Array.from_buffers(kind, len(rows), [None, pa.py_buffer(vectors)]),
-        ids.array(rows),
-    ]
-    batch, flush = pa.record_batch(columns, names=["row", "vector", "id"]), stage.boot is None
-    with (
-        atomic(stage.volatile("run", number), flush) as temporary,
-        pa.OSFile(str(temporary), "wb") as sink,
-        pa.ipc.new_file(sink, batch.schema) as writer,
-    ):
-        writer.write_batch(batch)
+    rows, flush = order + start, stage.boot is None
+    sizes, text = bytes_of(ids.array(rows))
+    offsets = np.concatenate([[0], np.cumsum(sizes)])
+    with atomic(stage.volatile("run", number), flush) as temporary, temporary.open("wb") as file:
+        for values in (rows, offsets, sketches[order], text):  # plain, so that any part of each can be mapped
+            file.write(values.reshape(-1).view(np.uint8).data)
     write_npy(stage.volatile("bounds", number), np.searchsorted(nearest[order], np.arange(n_clusters + 1)), flush)
 
 
@@ -79,10 +71,13 @@ class Shuffle:
                 labels[some] = np.searchsorted(self.cuts, at, side="right") - 1
                 write(labels)
 
-    def write_clusters(self, stage, most, n_workers):
-        """cluster_00000.h5, …; those that an interrupted run finished stay. most: rows that a task holds, twice."""
+    def write_clusters(self, stage, width, most, n_workers):
+        """cluster_00000.h5, …; those that an interrupted run finished stay.
+
+        width: values of a sketch; most: rows that a task holds, twice.
+        """
         some = engine.size_ranges(self.cuts, most)
-        engine.run(partial(merge_runs, stage), [self._task(*s) for s in some], n_workers, "03 clusters")
+        engine.run(partial(merge_runs, stage, width), [self._task(*s) for s in some], n_workers, "03 clusters")
 
     def _task(self, low, high):
         """What `merge_runs` takes to write the files low to high."""
@@ -92,17 +87,17 @@ class Shuffle:
         return low, self.cuts[low : high + 1] - self.cuts[low], self.bounds[:, here.start] + first[:, 0], last - first
 
 
-def merge_runs(stage, low, cuts, begins, counts):
+def merge_runs(stage, width, low, cuts, begins, counts):
     """The cluster files from `low` on: row, vector (its sketch) and id of each member, rows ascending.
 
-    cuts: where files begin among the rows taken from all runs; begins: where those are in each run, (P,); counts: how
-    many of each centroid, (P, C). Memory: their sketches, twice, and their ids.
+    width: values of a sketch; cuts: where files begin among the rows taken from all runs; begins: where those are in
+    each run, (P,); counts: how many of each centroid, (P, C). Memory: their sketches, twice, and their ids.
     """
     paths = [stage.path("clusters", f"cluster_{low + i:05d}.h5") for i in range(len(cuts) - 1)]
     if all(path.exists() for path in paths):
         return
     parts = [
-        _some_of_run(stage.volatile("run", number), begin, size)
+        _some_of_run(stage, width, number, begin, size)
         for number, (begin, size) in enumerate(zip(begins.tolist(), counts.sum(axis=1).tolist(), strict=True))
     ]
     order = np.argsort(np.repeat(np.tile(np.arange(counts.shape[1]), len(counts)), counts.ravel()), kind="stable")
@@ -114,10 +109,14 @@ def merge_runs(stage, low, cuts, begins, counts):
             store_ids(file, ids, range(start, stop))
 
 
-def _some_of_run(path, start, size):
-    """Rows (s,) int64, sketches (s, m + 1) float32 and ids, an Arrow array, of some of a sorted run; memory-mapped."""
-    with pa.memory_map(str(path)) as source:
-        batch = pa.ipc.open_file(source).get_batch(0).slice(start, size)
-    rows, vectors, ids = batch.columns
-    width = vectors.type.byte_width
-    return rows.to_numpy(), np.ndarray((size, width // 4), "<f4", vectors.buffers()[1], width * vectors.offset), ids
+def _some_of_run(stage, width, number, start, size):
+    """Rows (s,) int64, sketches (s, width) float32 and ids, an Arrow array, of some of a sorted run; memory-mapped."""
+    path, n_rows = stage.volatile("run", number), int(map_npy(stage.volatile("bounds", number))[-1])
+    rows = map_array(path, np.dtype(np.int64), 8 * start, (size,))
+    offsets = map_array(path, np.dtype(np.int64), 8 * (n_rows + start), (size + 1,))
+    vectors = 8 * (2 * n_rows + 1)
+    sketches = map_array(path, np.dtype(np.float32), vectors + 4 * width * start, (size, width))
+    text_at = vectors + 4 * width * n_rows + int(offsets[0])
+    text = map_array(path, np.dtype(np.uint8), text_at, (int(offsets[-1] - offsets[0]),))
+    buffers = [None, pa.py_buffer(offsets - offsets[0]), pa.py_buffer(text)]
+    return rows, sketches, pa.Array.from_buffers(pa.large_string(), size, buffers)
