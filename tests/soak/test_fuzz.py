@@ -21,7 +21,7 @@ from neardup.artifacts import STAGES
 NAMES = list(STAGES)
 SETTINGS = {"threshold": 0.9, "n_clusters": 2, "audit_rows": 5, "n_workers": 1}
 ROWS = 12  # of either shard
-EXAMPLES = {"rows": 4000, "ids": 8800, "formats": 200, "artifacts": 7000}
+EXAMPLES = {"rows": 10_000, "ids": 5_800, "formats": 200, "artifacts": 4_000}
 SEEDS = st.integers(0, 2**63 - 1)
 
 

@@ -53,7 +53,7 @@ def test_killed_again_and_again(whole, tmp_path, stage, record_property):
         for name in [".input.json", *NAMES[:stage]]:
             copy = shutil.copytree if name in NAMES else shutil.copy2
             copy(undisturbed / name, work / name)
-        for _ in range(rng.randint(1, 5)):  # so many runs are killed before one is not
+        for _ in range(rng.randint(2, 8)):  # so many runs are killed before one is not
             process, signaled = start(SCRIPTS[stage], work), rng.choice([signal.SIGKILL, signal.SIGTERM])
             time.sleep(rng.uniform(0.2, 1.1) * seconds[stage])
             process.send_signal(signaled)
