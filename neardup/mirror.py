@@ -67,8 +67,10 @@ def attach_all(mirrors):
 
 
 def _alone(local):
-    """One process at a time."""
-    local.mkdir(parents=True, exist_ok=True)
+    """One process at a time. Raises NeardupError where the folder is somebody else's, for TMPDIR may be shared."""
+    local.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if local.stat().st_uid != os.getuid():
+        raise NeardupError(f"{local} belongs to another user: set TMPDIR to a folder of your own")
     return FileLock(f"{local}.attaching")
 
 

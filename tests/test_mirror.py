@@ -1,5 +1,6 @@
 """A work folder behind a URL: the same files there, whatever this machine still has of other runs."""
 
+import os
 import shutil
 from uuid import uuid4
 
@@ -128,6 +129,14 @@ def test_what_could_not_be_put_there_is_made_again(remote, data, tmp_path, monke
     assert len(calls) > 60
     run_stages(data, tmp_path / "plain", threshold=0.9, n_clusters=4)
     assert there(remote) == tree_bytes(tmp_path / "plain")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to give a folder away")
+def test_a_folder_of_somebody_else_is_not_used(remote, tmp_path):
+    (tmp_path / "machine").mkdir()
+    os.chown(tmp_path / "machine", 65534, -1)
+    with pytest.raises(NeardupError, match="belongs to another user: set TMPDIR"):
+        start(tmp_path / "machine")
 
 
 def test_a_file_that_is_damaged_there_is_told(remote, data, tmp_path):
