@@ -21,7 +21,7 @@ test: $(VENV)/dev  ## the quick tests
 	$(VENV)/bin/python -m pytest -n 2 --ignore tests/soak
 
 soak: $(VENV)/dev  ## the long tests, up to 20 minutes: killed, starved, fed garbage
-	$(VENV)/bin/python -m pytest -n 2 --dist loadgroup -rP --durations 12 tests/soak
+	$(VENV)/bin/python -m pytest -n 2 --dist worksteal -rP --durations 12 tests/soak
 
 bench: $(VENV)/bench  ## the short benchmarks, under 10 minutes on 2 cores: JSON and plots in benchmarks/results/
 	$(VENV)/bin/python benchmarks/kernel.py

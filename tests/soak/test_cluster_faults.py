@@ -35,8 +35,7 @@ def until_something_is_done(work, name):
     raise AssertionError(f"{name} did nothing")
 
 
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "hanging"])
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(("name", "how"), [*((name, signal.SIGKILL) for name in NAMES), (NAMES[3], signal.SIGSTOP)])
 def test_a_worker(whole, tmp_path, name, how):
     """While it has tasks; one that hangs is given up after the scheduler's worker-ttl."""
     work, port = work_before(name, whole, tmp_path / "work"), open_port()
