@@ -8,14 +8,13 @@ from functools import lru_cache, partial
 from pathlib import Path
 
 from neardup import NeardupError, copies, engine, mirror
-from neardup.checksums import digest_of_file
+from neardup.checksums import digest_of_file, digest_of_values
 from neardup.files import read_json, sync_folder, write_json
 from neardup.freshness import changed_shards, fingerprint, remember, tables_digest, times
 from neardup.manifests import (
     FORMAT,
     MANIFEST,
     differences,
-    digest_of_values,
     read_manifest,
     searched_lower,
     some_of,

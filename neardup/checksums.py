@@ -3,6 +3,7 @@
 XXH3 reads as fast as memory does. It tells accidents, not forgery: who can write to the work folder can do anything.
 """
 
+import json
 import os
 
 import numpy as np
@@ -31,6 +32,11 @@ def digest_of_bytes(*parts):
     for part in parts:
         digest.update(part)
     return digest.hexdigest()
+
+
+def digest_of_values(content):
+    """Digest of small JSON values."""
+    return digest_of_bytes(json.dumps(content, sort_keys=True, default=str).encode())
 
 
 def digest_of_file(path):

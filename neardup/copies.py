@@ -1,6 +1,5 @@
 """Local copies of input that can't be memory-mapped where it lies: made once, in the work folder, and kept."""
 
-import json
 import shutil
 from contextlib import contextmanager
 from functools import partial
@@ -9,7 +8,7 @@ from pathlib import PurePosixPath
 import numpy as np
 
 from neardup import NeardupError, engine, mirror
-from neardup.checksums import digest_of_bytes
+from neardup.checksums import digest_of_values
 from neardup.files import atomic, npy_rows, read_json, write_json
 from neardup.formats import Vectors
 from neardup.metadata import SUFFIXES
@@ -34,7 +33,7 @@ def fetch(url, folder, wanted, n_workers):
             leftover.unlink()
     _need_room(folder, sum(found[remote]["size"] or 0 for remote, *_ in missing))
     of = url.rstrip("/") if path == mirrored else url.rstrip("/").rpartition("/")[0]
-    mirror.follow(mirrored, of, digest_of_bytes(json.dumps(identity, sort_keys=True, default=str).encode()))
+    mirror.follow(mirrored, of, digest_of_values(identity))
     engine.run_in_threads(partial(_fetch, system), missing, n_workers, "fetch input")
     return path
 

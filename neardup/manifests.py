@@ -1,18 +1,11 @@
 """Manifests: what a stage was made from and left, and how that differs from what is wanted."""
 
-import json
-
 from neardup import NeardupError
-from neardup.checksums import digest_of_bytes
+from neardup.checksums import digest_of_values
 from neardup.files import read_json, write_json
 
 FORMAT = 5  # of the artifacts; a new one makes all older work stale
 MANIFEST = "manifest.json"  # written last: a stage's folder that has one is whole
-
-
-def digest_of_values(content):
-    """Digest of small JSON values."""
-    return digest_of_bytes(json.dumps(content, sort_keys=True, default=str).encode())
 
 
 def read_manifest(path):
