@@ -4,6 +4,7 @@ import base64
 import itertools
 import json
 import math
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +28,14 @@ def write_report(stages, groups_and_found, config, preview):
 
     stages: {name: `Stage`} of all, finished, or the last one being built; groups_and_found: its `Groups` and results.
     """
+    text = _template().render(_content(stages, groups_and_found, config, preview))
+    with atomic(stages["045_merge"].folder / REPORT) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+@lru_cache
+def _template():
+    """The page's template, with the filters that it uses."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     environment = Environment(
@@ -38,9 +47,7 @@ def write_report(stages, groups_and_found, config, preview):
         "share": lambda s: f"{s:.1%}",
         "exact": lambda threshold: repr(threshold).removesuffix(".0"),  # to be given back
     }
-    text = environment.get_template("report.html").render(_content(stages, groups_and_found, config, preview))
-    with atomic(stages["045_merge"].folder / REPORT) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    return environment.get_template("report.html")
 
 
 def _content(stages, groups_and_found, config, preview):

@@ -7,8 +7,11 @@ import os
 import shutil
 import subprocess
 import sys
+from contextlib import contextmanager
+from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
+from unittest import mock
 
 import h5py
 import numpy as np
@@ -99,10 +102,21 @@ def lay_out(folder, rows, cuts=(), ids=None, stem="part"):
 
 def run_stages(data_dir, work_dir, scripts=SCRIPTS, **settings):
     """Run scripts in this process. Returns the config."""
-    config = Config(_cli_parse_args=[], data_dir=data_dir, work_dir=work_dir, **settings)
+    config = settings_of.__wrapped__(data_dir, work_dir, **settings)
+    run_scripts(config, scripts)
+    return config
+
+
+@lru_cache
+def settings_of(data_dir, work_dir, **settings):
+    """A config, parsed once: for tests of many runs, for that takes as long as a small script."""
+    return Config(_cli_parse_args=[], data_dir=data_dir, work_dir=work_dir, **settings)
+
+
+def run_scripts(config, scripts=SCRIPTS):
+    """Run scripts in this process with these settings."""
     for script in scripts:
         importlib.import_module(script.removesuffix(".py")).run(config)
-    return config
 
 
 def work_before(name, whole, to):
@@ -188,6 +202,19 @@ def tree_bytes(folder):
 def no_plots(monkeypatch):
     """In the reports of runs within a test, for drawing them takes longer than many a run; fixtures have theirs."""
     monkeypatch.setattr("neardup.plots.page_svg", lambda *_: "")
+
+
+@contextmanager
+def empty_pngs():
+    """Nor are PNG files drawn within the block: for many runs that are about files, not about what is in pictures."""
+
+    class Figure:
+        def savefig(self, path, **_):
+            path.write_bytes(b"PNG")
+
+    drawn = {"scree": lambda *_: Figure(), "groups": lambda *_: Figure(), "page_svg": lambda *_: ""}
+    with mock.patch.multiple("neardup.plots", **drawn):
+        yield
 
 
 @pytest.fixture(scope="session")

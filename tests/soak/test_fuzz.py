@@ -9,7 +9,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import SCRIPTS, brute_force, lay_out, pair_set, run_stages, tree_bytes
+from conftest import (
+    SCRIPTS,
+    brute_force,
+    empty_pngs,
+    lay_out,
+    pair_set,
+    run_scripts,
+    run_stages,
+    settings_of,
+    tree_bytes,
+)
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from test_formats import FORMATS, IDS
@@ -53,7 +63,8 @@ def whole(tmp_path_factory):
     folder = tmp_path_factory.mktemp("whole")
     rows = np.random.default_rng(0).normal(size=(2 * ROWS, 8)).astype(np.float32)
     rows[5:9] = rows[15:19] + 0.02
-    run_stages(lay_out(folder / "data", rows, cuts=[ROWS]), folder / "work", **SETTINGS)
+    with empty_pngs():
+        run_stages(lay_out(folder / "data", rows, cuts=[ROWS]), folder / "work", **SETTINGS)
     return folder
 
 
@@ -101,12 +112,13 @@ def with_mutated(name, whole, folder, seed):
 def test_mutated_shards(whole, tmp_path, seed):
     """Headers and bodies. What is accepted is what numpy reads, and its pairs are those of brute force."""
     folder, _ = with_mutated("part_1.npy", whole, tmp_path / "mutated", seed)
+    config = settings_of(folder / "data", folder / "work", **SETTINGS)
     try:
-        run_stages(folder / "data", folder / "work", SCRIPTS[:1], **SETTINGS)
+        run_scripts(config, SCRIPTS[:1])
     except (NeardupError, OSError) as error:
         assert str(error)
         return
-    run_stages(folder / "data", folder / "work", SCRIPTS[1:4], **SETTINGS)
+    run_scripts(config, SCRIPTS[1:4])
     rows = [np.load(folder / "data" / f"part_{i}.npy") for i in range(2)]
     rows = np.concatenate([part.astype(np.float64) if part.dtype.kind in "iu" else part for part in rows])
     near, unclear = brute_force(rows / np.abs(rows).max(axis=1)[:, None].astype(np.longdouble), SETTINGS["threshold"])
@@ -118,8 +130,10 @@ def test_mutated_shards(whole, tmp_path, seed):
 def test_mutated_ids(whole, tmp_path, seed):
     """What is accepted is what JSON says."""
     folder, path = with_mutated("part_1.txt", whole, tmp_path / "mutated", seed)
+    config = settings_of(folder / "data", folder / "work", duplicate_ids="allow", **SETTINGS)
     try:
-        run_stages(folder / "data", folder / "work", SCRIPTS[:1], duplicate_ids="allow", **SETTINGS)
+        with empty_pngs():
+            run_scripts(config, SCRIPTS[:1])
     except (NeardupError, OSError) as error:
         assert str(error)
         return
@@ -167,8 +181,10 @@ def test_mutated_artifacts(whole, tmp_path, seed):
     if not path.exists():
         return
     path.write_bytes(mutate(path.read_bytes(), rng))
+    config = settings_of(whole / "data", work, **SETTINGS)
     try:
-        run_stages(whole / "data", work, SCRIPTS[stage : stage + 1], **SETTINGS)
+        with empty_pngs():
+            run_scripts(config, SCRIPTS[stage : stage + 1])
     except (NeardupError, OSError) as error:
         assert str(error)
         return
