@@ -7,7 +7,6 @@ and the scheduler may use any core. The set is made by generate.py, and removed.
 """
 
 import argparse
-import json
 import os
 import shutil
 import subprocess
@@ -20,10 +19,12 @@ import measure
 from distributed.utils import open_port
 from generate import generate
 
+_MORE_CLUSTERS = 3_216  # what faiss_03_kmeans chooses for 10^8 rows
 _PHASES = {  # what is compared: the tasks of a stage, by their labels
     "1": ("01 moments",),
     "2": ("02 project",),
     "3, assignment": ("03 assign",),
+    "3, assignment to 3,216 clusters": ("03 assign, more clusters",),
     "4": ("04 visits", "04 search inside clusters", "04 search across borders", "04 verify", "04 audit"),
 }
 
@@ -46,17 +47,20 @@ def tasks_of(data, work, cores):
     """Run the pipeline on a worker a core. Returns {label: {"tasks", "seconds"}} of all stages, and their seconds."""
     shutil.rmtree(work, ignore_errors=True)
     port, found, seconds = open_port(), {}, {}
-    with ExitStack() as cluster:
-        cluster.enter_context(process("scheduler", "--host", "127.0.0.1", "--port", port))
+    with ExitStack() as processes:
+        processes.enter_context(process("scheduler", "--host", "127.0.0.1", "--port", port))
         for core in cores:
             options = ["--nthreads", 1, "--no-nanny", "--host", "127.0.0.1"]
-            cluster.enter_context(process("worker", f"tcp://127.0.0.1:{port}", *options, core=core))
+            processes.enter_context(process("worker", f"tcp://127.0.0.1:{port}", *options, core=core))
         time.sleep(5)  # for all to be there: a script that finds one begins
-        measure.pipeline(data, work, n_clusters="None", scheduler=f"tcp://127.0.0.1:{port}")
-    for stage in measure.STAGES:
-        times = json.loads((work / stage / "times.json").read_text())
-        found |= times["tasks"]
-        seconds[stage] = times["seconds"]
+        cluster = {"scheduler": f"tcp://127.0.0.1:{port}"}
+        measure.pipeline(data, work, n_clusters="None", **cluster)
+        for stage in measure.STAGES:
+            times = measure.times_of(work, stage)
+            found |= times["tasks"]
+            seconds[stage] = times["seconds"]
+        measure.pipeline(data, work, measure.SCRIPTS[2:3], n_clusters=_MORE_CLUSTERS, **cluster)
+        found["03 assign, more clusters"] = measure.times_of(work, "03_kmeans")["tasks"]["03 assign"]
     shutil.rmtree(work)
     return found, seconds
 

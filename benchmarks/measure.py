@@ -63,6 +63,11 @@ def results_of(work, stage):
     return json.loads((Path(work) / stage / "manifest.json").read_text())["results"]
 
 
+def times_of(work, stage):
+    """What a stage and its tasks took."""
+    return json.loads((Path(work) / stage / "times.json").read_text())
+
+
 def save(name, results):
     """Keep results, with the machine they were measured on, in benchmarks/results/NAME.json."""
     RESULTS.mkdir(exist_ok=True)
