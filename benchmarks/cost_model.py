@@ -1,7 +1,7 @@
 """A cost model of the five scripts: core-seconds of each kind of task, from amounts of work, fitted to measured runs.
 
-Each kind of task (`COSTS`) takes core-seconds in proportion to one or two amounts: rows, rows times clusters,
-distances, candidates. How many distances there are is a power of rows and clusters, fitted too.
+Each kind of task (`COSTS`) takes core-seconds in proportion to one or two amounts, rows, rows times clusters,
+distances, candidates, beside a fixed time. How many distances there are is a power of rows and clusters, fitted too.
 """
 
 from functools import partial
@@ -68,11 +68,11 @@ def fit_power(runs, name):
 
 def fit_all(runs, cores):
     """The model: constants of tasks in core-seconds, of what is left of a script in seconds, laws of amounts."""
-    costs = {label: fit(runs, partial(core_seconds, label, cores), terms) for label, terms in COSTS.items()}
+    costs = {label: fit(runs, partial(core_seconds, label, cores), (*terms, "one")) for label, terms in COSTS.items()}
     scripts = {stage: fit(runs, lambda r, stage=stage: rest_of(r, stage), _SCRIPT) for stage in measure.STAGES}
     laws = {name: fit_power(runs, name) for name in ("inside", "across")}
     shares = {name: float(np.mean([r[name] / r["rows"] for r in runs])) for name in ("candidates", "pairs")}
-    return {"costs": costs, "scripts": scripts, "laws": laws, "shares": shares}
+    return {"costs": costs, "scripts": scripts, "laws": laws, "shares": shares, "cores": cores}
 
 
 def core_seconds(label, cores, figures):
@@ -110,9 +110,11 @@ def predict(model, n_rows, n_clusters, n_workers, seconds_a_task=0.0):
     for stage, constants in model["scripts"].items():
         parts = {"script": sum(c * work[term] for term, c in constants.items())}
         for label in labels_of(stage):
-            seconds = sum(c * work[term] for term, c in model["costs"][label].items())
+            constants = model["costs"][label]
+            shared = sum(c * work[term] for term, c in constants.items() if term != "one")
             whole = label in _ON_ALL_CORES or label in _BESIDE.values()
-            parts[label] = (seconds if whole else seconds / n_workers) + seconds_a_task * n_tasks(label, figures)
+            fixed = constants["one"] / (1 if whole else model["cores"])  # such as what starts with the first task
+            parts[label] = (shared if whole else shared / n_workers) + fixed + seconds_a_task * n_tasks(label, figures)
         for label, single in _BESIDE.items():
             if label in parts:  # what is left of the single task when all others are done
                 parts[single] = max(parts[single] / n_workers, parts[single] - parts[label])

@@ -198,8 +198,11 @@ def scratch(shape):
 def preload(module):
     """Begin to import what is needed only at the end, while the cores are busy without the interpreter.
 
-    The process doesn't end before: a thread that is cut off in the middle of an import can abort it.
+    Not where tasks are other processes, which may need the cores. The process doesn't end before: a thread that is cut
+    off in the middle of an import can abort it.
     """
+    if _cluster:
+        return
 
     def load():
         with PARSING:
