@@ -43,8 +43,11 @@ def process(*command, core=None):
         running.wait()
 
 
-def tasks_of(data, work, cores):
-    """Run the pipeline on a worker a core. Returns {label: {"tasks", "seconds"}} of all stages, and their seconds."""
+def tasks_of(data, small, work, cores):
+    """Run the pipeline on a worker a core. Returns {label: {"tasks", "seconds"}} of all stages, and their seconds.
+
+    small: a set that is run first, for workers load libraries with their first tasks, and stay.
+    """
     shutil.rmtree(work, ignore_errors=True)
     port, found, seconds = open_port(), {}, {}
     with ExitStack() as processes:
@@ -54,6 +57,8 @@ def tasks_of(data, work, cores):
             processes.enter_context(process("worker", f"tcp://127.0.0.1:{port}", *options, core=core))
         time.sleep(5)  # for all to be there: a script that finds one begins
         cluster = {"scheduler": f"tcp://127.0.0.1:{port}"}
+        measure.pipeline(small, work, n_clusters="None", **cluster)
+        shutil.rmtree(work)
         measure.pipeline(data, work, n_clusters="None", **cluster)
         for stage in measure.STAGES:
             times = measure.times_of(work, stage)
@@ -75,12 +80,15 @@ def main():
     parser.add_argument("--name", default="cluster", help="of the results' file")
     given = parser.parse_args()
     data, work, cores = given.folder / "data", given.folder / "work", sorted(os.sched_getaffinity(0))[:2]
+    small = given.folder / "small"
+    generate(small, 2_000, given.dim)
     generate(data, given.rows, given.dim)
     runs = {1: [], 2: []}
     for _ in range(given.repeats):
         for n_workers, some in runs.items():
-            some.append(tasks_of(data, work, cores[:n_workers]))
-    shutil.rmtree(data)
+            some.append(tasks_of(data, small, work, cores[:n_workers]))
+    for folder in (data, small):
+        shutil.rmtree(folder)
     times = {}
     for stage, labels in _PHASES.items():
         one, two = (min(sum(r[0][label]["seconds"] for label in labels) for r in some) for some in runs.values())
