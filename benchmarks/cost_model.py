@@ -47,8 +47,13 @@ def default_clusters(n_rows):
 def amounts(figures):
     """Every amount of work in `COSTS`."""
     n, k = figures["rows"], figures["clusters"]
-    products = {"rows x clusters": n * k, "clusters^2": k**2, "runs x clusters": max(1, n / _RUN_ROWS) * k, "one": 1}
+    products = {"rows x clusters": n * k, "clusters^2": k**2, "runs x clusters": n_runs(n) * k, "one": 1}
     return figures | products
+
+
+def n_runs(n_rows):
+    """How many sorted runs faiss_03_kmeans makes."""
+    return max(1, n_rows / max(_RUN_ROWS, n_rows / _MOST_TASKS))
 
 
 def fit(runs, seconds_of, terms):
@@ -126,7 +131,7 @@ def n_tasks(label, figures):
     """How many tasks the scheduler gets, at most."""
     n, k = figures["rows"], figures["clusters"]
     several = max(1, n / max(65_536, n / _MOST_TASKS))
-    runs = max(1, n / max(_RUN_ROWS, n / _MOST_TASKS))
+    runs = n_runs(n)
     counts = {"01 moments": several, "02 project": n / _PIECE_ROWS, "03 sample": runs, "03 assign": runs}
     counts |= {"03 clusters": runs, "04 visits": k, "04 verify": figures["candidates"] / 65_536, "04 audit": several}
     shared = {"04 search inside clusters": "inside", "04 search across borders": "across"}

@@ -1,6 +1,6 @@
 """What 10^8 and 10^9 rows would take: a cost of each kind of task, measured on small sets and checked on a larger one.
 
-    python benchmarks/scale.py [--rows 50000 100000 200000 400000] [--held-out 1000000] [--folder FOLDER]
+    python benchmarks/scale.py [--rows 100000 200000 400000 600000] [--held-out 1000000] [--folder FOLDER]
 
 The constants of `cost_model.py` are fitted to runs of several numbers of rows n and of clusters K; the run of the
 held-out n is only predicted. Sets are made by generate.py, 1,024 values a row, searched at 0.98.
@@ -35,7 +35,7 @@ _THRESHOLD = 0.98
 def main():
     """Measure, fit, check, and apply."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rows", type=int, nargs="+", default=[50_000, 100_000, 200_000, 400_000])
+    parser.add_argument("--rows", type=int, nargs="+", default=[100_000, 200_000, 400_000, 600_000])
     parser.add_argument("--held-out", type=int, default=1_000_000)
     parser.add_argument("--folder", type=Path, default=Path("work-benchmark"))
     parser.add_argument("--fit", action="store_true", help="use the runs that are in the results, and measure none")
