@@ -163,7 +163,7 @@ def plan(model, n_rows, cost_of_a_task, n_components):
     tasks = {stage: sum(n_tasks(label, figures) for label in labels_of(stage)) for stage in measure.STAGES}
     hours = {
         n_workers: {
-            stage: {label: round(s / 3600, 2) for label, s in parts.items()}
+            stage: {label: round(s / 3600, 4) for label, s in parts.items()}
             for stage, parts in predict(
                 model, n_rows, figures["clusters"], n_workers, cost_of_a_task["seconds"]
             ).items()
@@ -189,12 +189,12 @@ def as_markdown(plan):
     yield "|" + "---|" * 8
     for stage in measure.STAGES:
         parts = [of_workers[stage] for of_workers in plan["hours"].values()]
-        totals = " | ".join(f"{sum(p.values()):.2f}" for p in parts)
+        totals = " | ".join(f"{sum(p.values()):.2g}" for p in parts)
         longest = max(parts[-1], key=parts[-1].get)
-        cells = [stage, totals, f"{longest}, {parts[-1][longest]:.2f}", f"{plan['tasks'][stage]:,}"]
+        cells = [stage, totals, f"{longest}, {parts[-1][longest]:.2g}", f"{plan['tasks'][stage]:,}"]
         yield "| " + " | ".join([*cells, *map(str, plan["terabytes"][stage])]) + " |"
     everything = [sum(sum(p.values()) for p in of_workers.values()) for of_workers in plan["hours"].values()]
-    yield "| all | " + " | ".join(f"{hours:.1f}" for hours in everything) + " | | | | |"
+    yield "| all | " + " | ".join(f"{hours:.2g}" for hours in everything) + " | | | | |"
     yield f"disk {plan['disk_terabytes']} TB; scheduler {plan['scheduler_mb']} MB; script {plan['script_gb']} GB"
 
 
