@@ -61,6 +61,14 @@ class Config(BaseSettings):
         ROOT / "work", description="folder for all results, a subfolder a stage; or a URL such as s3://…"
     )
 
+    against_dir: Location | None = Field(
+        None,
+        description="a second set, read in the same way: find the rows of data_dir that are near one of its rows",
+    )
+    against_work_dir: Location | None = Field(
+        None, description="folder for the stages of that set, made once for any number of runs; None: work_dir/against"
+    )
+
     # faiss_01: check the input, count the components
     target_variance: float = Field(
         0.95, gt=0, le=1, description="share of the variance that the reduced vectors keep, above 0 to 1"
@@ -120,6 +128,10 @@ class Config(BaseSettings):
     tabulate: str | None = Field(
         None, description="columns of metadata, separated by commas, to count dropped rows by, as by shard"
     )
+    keep_previous: bool = Field(
+        False,
+        description="rows that the run before this one kept stay kept, each in a group of its own; others near them go",
+    )
     preview: Annotated[str | None, BeforeValidator(lambda value: value if value is None else str(value))] = Field(
         None,
         description="what ids stand for: a JSON file of id: text, a column of texts, or a pattern of pictures such as "
@@ -157,6 +169,14 @@ class Config(BaseSettings):
     json_output: bool = Field(False, description="print what was found as one JSON object, for other programs")
 
     @property
+    def reference(self):
+        """The settings for the second set alone."""
+        folder = self.against_work_dir or (
+            self.work_dir / "against" if isinstance(self.work_dir, Path) else f"{self.work_dir.rstrip('/')}/against"
+        )
+        return self.model_copy(update={"data_dir": self.against_dir, "work_dir": folder, "against_dir": None})
+
+    @property
     def search_threshold(self):
         """The threshold that stage 4 searches down to."""
         return min(self.threshold, self.report_threshold or self.threshold)
@@ -165,6 +185,14 @@ class Config(BaseSettings):
     def tabulated(self):
         """The columns of `tabulate`."""
         return [name.strip() for name in (self.tabulate or "").split(",") if name.strip()]
+
+    @model_validator(mode="after")
+    def _two_sets_have_no_groups(self):
+        of_groups = {"pairs": "all", "target_rows": None, "keep_previous": False, "graph_group": None}
+        wrong = [name for name, value in of_groups.items() if getattr(self, name) != value]
+        if self.against_dir is not None and wrong:
+            raise ValueError(f"{wrong[0]} is about groups, and a set against another has none: set against_dir to None")
+        return self
 
     @model_validator(mode="after")
     def _joining_pairs_are_enough(self):

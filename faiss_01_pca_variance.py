@@ -1,9 +1,11 @@
 """Stage 1 of 5: check every row and id, and count the PCA components that keep `target_variance`.
 
-One pass over the shards: Dask sums the rows and their products (Gram matrix) a block at a time.
+One pass over the shards: Dask sums the rows and their products (Gram matrix) a block at a time. Of shards that came to
+a finished run the rows are checked; the components stay.
 """
 
 from functools import partial, reduce
+from itertools import pairwise
 
 import numpy as np
 
@@ -11,7 +13,7 @@ from neardup import NeardupError, engine, geometry, plots
 from neardup.artifacts import begin
 from neardup.checksums import Digest
 from neardup.embeddings import block_ranges, open_shards, piece_groups, shard_starts, total_rows
-from neardup.files import atomic, read_json, write_csv, write_json, write_npy, write_npz
+from neardup.files import atomic, read_csv, read_json, write_csv, write_json, write_npy, write_npz
 from neardup.freshness import content
 from neardup.ids import IdTable, repeated_rows, sources, write_table
 from neardup.npy import read_npy
@@ -30,16 +32,14 @@ def run(config):
         stage.needs(disk_needed(shards))
         repeated, found = read_all(stage, shards, config)
         keep_repeated(stage, shards, repeated, config.duplicate_ids)
-        rejected = [tuple(r) for part in found for r in part["rejected"]]
+        rejected = sorted(rejected_before(stage) + [tuple(r) for part in found for r in part["rejected"]])
         keep_rejected(stage, shards, rejected, config.bad_rows)
         count = total_rows(shards) - len(rejected)
-        moments = sum_up(stage.part("moments", number) for number in range(len(found)))
-        mean, covariance = mean_and_covariance(read_npy(stage.part("origin")), moments, count)
-        variances = spectrum(covariance)
-        n_components, kept = component_count(variances, config.target_variance)
-        write_npz(stage.path("moments.npz"), count=count, mean=mean, covariance=covariance, variances=variances)
-        write_json(stage.path("n_components.json"), {"n_components": n_components, "variance_kept": kept})
-        plots.save_png(stage.path("scree.png"), plots.scree(variances, n_components, config.target_variance))
+        if stage.growth:
+            components = keep_components(stage)
+        else:
+            moments = sum_up(stage.part("moments", number) for number in range(len(found)))
+            components = find_components(stage, moments, count, config.target_variance)
         stage = stage.finish(
             {
                 "rows": total_rows(shards),
@@ -47,9 +47,8 @@ def run(config):
                 "dim": shards[0].dim,
                 "shards": len(shards),
                 "ids": sources(shards),
-                "n_components": n_components,
-                "variance_kept": kept,
-                "content": content(shards, [digest for part in found for digest in part["digests"]]),
+                **components,
+                "content": content_of(stage, shards, [digest for part in found for digest in part["digests"]]),
             }
         )
     tell(config, stage, report)
@@ -64,6 +63,7 @@ def disk_needed(shards):
 def read_all(stage, shards, config):
     """Gather all ids into ids.arrow, and sum up the rows, a file a task; what an interrupted run finished stays.
 
+    Of a run that grows just the new rows, which are checked and not summed up.
     Returns the rows whose id another row has too, (r,) int64, and what each task found: digests of its pieces, and
     [row, reason] of those that have no direction. Memory: a block, and 3 d^2 float64, a worker; 24 bytes a row.
     """
@@ -72,8 +72,9 @@ def read_all(stage, shards, config):
         write_npy(path, common_origin(rows))
     engine.preload("matplotlib.figure")
     block_rows = engine.block_rows(stage.memory, config.n_workers, 12 * rows.dim, _BLOCK_ROWS)
+    groups = piece_groups(rows, stage.growth and stage.growth.fresh)
     task = partial(read_pieces, stage, rows, read_npy(path), block_rows)
-    tasks = engine.tasks(task, enumerate(piece_groups(rows)), config.n_workers, "01 moments")
+    tasks = engine.tasks(task, enumerate(groups), config.n_workers, "01 moments")
     [repeated] = engine.tasks(gather_ids, [(stage, shards)], config.n_workers, "01 ids")
     repeated, *found = engine.compute([repeated, *tasks], config.n_workers, "01 moments")
     return repeated, found
@@ -97,7 +98,9 @@ def gather_ids(stage, shards):
     if not path.exists():
         with atomic(stage.path("ids.arrow")) as temporary:
             hashes = write_table(temporary, shards)
-        write_npy(path, repeated_rows(hashes, IdTable.open(stage.path("ids.arrow"))).astype(np.int64))
+        ids, sets = IdTable.open(stage.path("ids.arrow")), stage.growth.sets if stage.growth else [0, len(hashes)]
+        repeated = [repeated_rows(hashes[low:high], ids, low) for low, high in pairwise(sets)]
+        write_npy(path, np.concatenate(repeated).astype(np.int64))
     return read_npy(path)
 
 
@@ -112,12 +115,16 @@ def read_pieces(stage, rows, origin, block_rows, number, some):
         for low, high in block_ranges(piece[1:], block_rows):
             stored = rows.read(low, high)
             digest.update(stored)
-            sums, products, bad = block_moments(stored, origin)
-            total[0] += sums
-            total[1:] += products
+            if stage.growth:
+                bad = without_direction(stored)
+            else:
+                sums, products, bad = block_moments(stored, origin)
+                total[0] += sums
+                total[1:] += products
             rejected += [(low + i, reason) for i, reason in bad]
         digests.append(digest.hexdigest())
-    write_npy(stage.part("moments", number), total)
+    if not stage.growth:
+        write_npy(stage.part("moments", number), total)
     write_json(path, {"rejected": rejected, "digests": digests})
     return read_json(path)
 
@@ -131,8 +138,17 @@ def block_moments(stored, origin):
     centred = np.multiply(values, scales[:, None], out=engine.scratch(values.shape))
     centred -= origin
     centred[bad] = 0
-    reasons = [(int(i), "all zeros" if np.all(stored[i] == 0) else "NaN or infinity") for i in np.nonzero(bad)[0]]
-    return centred.sum(axis=0, dtype=np.float64), centred.T @ centred, reasons
+    return centred.sum(axis=0, dtype=np.float64), centred.T @ centred, reasons(stored, bad)
+
+
+def without_direction(stored):
+    """A list of (row, reason) of those rows of a block that count for nothing. stored: (n, d)."""
+    return reasons(stored, geometry.scaled_rows32(stored)[2])
+
+
+def reasons(stored, bad):
+    """A list of (row, reason) of rows of a block. bad: which, (n,) bool."""
+    return [(int(i), "all zeros" if np.all(stored[i] == 0) else "NaN or infinity") for i in np.nonzero(bad)[0]]
 
 
 def keep_repeated(stage, shards, repeated, duplicate_ids):
@@ -150,6 +166,25 @@ def keep_repeated(stage, shards, repeated, duplicate_ids):
             "number the rows"
         )
     write_npy(stage.path("repeated_rows.npy"), repeated)
+
+
+def rejected_before(stage):
+    """(row, reason) of the rows that were rejected when they were read, as far as they are still there."""
+    if not stage.growth:
+        return []
+    found = [(int(line["row"]), line["reason"]) for line in read_csv(stage.previous.path("rejected.csv"))]
+    rows = stage.growth.renumbered([row for row, _ in found]).tolist()
+    return [(row, reason) for row, (_, reason) in zip(rows, found, strict=True) if row >= 0]
+
+
+def content_of(stage, shards, digests):
+    """As `freshness.content`; what was read before isn't read again. digests: of the pieces that were read."""
+    if not stage.growth:
+        return content(shards, digests)
+    fresh = content([s for s, is_new in zip(shards, stage.growth.fresh, strict=True) if is_new], digests)
+    fresh, before = iter(fresh), stage.previous.results["content"]
+    then = {today: number for number, today in enumerate(stage.growth.of.tolist())}
+    return [before[then[number]] if number in then else next(fresh) for number in range(len(shards))]
 
 
 def keep_rejected(stage, shards, rejected, bad_rows):
@@ -172,6 +207,24 @@ def keep_rejected(stage, shards, rejected, bad_rows):
         )
     write_csv(stage.path("rejected.csv"), [("row", "shard", "row_in_shard", "id", "reason"), *lines])
     write_npy(stage.path("rejected_rows.npy"), np.array([row for row, _ in rejected], dtype=np.int64))
+
+
+def keep_components(stage):
+    """Take the moments and the component count of the finished run. Returns what it said of them."""
+    for name in ("moments.npz", "n_components.json", "scree.png"):
+        stage.take_over(name)
+    return {name: stage.previous.results[name] for name in ("n_components", "variance_kept", "basis_rows")}
+
+
+def find_components(stage, moments, count, target_variance):
+    """Write moments and component count of `count` rows. moments: of `sum_up`. Returns what to say of them."""
+    mean, covariance = mean_and_covariance(read_npy(stage.part("origin")), moments, count)
+    variances = spectrum(covariance)
+    n_components, kept = component_count(variances, target_variance)
+    write_npz(stage.path("moments.npz"), count=count, mean=mean, covariance=covariance, variances=variances)
+    write_json(stage.path("n_components.json"), {"n_components": n_components, "variance_kept": kept})
+    plots.save_png(stage.path("scree.png"), plots.scree(variances, n_components, target_variance))
+    return {"n_components": n_components, "variance_kept": kept, "basis_rows": count}
 
 
 def mean_and_covariance(origin, sums, count):
@@ -204,7 +257,9 @@ def report(stage):
         f"{found['rows']:,} rows of {found['dim']} values in {found['shards']} shards, {found['rejected']:,} rejected; "
         f"ids: {found['ids']}"
     )
-    print(f"{found['n_components']} components keep {found['variance_kept']:.2%} of the variance")
+    whole = found["rows"] - found["rejected"]
+    of = "" if found["basis_rows"] == whole else f" of the {found['basis_rows']:,} rows they were made of"
+    print(f"{found['n_components']} components keep {found['variance_kept']:.2%} of the variance{of}")
     print(f"-> {stage.shown} (scree.png shows the spectrum)")
 
 

@@ -1,6 +1,7 @@
 """Stage 2 of 5: project every row onto the principal components, and onto the sketch that is searched.
 
-The basis comes from stage 1's moments, so the input is read once more, not twice.
+The basis comes from stage 1's moments, so the input is read once more, not twice. Of shards that came to a finished run
+the rows are projected onto the basis that is there.
 """
 
 import pickle
@@ -11,9 +12,11 @@ import numpy as np
 from neardup import engine, geometry
 from neardup.artifacts import begin
 from neardup.embeddings import block_ranges, open_shards, pieces, shard_starts, total_rows
-from neardup.files import atomic, damaged, npy_rows, read_json, write_npz
+from neardup.files import atomic, damaged, npy_rows, read_json, write_npy, write_npz
+from neardup.npy import read_npy
 from neardup.script import main, tell
 
+_MUCH_LESS = 0.02  # of the variance: new rows then take more candidates
 _BLOCK_ROWS = 4096  # rows projected together, at most: 16 MB at 1,024 values, which caches hold
 
 
@@ -22,16 +25,23 @@ def run(config):
     stage, shards, earlier = begin(config, "02_pca_reduce")
     if not stage.finished:
         moments, n_components = read_moments(earlier["01_pca_variance"], shards[0].dim)
-        components = principal_axes(moments["covariance"], n_components)
+        basis = earlier["01_pca_variance"].files["moments.npz"]
+        if stage.growth and stage.previous.results["basis"] != basis:
+            stage.growth = None
+        components = keep_model(stage) if stage.growth else principal_axes(moments["covariance"], n_components)
         stage.needs(4 * total_rows(shards) * (n_components + min(config.sketch_dims, n_components) + 1))
         sketch_dims = project_all(stage, shards, (moments["mean"], components), config)
-        save_model(stage, components, moments)
+        if not stage.growth:
+            save_model(stage, components, moments)
         stage = stage.finish(
             {
                 "rows": total_rows(shards),
                 "n_components": n_components,
                 "sketch_dims": sketch_dims,
                 "sketch_error": geometry.sketch_error(shards[0].dim, sketch_dims, np.linalg.norm(moments["mean"])),
+                "basis": basis,
+                "variance_kept": earlier["01_pca_variance"].results["variance_kept"],
+                "since": since_basis(stage),
             }
         )
     tell(config, stage, report)
@@ -66,6 +76,14 @@ def principal_axes(covariance, n_components):
     return components
 
 
+def keep_model(stage):
+    """Take the files of the model of the finished run. Returns its components, as `principal_axes` made them."""
+    for name in ("pca.npz", "pca.pkl"):
+        stage.take_over(name)
+    with np.load(stage.previous.path("pca.npz"), allow_pickle=False) as file:
+        return file["components_"]
+
+
 def save_model(stage, components, moments):
     """The model as a scikit-learn PCA in pca.pkl, for users, and the same numbers in pca.npz."""
     from sklearn.decomposition import PCA
@@ -98,8 +116,15 @@ def project_all(stage, shards, model, config):
     block_rows = engine.block_rows(stage.memory, config.n_workers, bytes_per_row, _BLOCK_ROWS)
     sketch_dims = min(config.sketch_dims, n_components)
     task = partial(project_piece, stage, open_shards(shards), geometry.projection(*model), sketch_dims)
-    engine.preload("sklearn.decomposition")
-    engine.run(task, [(block_rows, piece) for piece in pieces(shard_starts(shards))], config.n_workers, "02 project")
+    if stage.growth:
+        some, kept = stage.growth.pieces()
+        for piece, then in kept:
+            for kind in ("reduced", "sketch"):
+                stage.take_over(f"{kind}_{piece.name}.npy", f"{kind}_{then}.npy")
+    else:
+        some = pieces(shard_starts(shards))
+        engine.preload("sklearn.decomposition")
+    engine.run(task, [(block_rows, piece) for piece in some], config.n_workers, "02 project")
     return sketch_dims
 
 
@@ -112,11 +137,30 @@ def project_piece(stage, rows, projection, sketch_dims, block_rows, piece):
         npy_rows(done, (n_rows, sketch_dims + 1)) as write_sketches,
         npy_rows(stage.path(f"reduced_{piece.name}.npy"), (n_rows, len(projection[1]))) as write_reduced,
     ):
+        squares = np.zeros(2)
         for start, stop in block_ranges(piece[1:], block_rows):
             values, scales, _ = geometry.scaled_rows32(rows.read(start, stop))
             reduced, distance = geometry.project(values, scales, *projection)
             write_sketches(geometry.sketch(reduced[:, :sketch_dims], distance))
             write_reduced(reduced)
+            if stage.growth:
+                squares += np.vecdot(reduced, reduced).sum(dtype=np.float64), distance.sum(dtype=np.float64)
+        if stage.growth:
+            write_npy(stage.part("squares", piece.name), squares)
+
+
+def since_basis(stage):
+    """How well the basis fits the rows that came after it was made: their number, and their sums of squares about its
+    mean, of the reduced vectors and in all."""
+    if not stage.growth:
+        return {"rows": 0, "kept": 0.0, "squares": 0.0}
+    found = dict(stage.previous.results["since"])
+    for piece in stage.growth.pieces()[0]:
+        kept, squares = read_npy(stage.part("squares", piece.name)).tolist()
+        found["rows"] += piece.stop - piece.start
+        found["kept"] += kept
+        found["squares"] += squares
+    return found
 
 
 def report(stage):
@@ -125,6 +169,13 @@ def report(stage):
     print(
         f"{found['rows']:,} rows reduced to {found['n_components']} components, sketched in {found['sketch_dims']} + 1"
     )
+    since = found["since"]
+    if since["rows"]:
+        share = since["kept"] / (since["squares"] or 1)
+        print(f"of the {since['rows']:,} rows that came since, they keep {share:.2%} of the variance", end="")
+        print(f", of those they were made of {found['variance_kept']:.2%}")
+        if share < found["variance_kept"] - _MUCH_LESS:
+            print("they don't fit any more: remove the folder 01_pca_variance of work_dir, and run all scripts again")
     print(f"-> {stage.shown} (reduced_*.npy, and pca.pkl: a scikit-learn PCA of unit rows)")
 
 

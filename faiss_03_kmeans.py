@@ -1,6 +1,7 @@
 """Stage 3 of 5: split the rows into K-means clusters, a file each, so that stage 4 compares neighbours only.
 
-Clusters never decide which rows are compared: stage 4 searches across their borders wherever a pair could lie.
+Clusters never decide which rows are compared: stage 4 searches across their borders wherever a pair could lie. Rows
+that came to a finished run get files of their own beside those of the clusters that it made, one for each centroid.
 """
 
 from functools import partial
@@ -13,6 +14,7 @@ from neardup.artifacts import begin
 from neardup.embeddings import equal_parts, open_pieces, pieces, shard_starts
 from neardup.files import write_npy
 from neardup.ids import IdTable
+from neardup.kept import Kept, gain, keep_clusters
 from neardup.npy import read_npy
 from neardup.script import main, tell
 from neardup.shuffle import Shuffle, write_run
@@ -20,6 +22,7 @@ from neardup.shuffle import Shuffle, write_run
 _SAMPLE_PER_CLUSTER = 256  # training rows a centroid: what faiss.Kmeans keeps by default, too
 _ITERATIONS = 10  # 20 take twice as long for a sum of squares 0.5 % smaller (docs/architecture.md)
 _RUN_ROWS, _MOST_RUNS = 32_768, 2_000  # rows of a sorted run, and of the clusters written together; runs, about
+_MUCH = 1.5  # times fewer distances, from which on clusters should be made anew
 _ASSIGNED_ROWS = 16_384  # rows compared with the centroids together, at most
 
 
@@ -33,26 +36,47 @@ def run(config):
         sketches = open_pieces(reduction.paths(sketch_files, config.n_workers), starts)
         rejected = read_npy(variance.path("rejected_rows.npy"))
         stage.needs(2 * len(sketches) * (4 * sketches.dim + 20) + 2 * variance.path("ids.arrow").stat().st_size)
-        runs = row_ranges(stage, sketches, config)
-        centroids = train(stage, sketches, rejected, runs, config)
-        assign(stage, (sketches, IdTable.open(variance.path("ids.arrow"))), rejected, centroids, runs, config)
-        most = max(stop - start for start, stop in runs)
-        shuffle = Shuffle([read_npy(stage.volatile("bounds", number)) for number in range(len(runs))], most)
+        ids, basis = IdTable.open(variance.path("ids.arrow")), [reduction.results[n] for n in ("basis", "sketch_dims")]
+        if stage.growth and stage.previous.results["basis"] != basis:
+            stage.growth = None
+        kept = keep_clusters(stage, ids, config) if stage.growth else Kept.none(len(sketches), sketches.dim)
+        runs = row_ranges(stage, sketches, kept.others, config)
+        centroids = kept.centroids if stage.growth else train(stage, sketches, rejected, runs, config)
+        assign(stage, (sketches, ids), rejected, centroids, runs, config)
+        most, n_kept = max(stop - start for start, stop in runs), len(kept.centroids)
+        shuffle = Shuffle([read_npy(stage.volatile("bounds", number)) for number in range(len(runs))], most, n_kept)
         shuffle.write_clusters(stage, sketches.dim, most, config.n_workers)
-        shuffle.write_labels(stage, len(sketches))
-        write_npy(stage.path("centroids.npy"), centroids[shuffle.centroid])
-        sizes = np.diff(shuffle.cuts)
+        shuffle.label(stage, runs, kept.labels)
+        write_npy(stage.path("labels.npy"), kept.labels)
+        write_npy(stage.path("centroids.npy"), np.concatenate([kept.centroids, centroids[shuffle.centroid]]))
+        sizes = np.bincount(kept.labels[kept.labels >= 0], minlength=n_kept + len(shuffle.centroid))
         results = {"rows": int(sizes.sum()), "n_clusters": len(sizes)}
-        stage = stage.finish(results | {"smallest": int(sizes.min()), "largest": int(sizes.max())})
+        results |= {"smallest": int(sizes.min()), "largest": int(sizes.max()), "basis": basis}
+        stage = stage.finish(results | made_of(stage, sizes, n_kept, shuffle.centroid, config))
     tell(config, stage, report)
 
 
-def row_ranges(stage, sketches, config):
-    """(start, stop) of the rows that a task sorts in memory, their sketches twice; those of an interrupted run stay."""
+def made_of(stage, sizes, n_kept, centroid, config):
+    """How many files were made together, of how many rows, and how many distances it would spare to make them anew.
+
+    sizes: of all files, the first `n_kept` of which were there; centroid: of each of the others, a number of those.
+    """
+    if not stage.growth or stage.growth.against:
+        return {"made": len(sizes), "made_of": int(sizes.sum()), "gain": 1.0}
+    of_centroid = sizes[:n_kept] + np.bincount(centroid, sizes[n_kept:], minlength=n_kept)
+    found = {name: stage.previous.results[name] for name in ("made", "made_of")}
+    return found | {"gain": gain(of_centroid, sizes[:n_kept], config.n_clusters or default_clusters(int(sizes.sum())))}
+
+
+def row_ranges(stage, sketches, ranges, config):
+    """(start, stop) of the rows of some ranges that a task sorts in memory, their sketches twice.
+
+    Those of an interrupted run stay.
+    """
     path, most = stage.part("runs"), max(_RUN_ROWS, len(sketches) // _MOST_RUNS)
     if not path.exists():
         most = engine.block_rows(stage.memory, config.n_workers, 16 * sketches.dim, most)
-        write_npy(path, np.array(equal_parts(0, len(sketches), most)))
+        write_npy(path, np.array([part for some in ranges for part in equal_parts(*some, most)]))
     return read_npy(path).tolist()
 
 
@@ -64,7 +88,7 @@ def train(stage, sketches, rejected, runs, config):
     path = stage.part("centroids")
     if not path.exists():
         n_rows = len(sketches) - len(rejected)
-        n_clusters = min(config.n_clusters or max(1, round(n_rows ** (2 / 3) / 67)), n_rows)
+        n_clusters = min(config.n_clusters or default_clusters(n_rows), n_rows)
         rng = np.random.default_rng(config.random_state)
         size = min(n_rows, _SAMPLE_PER_CLUSTER * n_clusters)
         sample = np.sort(rng.choice(n_rows, size, replace=False))
@@ -74,6 +98,11 @@ def train(stage, sketches, rejected, runs, config):
         points = np.concatenate([read_npy(stage.volatile("sample", number)) for number in range(len(parts))])
         write_npy(path, engine.run_here(kmeans, points, n_clusters, config.random_state, label="03 k-means"))
     return read_npy(path)
+
+
+def default_clusters(n_rows):
+    """How many clusters so many rows are split into where nothing is set."""
+    return max(1, round(n_rows ** (2 / 3) / 67))
 
 
 def take(stage, sketches, number, rows):
@@ -103,7 +132,7 @@ def assign(stage, sources, rejected, centroids, runs, config):
 
     sources: the sketches of all rows, and their ids.
     """
-    left_out = np.split(rejected, np.searchsorted(rejected, [start for start, _ in runs[1:]]))
+    left_out = [rejected[slice(*np.searchsorted(rejected, run))] for run in runs]
     block_rows = engine.block_rows(stage.memory, config.n_workers, 4 * sources[0].dim, _ASSIGNED_ROWS)
     task = partial(assign_run, stage, sources, centroids, block_rows)
     arguments = [(number, *run, some) for number, (run, some) in enumerate(zip(runs, left_out, strict=True))]
@@ -130,7 +159,7 @@ def nearest_centroids(sketches, centroids, block_rows):
     """The nearest centroid of each row, (n,) int32. Work: K m products a row."""
     index = faiss.IndexFlatL2(centroids.shape[1])
     index.add(centroids)
-    blocks = [sketches[start : start + block_rows] for start in range(0, len(sketches), block_rows)]
+    blocks = [sketches[start : start + block_rows] for start in range(0, max(1, len(sketches)), block_rows)]
     return np.concatenate([index.search(block, 1)[1][:, 0] for block in blocks]).astype(np.int32)
 
 
@@ -138,6 +167,13 @@ def report(stage):
     """Say what was found and where it is."""
     found = stage.results
     print(f"{found['rows']:,} rows in {found['n_clusters']} clusters of {found['smallest']:,} to {found['largest']:,}")
+    if found["n_clusters"] > found["made"]:
+        print(f"{found['made']} of them were made of {found['made_of']:,} rows; those that came since lie beside them")
+    if found["gain"] >= _MUCH:
+        print(
+            f"made of all rows, clusters would have {found['gain']:.1f} times fewer distances inside: to have them so, "
+            "remove the folder 03_kmeans of work_dir, and run this and the later scripts again"
+        )
     print(f"-> {stage.shown} (clusters/, labels.npy, centroids.npy)")
 
 

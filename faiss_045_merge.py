@@ -6,9 +6,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from neardup import engine, plots
+from neardup import contamination, engine, plots
 from neardup.artifacts import REPORT, begin
 from neardup.chains import explain_chains, split_chains
+from neardup.changes import Decisions, apart
 from neardup.embeddings import open_shards
 from neardup.export import write_copy, write_datacomp, write_graph
 from neardup.files import write_csv, write_json_items, write_npy
@@ -16,16 +17,15 @@ from neardup.guard import losses, warnings
 from neardup.ids import IdTable
 from neardup.mirror import here
 from neardup.npy import map_npy, read_npy
-from neardup.outputs import read_groups, write_hdf5, write_lists, write_parquet, write_pickle
+from neardup.outputs import read_groups, write_examples, write_hdf5, write_lists, write_parquet, write_pickle
 from neardup.pairs import read_pairs
 from neardup.preview import Preview
 from neardup.report import write_report
 from neardup.representatives import Representatives, preference
 from neardup.script import main, tell
 from neardup.stars import stars
-from neardup.thresholds import examples, groups_at, histogram, pair_counts, spanning_forest, steps, threshold_for
+from neardup.thresholds import groups_at, histogram, pair_counts, spanning_forest, steps, threshold_for
 
-_EXAMPLES = 20  # pairs to look at, a threshold
 _SHOWN_GROUPS, _SHOWN_IDS, _SHOWN_TEXT = 5, 6, 100
 
 
@@ -43,6 +43,9 @@ class Search(NamedTuple):
 
 def run(config):
     """Write work/045_merge and the report, or find them finished."""
+    if config.against_dir is not None:
+        contamination.run(config)
+        return
     stage, shards, earlier = begin(config, "045_merge")
     variance = earlier["01_pca_variance"]
     ids = IdTable.open(variance.path("ids.arrow"))
@@ -53,15 +56,18 @@ def run(config):
         engine.preload("matplotlib.figure")
         rejected, repeated = (read_npy(variance.path(f"{name}_rows.npy")) for name in ("rejected", "repeated"))
         search = open_search(earlier["04_neighbor_search"], len(ids))
-        forest = join_all(stage, search)
+        before = Decisions(stage) if stage.growth and (config.keep_previous or stage.growth.changes) else None
+        kept = before.kept if before and config.keep_previous else None
+        forest = join_all(stage, search, kept)
         threshold = choose_threshold(forest, len(ids) - len(rejected), search.lowest, config)
-        choose = chooser(stage, shards, earlier["03_kmeans"], config, preview)
+        choose = chooser(stage, shards, earlier["03_kmeans"], kept, config, preview)
         table, connected = tabulate(choose("at"), search, forest, threshold, len(ids) - len(rejected))
         neighbors = partial(search.pairs, threshold)
         groupings, uncut = group_otherwise(choose("split"), connected, neighbors, threshold, config)
         groups = groupings[config.grouping]
         counts = write_groups(stage, groups, ids, threshold, (rejected, repeated))
         found = summary(groups, threshold, counts)
+        found["changes"] = before and before.compared(groups, rejected)
         found |= write_choices(stage, search, (table, threshold, groups), ids, preview)
         within = forest[forest["similarity"] >= threshold]
         found |= write_warnings(stage, shards, (groups, within, threshold), neighbors, ids, config)
@@ -91,18 +97,19 @@ def open_search(search, n_rows):
     return Search(lambda threshold: read_pairs(path, n_rows, threshold), search.results["threshold"], n_rows, complete)
 
 
-def chooser(stage, shards, kmeans, config, preview):
+def chooser(stage, shards, kmeans, kept, config, preview):
     """A function that makes `Representatives`, by the name of their files of work in progress."""
     preferred, labels = preference(config.representative, shards, preview.lengths), map_npy(kmeans.path("labels.npy"))
     rows = open_shards(shards)
-    return lambda name: Representatives(stage, name, rows, preferred, labels, config)
+    return lambda name: Representatives(stage, name, rows, preferred, labels, config, kept)
 
 
-def join_all(stage, search):
-    """The maximum spanning forest of all pairs; what an interrupted run made stays."""
+def join_all(stage, search, kept):
+    """The maximum spanning forest of all pairs; what an interrupted run made stays. kept: rows that don't join."""
     path = stage.part("forest")
     if not path.exists():
-        write_npy(path, spanning_forest(search.pairs(0)))
+        forest = spanning_forest(search.pairs(0))
+        write_npy(path, forest if kept is None else apart(forest, kept))
     return read_npy(path)
 
 
@@ -142,7 +149,9 @@ def group_otherwise(representatives, connected, neighbors, threshold, config):
     if config.pairs == "all":
         preferred_and_labels = representatives.preferred, representatives.labels
         budget = representatives.stage.memory / 4
-        groupings["star"] = stars(neighbors, preferred_and_labels, len(representatives.rows), budget)
+        groupings["star"] = stars(
+            neighbors, preferred_and_labels, len(representatives.rows), budget, representatives.kept
+        )
         groupings["split"], uncut = split_chains(representatives, connected, neighbors, threshold, budget)
     return groupings, uncut
 
@@ -161,7 +170,8 @@ def write_choices(stage, search, chosen, ids, preview):
     """What each threshold would give, with pairs to look at. chosen: the table of them, the threshold, the groups."""
     table, threshold, groups = chosen
     write_csv(stage.path("thresholds.csv"), [list(table[0]), *(list(line.values()) for line in table)])
-    write_examples(stage, search, table, ids, preview)
+    steps_of = [line["threshold"] for line in table]
+    write_examples(stage.path("examples.csv"), search.pairs(0), steps_of, ids, preview)
     counts, edges = histogram(search.pairs(0), search.lowest)
     plots.save_png(stage.path("groups.png"), plots.groups(counts, edges, threshold, groups.sizes))
     return {"thresholds": table, "similarities": [counts.tolist(), edges.tolist()]}
@@ -182,18 +192,6 @@ def write_warnings(stage, shards, found, neighbors, ids, config):
     if config.pairs == "joining":  # some that join a group, not the strongest
         pair_blocks = None
     return {"warnings": warnings(groups, lost, len(ids), pair_blocks)}
-
-
-def write_examples(stage, search, table, ids, preview):
-    """examples.csv: pairs to look at, the least similar ones at each threshold of the table."""
-    thresholds = [line["threshold"] for line in table]
-    found = examples(search.pairs(0), thresholds, _EXAMPLES)
-    pairs, of = np.concatenate(found), np.repeat(thresholds, [len(some) for some in found]).tolist()
-    texts = preview.texts(np.concatenate([pairs["row_a"], pairs["row_b"]]))
-    columns = [pairs[name].tolist() for name in ("similarity", "row_a", "row_b")]
-    columns += [ids.take(pairs["row_a"]), ids.take(pairs["row_b"]), texts[: len(pairs)], texts[len(pairs) :]]
-    names = "threshold", "similarity", "row_a", "row_b", "id_a", "id_b", "text_a", "text_b"
-    write_csv(stage.path("examples.csv"), [names, *zip(of, *columns, strict=True)])
 
 
 def write_copies(stage, shards, dropped, rejected, ids, config):
@@ -259,6 +257,8 @@ def report(preview, config, stage):
         f"{total:,} rows = {found['rows_in_groups']:,} in groups + {single:,} single + {found['rejected']:,} rejected; "
         f"keep {found['kept']:,} and drop {found['dropped']:,}"
     )
+    if found["changes"]:
+        show_changes(found["changes"])
     for name, other in found["groupings"].items():
         if name != config.grouping:
             print(f"with grouping {name!r}: {other['groups']:,} groups, {other['chains']:,} of them chains", end="; ")
@@ -272,6 +272,13 @@ def report(preview, config, stage):
     print(f"-> {stage.shown} (report.html to look at, groups.parquet, keep.txt, drop.txt; README.md lists all)")
     if found["largest"]:
         show_groups(found["largest"], preview)
+
+
+def show_changes(changes):
+    """Print what is otherwise than in the run before."""
+    print(f"since the run before: {changes['new_rows']:,} rows came, {changes['gone_rows']:,} went", end="; ")
+    print(f"groups grown {changes['grown']:,}, joined {changes['joined']:,}, new {changes['new']:,}", end="; ")
+    print(f"kept before and dropped now {changes['kept_before_and_dropped']:,}")
 
 
 def show_groups(largest, preview):

@@ -1,7 +1,8 @@
 """Stage 4 of 5: find every pair at or above the threshold, and prove it on a sample.
 
 In each cluster and across each border, a range search over sketches gives candidates; those are verified on the
-original vectors in float64. Then random rows are compared with all rows by brute force.
+original vectors in float64. Then random rows are compared with all rows by brute force. Rows that came to a finished
+run are searched against all; its pairs stay. Of two sets only pairs between them are searched.
 """
 
 from functools import partial
@@ -12,7 +13,7 @@ from neardup import NeardupError, engine, geometry, pairs
 from neardup.artifacts import begin
 from neardup.audit import audit_pairs
 from neardup.candidates import search
-from neardup.clusters import Clusters, open_cluster, open_reduced, prepare_cluster
+from neardup.clusters import Clusters, count_visits, open_cluster, open_reduced, prepare_cluster
 from neardup.embeddings import open_shards, pieces
 from neardup.files import damaged, hdf5, write_json, write_npy
 from neardup.groups import joining
@@ -33,11 +34,13 @@ def run(config):
     """Write work/04_neighbor_search, or find it finished."""
     stage, shards, earlier = begin(config, "04_neighbor_search")
     if not stage.finished:
+        if stage.previous and (config.pairs == "joining" or not stage.growth.changes):
+            stage.growth = None  # a pair that joined no components then may do so when rows are gone
         rows, ids = open_shards(shards), IdTable.open(earlier["01_pca_variance"].path("ids.arrow"))
         labels = read_labels(earlier["03_kmeans"], len(rows))
         repeated = read_npy(earlier["01_pca_variance"].path("repeated_rows.npy"))
         stage.needs(len(rows) * _BYTES_A_ROW + 2 * earlier["01_pca_variance"].path("ids.arrow").stat().st_size)
-        candidates, compared = find_candidates(stage, rows, earlier, config)
+        candidates, compared = find_candidates(stage, rows, labels, earlier, config)
         parts = verify_candidates(stage, candidates, rows, config)
         n_pairs, rows_in_pairs = join_parts(stage, parts, len(rows), ids, config.search_threshold)
         audit = audit_and_pickle(stage, rows, (labels, ids, repeated), config)
@@ -57,16 +60,17 @@ def run(config):
 
 def read_labels(kmeans, n_rows):
     """The cluster of each row, (n,) int32, -1 for rejected rows."""
-    path = kmeans.path("labels.npy")
+    path, n_clusters = kmeans.path("labels.npy"), kmeans.results["n_clusters"]
     labels = read_npy(path)
-    if labels.shape != (n_rows,) or labels.dtype != np.int32 or not -1 <= labels.min() <= labels.max() < n_rows:
+    if labels.shape != (n_rows,) or labels.dtype != np.int32 or not -1 <= labels.min() <= labels.max() < n_clusters:
         raise damaged(path, "no clusters of these rows")
     return labels
 
 
-def find_candidates(stage, rows, earlier, config):
+def find_candidates(stage, rows, labels, earlier, config):
     """All two rows that may be pairs, in files of sorted packed pairs; those an interrupted run finished stay.
 
+    Of a run that grows just those of which one is new. labels: the cluster of each row.
     Returns the files, and the number of distances computed.
     """
     reduction, kmeans = earlier["02_pca_reduce"], earlier["03_kmeans"]
@@ -77,7 +81,7 @@ def find_candidates(stage, rows, earlier, config):
     most = max(_LISTED_ROWS, _LISTED // len(clusters))
     block_rows = engine.block_rows(stage.memory, config.n_workers, 5 * len(clusters), most)
     prepare = partial(prepare_cluster, stage, clusters, centroids, (radius, error), block_rows)
-    engine.run(prepare, [(c,) for c in range(len(clusters))], config.n_workers, "04 visits")
+    with_fresh = find_visits(stage, prepare, labels, len(clusters), config)
     joins = partial(are_pairs, rows, verified_at_once(stage, rows, config), config.search_threshold)
     n_components = reduction.results["n_components"]
     reduced = partial(open_reduced, reduction, tuple(rows.starts.tolist()))
@@ -88,11 +92,35 @@ def find_candidates(stage, rows, earlier, config):
     budget = stage.memory / 8 / engine.worker_count(config.n_workers)
     opened = partial(open_cluster, stage, clusters, reduced)
     task = partial(search_task, stage, opened, reaches, budget, joins if config.pairs == "joining" else None)
-    inside, across = search_tasks(stage, clusters, 4 * n_components, config)
+    inside, across = search_tasks(stage, clusters, 4 * n_components, config, with_fresh)
     done = [*engine.run(task, inside, config.n_workers, "04 search inside clusters")]
     done += engine.run(task, across, config.n_workers, "04 search across borders")
     names = [(*t[:2], part) for t, (n_parts, _) in zip(inside + across, done, strict=True) for part in range(n_parts)]
     return [stage.part(*n) for n in names], sum(compared for _, compared in done)
+
+
+def find_visits(stage, prepare, labels, n_clusters, config):
+    """List which rows come near which border. prepare: writes those of a cluster; labels: the cluster of each row.
+
+    Of a run that grows those of the clusters with new rows first, then of the others to those that visit them.
+    Returns which clusters have new rows, (K,) bool, of such a run.
+    """
+    every = np.arange(n_clusters)
+    if not stage.growth:
+        engine.run(prepare, [(c, every) for c in every.tolist()], config.n_workers, "04 visits")
+        return None
+    is_fresh = stage.growth.each_is_fresh()
+    with_fresh, with_others = (
+        np.bincount(labels[rows & (labels >= 0)], minlength=n_clusters) > 0 for rows in (is_fresh, ~is_fresh)
+    )
+    meets_fresh = with_others if stage.growth.against else np.ones(n_clusters, dtype=bool)
+    some, others = np.nonzero(with_fresh)[0].tolist(), np.nonzero(~with_fresh)[0].tolist()
+    tasks = [(c, np.union1d(c, np.nonzero(meets_fresh | (with_others[c] & with_fresh))[0])) for c in some]
+    engine.run(prepare, [(*t, (meets_fresh, with_fresh)) for t in tasks], config.n_workers, "04 visits")
+    come = np.stack([np.zeros(n_clusters, np.uint32), *(count_visits(stage, c, n_clusters) for c in some)])[1:] > 0
+    tasks = [(c, np.unique([c, *np.array(some, dtype=int)[come[:, c]]])) for c in others]
+    engine.run(prepare, tasks, config.n_workers, "04 visits")
+    return with_fresh & meets_fresh
 
 
 def search_task(stage, opened, reaches, most_bytes, joins, kind, number, homes, others):
@@ -158,9 +186,13 @@ def search_two(x, y, reaches, joins, joined):
 
     Across a border the rows near it on one side meet those on the other, as long as their distances to it add up to
     no more than the radius. joins: None, or which of some candidates are pairs; then just those that join components.
+    Of a run that grows all meet the new ones.
     """
     alone, offset = y is None, len(x)
-    if alone:
+    if x.fresh is not None:
+        tiles = meet_fresh(x, y, reaches)
+        y = x if alone else y
+    elif alone:
         y, tiles, offset = x, search(x, None, reaches, joined=joins and (joined, joined)), 0
     else:
         places, margins = zip(x.visits_to(y.number), y.visits_to(x.number), strict=True)
@@ -171,6 +203,19 @@ def search_two(x, y, reaches, joins, joined):
             i, j = joining(i, j + offset, joined, lambda i, j, rows=rows: joins(rows[i], rows[j]))
             j -= offset
         yield pairs.pack(x.rows[i], y.rows[j]) if len(i) else _NONE, compared
+
+
+def meet_fresh(x, y, reaches):
+    """As `search`, of those two rows of x and y, or of x where y is None, of which one is new."""
+    if y is None:
+        for here, there in x.growth.meet(x.fresh, x.fresh)[:1]:
+            for i, j, compared in search(x, x, reaches, (np.nonzero(here)[0], np.nonzero(there)[0])):
+                once = (i < j) | ~x.fresh[j]
+                yield i[once], j[once], compared
+        return
+    (at_x, margins_x), (at_y, margins_y) = x.visits_to(y.number), y.visits_to(x.number)
+    for here, there in x.growth.meet(x.fresh[at_x], y.fresh[at_y]):
+        yield from search(x, y, reaches, (at_x[here], at_y[there]), (margins_x[here], margins_y[there]))
 
 
 def verify_candidates(stage, candidates, rows, config):
@@ -229,15 +274,16 @@ def verified_at_once(stage, rows, config):
 
 
 def join_parts(stage, parts, n_rows, ids, threshold):
-    """Put the files of pairs together as neighbors.h5. Returns the numbers of pairs and of rows in them.
+    """Put the files of pairs together as neighbors.h5, with those of a run that grows whose rows are still there.
 
-    Memory: 9 bytes a row.
+    Returns the numbers of pairs and of rows in them. Memory: 9 bytes a row.
     """
     total, seen, at = sum(read_header(p).shape[0] for p in parts), np.zeros(n_rows, dtype=bool), 0
+    total += sum(map(len, pairs_before(stage, threshold)))
     with hdf5(stage.path("neighbors.h5")) as file:
         for name in PAIR.names:
             file.create_dataset(name, (total,), PAIR[name])
-        for part in map(read_npy, parts):
+        for part in pairs.merged(pairs_before(stage, threshold), map(read_npy, parts)):
             for name in PAIR.names:
                 file[name][at : at + len(part)] = part[name]
             seen[part["row_a"]] = seen[part["row_b"]] = True
@@ -249,13 +295,23 @@ def join_parts(stage, parts, n_rows, ids, threshold):
     return total, len(rows)
 
 
+def pairs_before(stage, threshold):
+    """Yield the pairs of a run that grows whose rows are still there, as (p,) PAIR, in order."""
+    if not stage.growth or not stage.previous:
+        return
+    for found in read_pairs(stage.previous.path("neighbors.h5"), int(stage.growth.before[-1]), threshold):
+        found["row_a"], found["row_b"] = (stage.growth.renumbered(found[name]) for name in ("row_a", "row_b"))
+        yield found[(found["row_a"] >= 0) & (found["row_b"] >= 0)]
+
+
 def audit_and_pickle(stage, rows, names, config):
     """Prove the result on a sample, in audit.json, and write neighbors.pkl meanwhile. names: labels, ids, repeated.
 
     Returns what the audit counted. Raises NeardupError where it isn't 0.
     """
     found = partial(read_pairs, stage.path("neighbors.h5"), len(rows))
-    pickled = engine.tasks(write_neighbors_pickle, [(stage, names, stage.memory / 4)], config.n_workers, "04 pickle")
+    once = [] if config.against_dir else [(stage, names, stage.memory / 4)]  # ids of two sets may be the same
+    pickled = engine.tasks(write_neighbors_pickle, once, config.n_workers, "04 pickle")
     audit = audit_pairs(stage, found, rows, np.nonzero(names[0] >= 0)[0], config, pickled)
     write_json(stage.path("audit.json"), audit)
     if audit["missed"] or audit["false"]:
@@ -272,9 +328,9 @@ def report(stage):
     found, audit = stage.results, stage.results["audit"]
     print(f"{found['pairs']:,} pairs with similarity >= {found['threshold']}", end=", ")
     print(f"among {found['rows_in_pairs']:,} of {found['rows']:,} rows")
-    print(f"audit: {audit['rows']:,} random rows against all by brute force", end=": ")
+    print(f"audit: {audit['rows']:,} random rows against {audit['against']} by brute force", end=": ")
     print(f"{audit['pairs']:,} pairs, {audit['missed']} missed, {audit['false']} false")
-    print(f"-> {stage.shown} (neighbors.h5, neighbors.pkl, audit.json)")
+    print(f"-> {stage.shown} (neighbors.h5, audit.json{', neighbors.pkl' * ('neighbors.pkl' in stage.files)})")
 
 
 if __name__ == "__main__":

@@ -7,10 +7,14 @@ import time
 from functools import lru_cache, partial
 from pathlib import Path
 
+import numpy as np
+
 from neardup import NeardupError, copies, engine, mirror
 from neardup.checksums import digest_of_file, digest_of_values
-from neardup.files import read_json, sync_folder, write_json
+from neardup.embeddings import shard_starts
+from neardup.files import link, read_json, sync_folder, write_json
 from neardup.freshness import changed_shards, fingerprint, remember, tables_digest, times
+from neardup.growth import Growth, growth_of
 from neardup.manifests import (
     FORMAT,
     MANIFEST,
@@ -20,7 +24,7 @@ from neardup.manifests import (
     some_of,
     write_manifest,
 )
-from neardup.shards import Reading, blocks, find_shards, wanted
+from neardup.shards import Reading, blocks, find_shards, joined, wanted
 
 STAGES = {  # folder of a stage, in their order: the script that writes it, and the settings that shape it
     "01_pca_variance": ("faiss_01_pca_variance.py", ("target_variance", "bad_rows", "duplicate_ids")),
@@ -29,10 +33,11 @@ STAGES = {  # folder of a stage, in their order: the script that writes it, and 
     "04_neighbor_search": ("faiss_04_neighbor_search.py", ("search_threshold", "pairs", "audit_rows", "random_state")),
     "045_merge": (
         "faiss_045_merge.py",
-        ("threshold", "target_rows", "grouping", "representative", "tabulate", "preview", "export"),
+        ("threshold", "target_rows", "grouping", "representative", "keep_previous", "tabulate", "preview", "export"),
     ),
 }
-_LOOKS_AT_TABLES = "045_merge"  # which reads metadata, whose change concerns no other stage
+_CHOOSES = "045_merge"  # which reads metadata, whose change concerns no other stage, and all that can be chosen anew
+N_REFERENCE = 3  # the first stages, which a second set has of its own
 TIMES, REPORT = "times.json", "report.html"  # of a stage, but not the same in each run: what it took, and what shows it
 _ENDINGS = "partial", "old", "removed"  # of hidden folders: being built, being replaced, being removed
 _PARTS = "parts"  # folder of work in progress
@@ -45,18 +50,21 @@ LEADING = [  # of a work folder: what the files of its folders go together with
 class Stage:
     """The folder of one stage: being built at `folder`, or already `finished` there, with its `results`.
 
-    manifest: of a finished one; run: the `Run` that builds it; memory: bytes its blocks may take.
+    manifest: of a finished one; run: the `Run` that builds it; memory: bytes its blocks may take; previous:
+    the same stage, finished, of other shards, and the `Growth` from those; None where none is of use.
     """
 
-    def __init__(self, name, folder, key, manifest=None, run=None, memory=None):
+    def __init__(self, name, folder, key, manifest=None, run=None, memory=None, previous=None):
         self.name, self.folder, self.key, self.run, self.memory = name, folder, key, run, memory
+        self.previous, self.growth = previous or (None, None)
         self.boot = _boot_id() if engine.is_local() else None
         self.results = manifest and manifest["results"]
-        self._digests = manifest and dict(manifest["files"])
+        self.files = manifest["files"] if manifest else {}  # digests, by name; while it is built those it took over
+        self._unseen = dict(self.files)
 
     def __getstate__(self):
         """What tasks need of it, wherever they run."""
-        return self.__dict__ | {"run": None}
+        return self.__dict__ | {"run": None, "previous": None}
 
     @property
     def finished(self):
@@ -77,7 +85,7 @@ class Stage:
     def paths(self, names, n_workers):
         """As `path`, of many files of a finished stage, which are read in tasks."""
         paths = [self.folder / name for name in names]
-        new = [(name, path) for name, path in zip(names, paths, strict=True) if self._digests.get(name, "") is not None]
+        new = [(name, path) for name, path in zip(names, paths, strict=True) if self._unseen.get(name, "") is not None]
         found = engine.run(_digest_if_there, [(path,) for _, path in new], n_workers, "checksums")
         for (name, path), digest in zip(new, found, strict=True):
             self._verify(name, path, digest)
@@ -85,7 +93,7 @@ class Stage:
 
     def _verify(self, name, path, digest=None):
         """Raises NeardupError where a file isn't what its stage wrote. Each is read once."""
-        expected = self._digests.get(name, "")
+        expected = self._unseen.get(name, "")
         if expected is None:
             return
         if (digest or _digest_if_there(path)) != expected:
@@ -93,7 +101,15 @@ class Stage:
                 f"{mirror.shown(path)} is missing or not what {STAGES[self.name][0]} wrote: remove {self.shown} and "
                 "run it again"
             )
-        self._digests[name] = None  # seen
+        self._unseen[name] = None
+
+    def take_over(self, name, then=None):
+        """Have a file of the previous stage, as it is. then: its name there, where it is another."""
+        then = then or name
+        source = mirror.here(self.previous.folder / then)
+        if not self.path(name).exists():
+            link(source if source.exists() else self.previous.path(then), self.path(name))
+        self.files[name] = self.previous.files[then]
 
     def needs(self, size):
         """Raises NeardupError where the disk has no room for so many bytes, less those that are there."""
@@ -113,11 +129,14 @@ class Stage:
         """
         self._check_input(results)
         _remove_temporary(self.folder)
-        files = [p for p in mirror.files(self.folder) if self._is_result(p)]
-        digests = engine.run(_digest_if_there, [(p,) for p in files], self.run.config.n_workers, "checksums")
-        names = [p.relative_to(self.folder).as_posix() for p in files]
+        files = {p.relative_to(self.folder).as_posix(): p for p in mirror.files(self.folder) if self._is_result(p)}
+        new = [name for name in files if name not in self.files]
+        digests = engine.run(_digest_if_there, [(files[n],) for n in new], self.run.config.n_workers, "checksums")
+        digests = self.files | dict(zip(new, digests, strict=True))
         self.note_times()
-        content = {**self.key, "results": results, "files": dict(zip(names, digests, strict=True))}
+        content = {**self.key, "results": results, "files": {name: digests[name] for name in files}}
+        self.run.content = results.get("content", self.run.content)
+        content["shards"] = self.run.shards_held()
         write_manifest(self.path(MANIFEST), content)
         final = self.folder.with_name(self.name)
         _publish(self.folder, final)
@@ -142,7 +161,7 @@ class Stage:
         before, now = run.fingerprint, fingerprint(run.shards)
         changed = [n["name"] for b, n in zip(before, now, strict=True) if b != n]
         changed = changed or [s.name for s in run.shards if not copies.is_current(s)]
-        changed = changed or changed_shards(work_dir, run.shards, content, run.config.n_workers)
+        changed = changed or run.names(changed_shards(work_dir, run.shards, content, run.config.n_workers))
         if changed:
             _remove(self.folder, self.folder.with_name(f".{self.name}.removed"))
             script = next(iter(STAGES.values()))[0]
@@ -170,13 +189,24 @@ def _digest_if_there(path):
 
 
 class Run:
-    """What a script found when it began: settings, shards, and what identifies the input."""
+    """What a script found when it began: settings, shards, and what identifies the input.
 
-    def __init__(self, config, shards):
-        self.config, self.shards = config, shards
+    reference: of a second set, whose `n_before` shards come first, {name: finished `Stage`} of its own.
+    """
+
+    def __init__(self, config, shards, reference=None, n_before=0):
+        self.config, self.shards, self.reference, self.n_before = config, shards, reference, n_before
         self.fingerprint, self.times, self.content = fingerprint(shards), times(shards), None
         self.memory = engine.working_memory(config.memory_limit, sum(s.rows for s in shards))
         self.began = time.perf_counter()
+
+    def names(self, numbers):
+        """Names of some shards."""
+        return [self.shards[number].path.name for number in numbers]
+
+    def shards_held(self):
+        """What each shard holds, in a digest, and its rows."""
+        return [[digest_of_values(both), both[0]["rows"]] for both in zip(self.fingerprint, self.content, strict=True)]
 
 
 def begin(config, name):
@@ -187,22 +217,50 @@ def begin(config, name):
     Raises NeardupError if an earlier stage is missing or was made from something else.
     """
     _check_folders(config.data_dir, config.work_dir)
+    shards, reference, n_before = _shards_of(config), None, 0
+    if config.against_dir is not None:
+        second = Run(config.reference, _shards_of(config.reference))
+        names = list(STAGES)
+        reference, _ = _earlier(second, names[min(names.index(name) + 1, N_REFERENCE)])
+        shards, n_before = joined(second.shards, shards), len(second.shards)
+    run = Run(config, shards, reference, n_before)
+    earlier, key = _earlier(run, name)
+    return _open(run, name, key), run.shards, earlier
+
+
+def open_finished(config):
+    """All five stages, finished, by name, and the shards. Raises NeardupError as `begin`; writes nothing."""
+    last = list(STAGES)[-1]
+    run = Run(config, _shards_of(config))
+    stages, key = _earlier(run, last)
+    return stages | {last: _finished_stage(run, last, key)}, run.shards
+
+
+def _shards_of(config):
+    """The shards of an input, decoded where they have to be."""
     shards = find_input(config)
     copies.make(shards, blocks, config.n_workers)
-    run = Run(config, shards)
+    return shards
+
+
+def _earlier(run, name):
+    """The finished stages before one, by name, and the key of that one."""
     source, earlier = run.fingerprint, {}
     for stage, (_, settings) in STAGES.items():
-        key = {"stage": stage, "format": FORMAT, "settings": {s: getattr(config, s) for s in settings}}
+        key = {"stage": stage, "format": FORMAT, "settings": {s: getattr(run.config, s) for s in settings}}
         key["source"] = source
-        if stage == _LOOKS_AT_TABLES:
-            key["settings"]["tables"] = tables_digest(config, run.shards)
+        if stage == _CHOOSES:
+            key["settings"]["tables"] = tables_digest(run.config, run.shards)
+        if run.reference:
+            second = run.reference.get(stage)
+            key["settings"]["against"] = second and digest_of_values([second.key, second.files])
         if stage == name:
-            return _open(run, name, key), run.shards, earlier
+            break
         earlier[stage] = _finished_stage(run, stage, key)
         key = earlier[stage].key
         run.content = run.content or earlier[stage].results["content"]
-        source = digest_of_values([key, run.content])
-    raise AssertionError(name)
+        source = digest_of_values([key, run.content, earlier[stage].files])
+    return earlier, key
 
 
 def reading_of(config):
@@ -215,6 +273,8 @@ def find_input(config):
     reading = reading_of(config)
     copy_dir, data_dir = config.work_dir / copies.FOLDER, config.data_dir
     ours = [*_stage_folders(config.work_dir), copy_dir]
+    if config.against_dir is not None:
+        ours += [*_stage_folders(config.reference.work_dir), config.reference.work_dir / copies.FOLDER]
     if not isinstance(data_dir, Path):
         data_dir, ours = copies.fetch(data_dir, copy_dir, partial(wanted, reading, data_dir), config.n_workers), []
     return find_shards(data_dir, reading, copy_dir / copies.DECODED, ours)
@@ -255,7 +315,7 @@ def _changes(run, manifest):
         return ""
     recorded, config = manifest["results"]["content"], run.config
     changed = changed_shards(config.work_dir, run.shards, recorded, config.n_workers, config.verify_input)
-    return f"from other input ({some_of(changed)} changed)" if changed else ""
+    return f"from other input ({some_of(run.names(changed))} changed)" if changed else ""
 
 
 def _open(run, name, key):
@@ -269,13 +329,39 @@ def _open(run, name, key):
         if not (differences(manifest, key) or _changes(run, manifest)):
             _tidy(final)
             return Stage(name, final, key, manifest)
+    previous = _previous(run, final, key)
     begun, what = folder / _BEGUN, key if run.content else key | {"times": run.times}
+    if previous and previous[0]:
+        what = what | {"grows": digest_of_values(previous[0].files)}
     _remove_temporary(folder)
     if not (begun.exists() and read_json(begun) == what):
         _remove(folder, folder.with_name(f".{name}.removed"))
         folder.mkdir(parents=True)
         write_json(begun, what)
-    return Stage(name, folder, key, run=run, memory=run.memory)
+    return Stage(name, folder, key, run=run, memory=run.memory, previous=previous)
+
+
+def _previous(run, final, key):
+    """The same stage of other shards, finished, and the `Growth` from those; None where nothing of it is of use.
+
+    Of a run against a second set those are that one's, as far as it has such a stage.
+    """
+    if run.reference:
+        starts, n_before = shard_starts(run.shards), run.n_before
+        growth = Growth(starts[: n_before + 1], starts, np.arange(n_before), against=True)
+        return run.reference.get(key["stage"]), growth
+    if not (final / MANIFEST).exists():
+        return None
+    manifest = read_manifest(final / MANIFEST)
+    key = key | {"source": manifest.get("source")}
+    if "against" in manifest.get("settings", {}):  # which holds no pairs within a set
+        return None
+    if key["stage"] == _CHOOSES:
+        key["settings"] = manifest.get("settings")
+    if differences(manifest, searched_lower(manifest, key)):
+        return None
+    growth = growth_of(run, manifest)
+    return growth and (Stage(key["stage"], final, key, manifest), growth)
 
 
 def _publish(folder, final):

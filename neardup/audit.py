@@ -20,14 +20,17 @@ _SHOWN = 10  # missed or false pairs that are named
 def audit_pairs(stage, found, rows, eligible, config, others=()):
     """Compare `audit_rows` random rows with every row, and with what was found for them.
 
+    Of a run that grows half of them are new, if there are as many, and all are compared with the new rows: pairs of
+    earlier ones were audited when they were found. Of two sets all are of the one, and compared with the other.
     stage: keeps what is compared, a file a task; found: yields the pairs that were found, as (p,) PAIR, each time it
     is called; rows: `RowFiles`; eligible: (e,) int64, the rows that aren't rejected; others: Dask tasks to be done
     beside this. Where just the pairs that join were looked for, a pair counts as found if its rows are joined.
-    Returns a dict: rows audited, true pairs of theirs, how many of those are missed, how many found are false, and
-    some of both. Memory: a block of rows a worker, the audited rows twice, 9 bytes a row.
+    Returns a dict: rows audited, true pairs of theirs, how many of those are missed, how many found are false, some of
+    both, and in words which they were compared with. Memory: a block of rows a worker, the audited rows twice, 10 bytes
+    a row.
     """
     rng = np.random.default_rng(config.random_state)
-    audited = np.sort(rng.choice(eligible, min(config.audit_rows, len(eligible)), replace=False))
+    audited = chosen_rows(rng, eligible, config.audit_rows, stage.growth)
     stored = rows.gather(audited)
     counted = np.zeros(len(rows), dtype=bool)
     counted[eligible] = True
@@ -36,10 +39,16 @@ def audit_pairs(stage, found, rows, eligible, config, others=()):
     bytes_per_row = 8 * rows.dim + 5 * len(audited)
     block_rows = engine.block_rows(stage.memory, config.n_workers, bytes_per_row, _BLOCK_ROWS)
     task = partial(audit_pieces, stage, rows, counted, sample, (config.search_threshold, block_rows))
-    tasks = engine.tasks(task, enumerate(piece_groups(rows) if len(audited) else []), config.n_workers, "04 audit")
+    growth, of_files, compared, against = stage.growth, None, np.ones(len(rows), dtype=bool), "all"
+    if growth:
+        of_files = ~growth.fresh if growth.against else growth.fresh
+        compared = growth.each_is_fresh() ^ growth.against
+        against = f"the {np.count_nonzero(compared):,} {'of the second set' if growth.against else 'that came'}"
+    groups = piece_groups(rows, of_files) if len(audited) else []
+    tasks = engine.tasks(task, enumerate(groups), config.n_workers, "04 audit")
     results = engine.compute([*tasks, *others], config.n_workers, "04 audit")
     true = _union(results[: len(tasks)])
-    listed = _union(pairs.pack(p["row_a"], p["row_b"]) for p in _touching(found(), audited, len(rows)))
+    listed = _union(pairs.pack(p["row_a"], p["row_b"]) for p in _touching(found(), audited, compared))
     missed, false = (np.setdiff1d(a, b, assume_unique=True) for a, b in ((true, listed), (listed, true)))
     if config.pairs == "joining":
         joined = components(found(), len(rows))
@@ -47,7 +56,7 @@ def audit_pairs(stage, found, rows, eligible, config, others=()):
         missed = missed[joined[a] != joined[b]]
     examples = np.stack(pairs.unpack(np.concatenate([missed, false])[:_SHOWN]), axis=1).tolist()
     counts = {"rows": len(audited), "pairs": len(true), "missed": len(missed), "false": len(false)}
-    return counts | {"examples": examples}
+    return counts | {"against": against, "examples": examples}
 
 
 def _union(packed):
@@ -56,12 +65,24 @@ def _union(packed):
     return together[np.diff(together, prepend=~together[:1]) != 0]
 
 
-def _touching(blocks, audited, n_rows):
-    """Of each block of pairs those of the audited rows."""
-    chosen = np.zeros(n_rows, dtype=bool)
+def chosen_rows(rng, eligible, count, growth):
+    """The rows to audit, ascending."""
+    fresh = eligible[growth.is_fresh(eligible)] if growth else eligible[:0]
+    if growth and growth.against:
+        return np.sort(rng.choice(fresh, min(count, len(fresh)), replace=False))
+    some = rng.choice(fresh, min(count // 2, len(fresh)), replace=False)
+    others = np.setdiff1d(eligible, some, assume_unique=True)
+    more = rng.choice(others, min(count - len(some), len(others)), replace=False)
+    return np.sort(np.concatenate([some, more]))
+
+
+def _touching(blocks, audited, compared):
+    """Of each block of pairs those of an audited row and one of those it was compared with, (n,) bool."""
+    chosen = np.zeros(len(compared), dtype=bool)
     chosen[audited] = True
     for block in blocks:
-        yield block[chosen[block["row_a"]] | chosen[block["row_b"]]]
+        a, b = block["row_a"], block["row_b"]
+        yield block[(chosen[a] & compared[b]) | (chosen[b] & compared[a])]
 
 
 def best_stride(unit, threshold):

@@ -52,7 +52,7 @@ def search(x, y, reaches, places=None, margins=None, joined=None):
                 i, j = _near_in_all(getattr(x, level)[rows_x], getattr(y, level)[rows_y], reach)
                 i, j = of_interest(rows_x[i].astype(np.int64), rows_y[j].astype(np.int64))
             elif len(i) > few:
-                near = _within(getattr(x, level), getattr(y, level), i, j, reach)
+                near = within(getattr(x, level), getattr(y, level), i, j, reach)
                 i, j = i[near], j[near]
         yield i, j, size
 
@@ -90,7 +90,7 @@ def _limit(width, reach):
 
 
 def _near_in_all(vectors_x, vectors_y, reach):
-    """As `_near`, by all coordinates: where many rows are near, quicker than `_within` for each two of them."""
+    """As `_near`, by all coordinates: where many rows are near, quicker than `within` for each two of them."""
     width = vectors_x.shape[1]
     left, right = _swapped(lay_out(vectors_x, width)), lay_out(vectors_y, width)
     return _near(left, right, _limit(left.shape[1], reach))
@@ -102,7 +102,7 @@ def _near(left, right, limit):
     return np.divmod(np.flatnonzero(product.ravel() >= limit), product.shape[1])
 
 
-def _within(vectors_x, vectors_y, i, j, reach):
+def within(vectors_x, vectors_y, i, j, reach):
     """Which of the rows (i, j) are within `reach` in all coordinates. Memory: 3 MB a step."""
     near, width = np.empty(len(i), dtype=bool), vectors_x.shape[1]
     limit = np.float32(reach**2 * (1 + 4 * (width + 8) * geometry.UNIT32) + 1e-12)

@@ -18,6 +18,7 @@ _STEPS = 30_000  # of a visit's margin, from 0 to the reach
 _ROW_BITS, _STEP_BITS = 32, 16  # of a packed visit; the cluster it goes to has the rest
 _GATHERED_ROWS = 8192  # reduced vectors that are copied together
 _GATHERING = Lock()  # one thread at a time writes those of a cluster
+_CLUSTER_SHIFT = np.uint64(_ROW_BITS + _STEP_BITS)
 _ROW_MASK, _STEP_MASK = np.uint64(2**_ROW_BITS - 1), np.uint64(2**_STEP_BITS - 1)
 
 
@@ -63,12 +64,12 @@ class OpenCluster:
     """What the search needs of a cluster; the other arrays are opened where rows are near.
 
     layout: (n, w) float32, of `candidates.lay_out`; visits: of `flatten_visits`; coordinates: a function of the row
-    numbers that opens all PCA coordinates of those.
+    numbers that opens all PCA coordinates of those; growth: a `Growth`, whose earlier rows have met each other.
     """
 
-    def __init__(self, clusters, number, layout, visits, coordinates):
+    def __init__(self, clusters, number, layout, visits, coordinates, growth=None):
         self._load, self.layout, self._coordinates = (lambda: clusters.load(number)), layout, coordinates
-        self.number = number
+        self.number, self.growth = number, growth
         self.offsets = visits[: len(clusters) + 1].tolist()
         self.places, self.margins = visits[len(clusters) + 1 :].reshape(2, -1)
         self.margins = self.margins.view(np.float32)
@@ -91,6 +92,11 @@ class OpenCluster:
         """All PCA coordinates, (n, k) float32."""
         return self._coordinates(self.rows)
 
+    @cached_property
+    def fresh(self):
+        """Which rows are new, (n,) bool, or None where all have to be compared."""
+        return self.growth and self.growth.is_fresh(self.rows)
+
     def has_visits_to(self, cluster):
         """Whether any row comes near the border to another cluster."""
         return self.offsets[cluster] < self.offsets[cluster + 1]
@@ -101,12 +107,13 @@ class OpenCluster:
         return self.places[here], self.margins[here]
 
 
-def list_visits(sketches, own, borders, radius):
+def list_visits(sketches, own, borders, radius, numbers=None):
     """The visits of some of a cluster's rows: which are within the radius of the border to which other cluster.
 
-    sketches: (n, m + 1) float32; own: their cluster; borders: of `geometry.borders`; radius: the greatest distance of
-    a pair. Returns (v,) uint64, each a cluster, a margin and a row's place among the sketches, packed to sort in this
-    order. Memory: 5 n K bytes.
+    sketches: (n, m + 1) float32; own: the place of their cluster among those that have borders; borders: of
+    `geometry.borders`; radius: the greatest distance of a pair; numbers: of those clusters, (K,), all where None.
+    Returns (v,) uint64, each a cluster, a margin and a row's place among the sketches, packed to sort in this order.
+    Memory: 5 n K bytes.
     """
     normals, offsets, below = borders
     products = sketches @ normals
@@ -116,7 +123,8 @@ def list_visits(sketches, own, borders, radius):
     margins = products[row, cluster] + offsets[cluster]
     steps = np.floor(margins * (_STEPS / radius) - 1e-3) + _STEPS  # rounded down
     packed = np.clip(steps, 0, int(_STEP_MASK)).astype(np.uint64) << np.uint64(_ROW_BITS)
-    return packed | row.astype(np.uint64) | (cluster.astype(np.uint64) << np.uint64(_ROW_BITS + _STEP_BITS))
+    cluster = cluster if numbers is None else numbers[cluster]
+    return packed | row.astype(np.uint64) | (cluster.astype(np.uint64) << _CLUSTER_SHIFT)
 
 
 def flatten_visits(packed, n_clusters, radius):
@@ -124,7 +132,7 @@ def flatten_visits(packed, n_clusters, radius):
 
     Margins are float32 bits, rounded down; -inf is unbounded.
     """
-    bounds = np.arange(n_clusters + 1, dtype=np.uint64) << np.uint64(_ROW_BITS + _STEP_BITS)
+    bounds = np.arange(n_clusters + 1, dtype=np.uint64) << _CLUSTER_SHIFT
     steps = ((packed >> np.uint64(_ROW_BITS)) & _STEP_MASK).astype(np.int64)
     margins = np.where(steps == 0, -np.inf, (steps - _STEPS - 0.01) * (radius / _STEPS)).astype(np.float32)
     return np.concatenate(
@@ -134,16 +142,26 @@ def flatten_visits(packed, n_clusters, radius):
     )
 
 
-def prepare_cluster(stage, clusters, centroids, radius_and_error, block_rows, cluster):
-    """Write the sketches of a cluster as the search wants them, and its visits. Memory: 5 K bytes a row of a block."""
+def prepare_cluster(stage, clusters, centroids, radius_and_error, block_rows, cluster, numbers, meets=None):
+    """Write the sketches of a cluster as the search wants them, and its visits. Memory: 5 K bytes a row of a block.
+
+    numbers: of the clusters that it may meet, its own among them, (N,); meets: which of all clusters its new rows may
+    visit, and which the others, (K,) bool each; any where None.
+    """
     path = stage.volatile("visits", cluster)
     if path.exists():
         return
     radius, error = radius_and_error
-    _, sketches = clusters.load(cluster)
-    borders, visits = geometry.borders(cluster, centroids, error), [np.empty(0, dtype=np.uint64)]
+    rows, sketches = clusters.load(cluster)
+    own = int(np.searchsorted(numbers, cluster))
+    borders, visits = geometry.borders(own, centroids[numbers], error), [np.empty(0, dtype=np.uint64)]
+    fresh = meets and stage.growth.is_fresh(rows)
     for start, stop in block_ranges((0, len(sketches)), block_rows):
-        visits.append(list_visits(sketches[start:stop], cluster, borders, radius) + np.uint64(start))
+        found = list_visits(sketches[start:stop], own, borders, radius, numbers) + np.uint64(start)
+        if meets:
+            to = (found >> _CLUSTER_SHIFT).astype(np.int64)
+            found = found[np.where(fresh[(found & _ROW_MASK).astype(np.int64)], meets[0][to], meets[1][to])]
+        visits.append(found)
     write_npy(stage.volatile("layout", cluster), lay_out(sketches), flush=stage.boot is None)
     write_npy(path, flatten_visits(np.sort(np.concatenate(visits)), len(clusters), radius), flush=stage.boot is None)
 
@@ -163,7 +181,7 @@ def open_cluster(stage, clusters, reduced, cluster):
     """An `OpenCluster`, memory-mapped."""
     layout, visits = (map_npy(stage.volatile(kind, cluster)) for kind in ("layout", "visits"))
     gather = partial(coordinates_of, stage.volatile("coordinates", cluster), reduced, stage.boot is None)
-    return OpenCluster(clusters, cluster, layout, visits, gather)
+    return OpenCluster(clusters, cluster, layout, visits, gather, stage.growth)
 
 
 def coordinates_of(path, reduced, flush, rows):

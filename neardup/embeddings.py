@@ -47,11 +47,13 @@ class Shard:
 class RowFiles:
     """Files of rows that follow each other, as one array; memory-mapped a window at a time, read-only.
 
-    layouts and starts: one a file, `starts` with the total number of rows as its last element. A window is unmapped
+    layouts and starts: one a file, `starts` with the total number of rows as its last element; here_and_there: few rows
+    will be read, so that nothing is read ahead. A window is unmapped
     when nobody holds it any more: what is mapped counts as the process's memory.
     """
 
-    def __init__(self, layouts, starts):
+    def __init__(self, layouts, starts, here_and_there=False):
+        self.here_and_there = here_and_there
         self.layouts, self.starts = list(layouts), np.asarray(starts, dtype=np.int64)
         for layout, count in zip(self.layouts, np.diff(self.starts), strict=True):
             if len(layout.shape) != 2 or layout.shape[0] != count:
@@ -83,7 +85,8 @@ class RowFiles:
     def read(self, start, stop):
         """Rows start to stop, all in one file. Returns a read-only view (stop - start, d)."""
         file = self._file_of(start)
-        return self.layouts[file].read(int(start - self.starts[file]), int(stop - self.starts[file]))
+        first = int(self.starts[file])
+        return self.layouts[file].read(int(start) - first, int(stop) - first, self.here_and_there)
 
     def _file_of(self, row):
         return int(np.searchsorted(self.starts, row, side="right")) - 1
@@ -109,6 +112,11 @@ class Piece(NamedTuple):
     start: int
     stop: int
 
+    @property
+    def file(self):
+        """The file's number."""
+        return int(self.name.partition("-")[0])
+
 
 def pieces(starts):
     """Files of rows in equal parts of at most `PIECE_ROWS`, in row order, at least one each. starts: as in RowFiles."""
@@ -120,20 +128,20 @@ def pieces(starts):
     return found
 
 
-def piece_groups(rows):
-    """`pieces` of `RowFiles` that follow each other, in lists for a task each.
+def piece_groups(rows, of_files=None):
+    """`pieces` of `RowFiles` that follow each other, in lists for a task each. of_files: which, (files,) bool, or all.
 
     What a task of stage 1 keeps is d x d float64, at most 1/32 of the rows it reads.
     """
-    single = pieces(rows.starts)
+    single = [piece for piece in pieces(rows.starts) if of_files is None or of_files[piece.file]]
     bounds = np.cumsum([0] + [piece.stop - piece.start for piece in single])
     most = max(_TASK_ROWS, 64 * rows.dim, len(rows) // _MOST_TASKS)
     return [single[low:high] for low, high in size_ranges(bounds, most)]
 
 
-def open_shards(shards):
-    """The shards as one array of rows, as stored."""
-    return RowFiles([s.layout for s in shards], shard_starts(shards))
+def open_shards(shards, here_and_there=False):
+    """The shards as one array of rows, as stored. here_and_there: as of `RowFiles`."""
+    return RowFiles([s.layout for s in shards], shard_starts(shards), here_and_there)
 
 
 def open_pieces(paths, starts):

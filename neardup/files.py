@@ -1,9 +1,11 @@
 """Writing files, which appear whole or not at all, whatever fails meanwhile; and reading JSON."""
 
 import csv
+import errno
 import json
 import os
 import pickle
+import shutil
 import socket
 import zipfile
 from contextlib import contextmanager
@@ -16,6 +18,7 @@ from neardup import NeardupError, mirror
 
 LONGEST_CELL = 2**31 - 1  # characters of a CSV file's; csv's own limit is 131,072
 _FORMULA = ("=", "+", "-", "@", '"')  # beginnings of text that isn't written to a CSV file as it is
+_NO_LINKS = errno.EPERM, errno.EXDEV, errno.EMLINK, errno.EOPNOTSUPP, errno.ENOSYS  # of a file system that has none
 _writer = ""  # part of the names of temporary files: none where no other process writes, so a killed one's are replaced
 
 
@@ -57,6 +60,18 @@ def atomic(path, flush=True):
     os.replace(temporary, path)
     if flush:
         sync_folder(path.parent)
+
+
+def link(source, path):
+    """Have a finished file under another name, too: the same file, or a copy where the file system has no links."""
+    with atomic(path) as temporary:
+        temporary.unlink(missing_ok=True)
+        try:
+            os.link(source, temporary)
+        except OSError as error:
+            if error.errno not in _NO_LINKS:
+                raise
+            shutil.copyfile(source, temporary)
 
 
 def write_json(path, content, flush=True):

@@ -96,8 +96,8 @@ def _digests_of(rows, *some):
 
 
 def remember(work_dir, shards, seen, found):
-    """Note that at these times the shards held this. seen: of `times`; found: of `content`."""
-    memo = {name: [t, c] for name, t, c in zip(_names(shards), seen, found, strict=True)}
+    """Note that at these times the shards held this. seen: of `times`; found: of `content`, None where unknown."""
+    memo = {name: [t, c] for name, t, c in zip(_names(shards), seen, found, strict=True) if c}
     write_json(work_dir / _MEMO, memo)
 
 
@@ -108,9 +108,10 @@ def _names(shards):
 
 
 def changed_shards(work_dir, shards, recorded, n_workers, all_of_them=False):
-    """Names of the shards that hold something else than recorded. Reads those that were touched since, or all.
+    """Numbers of the shards that hold something else than recorded. Reads those that were touched since, or all.
 
-    recorded: of `content`, when stage 1 read them. What is unchanged is noted with its times.
+    recorded: of `content`, when stage 1 read them, None of shards that don't matter. What is unchanged is noted with
+    its times.
     """
     path, seen = work_dir / _MEMO, times(shards)
     try:
@@ -120,12 +121,12 @@ def changed_shards(work_dir, shards, recorded, n_workers, all_of_them=False):
     doubtful = [
         i
         for i, (name, *seen_and_recorded) in enumerate(zip(_names(shards), seen, recorded, strict=True))
-        if all_of_them or memo.get(name) != seen_and_recorded
+        if recorded[i] and (all_of_them or memo.get(name) != seen_and_recorded)
     ]
     if not doubtful:
         return []
     found = read_content([shards[i] for i in doubtful], n_workers)
-    changed = [shards[i].path.name for i, f in zip(doubtful, found, strict=True) if f != recorded[i]]
+    changed = [i for i, f in zip(doubtful, found, strict=True) if f != recorded[i]]
     if not changed:
         remember(work_dir, shards, seen, recorded)
     return changed

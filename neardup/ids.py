@@ -11,6 +11,7 @@ from neardup import NeardupError
 from neardup.formats.flat import id_map
 from neardup.metadata import column_blocks, column_type
 from neardup.mirror import here
+from neardup.npy import map_array
 
 _BLOCK_ROWS = 1 << 16  # rows whose ids are handled together
 _CHUNK = 1 << 16  # bytes of a chunk of the HDF5 data set that holds their text, where it is written in blocks
@@ -169,14 +170,17 @@ def write_table(path, shards):
     return hashes
 
 
-def repeated_rows(hashes, table):
-    """Rows whose id another row has too, ascending. hashes: (n,) int64; table: of `IdTable`. Memory: 16 n bytes."""
+def repeated_rows(hashes, table, first=0):
+    """Rows whose id another row has too, ascending. Memory: 16 n bytes.
+
+    hashes: (n,) int64, of the ids of the rows from the first on; table: of `IdTable`.
+    """
     order = np.argsort(hashes, kind="stable")
     same = hashes[order][1:] == hashes[order][:-1]
     suspects = np.unique(np.concatenate([order[1:][same], order[:-1][same]]))
-    names = table.take(suspects)  # equal hashes may still be different ids
+    names = table.take(first + suspects)  # equal hashes may still be different ids
     _, inverse, counts = np.unique(np.array(names, dtype=object), return_inverse=True, return_counts=True)
-    return suspects[counts[inverse] > 1] if len(suspects) else suspects
+    return first + (suspects[counts[inverse] > 1] if len(suspects) else suspects)
 
 
 class IdTable:
@@ -187,9 +191,11 @@ class IdTable:
         self.starts = np.cumsum([0] + [len(c) for c in chunks])
 
     @classmethod
-    def open(cls, path):
-        """Those of ids.arrow, memory-mapped."""
-        return cls(pa.ipc.open_file(pa.memory_map(str(here(path)))).read_all().column("id").chunks, path)
+    def open(cls, path, here_and_there=False):
+        """Those of ids.arrow, memory-mapped. here_and_there: as of `map_array`."""
+        size = here(path).stat().st_size
+        mapped = map_array(path, np.dtype(np.uint8), 0, (size,), here_and_there=here_and_there)
+        return cls(pa.ipc.open_file(pa.py_buffer(mapped)).read_all().column("id").chunks, path)
 
     def __reduce__(self):
         """A file is opened anew wherever a task runs."""

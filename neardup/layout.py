@@ -22,16 +22,19 @@ class Layout(NamedTuple):
     lead: int = 0
     fortran_order: bool = False
 
-    def read(self, low, high):
-        """Rows low to high as a read-only view (high - low, d). Raises NeardupError where their leads differ."""
+    def read(self, low, high, here_and_there=False):
+        """Rows low to high as a read-only view (high - low, d). Raises NeardupError where their leads differ.
+
+        here_and_there: as of `map_array`.
+        """
         rows, dim = self.shape
         if self.fortran_order:  # columns follow each other: any row needs the whole file mapped
             return map_array(self.path, self.dtype, self.offset, (rows, dim), fortran_order=True)[low:high]
         record = self.lead + dim * self.dtype.itemsize
         start = self.offset + low * record
         if not self.lead:
-            return map_array(self.path, self.dtype, start, (high - low, dim))
-        records = map_array(self.path, np.dtype(np.uint8), start, (high - low, record))
+            return map_array(self.path, self.dtype, start, (high - low, dim), here_and_there=here_and_there)
+        records = map_array(self.path, np.dtype(np.uint8), start, (high - low, record), here_and_there=here_and_there)
         first = map_array(self.path, np.dtype(np.uint8), self.offset, (1, self.lead))
         odd = np.nonzero((records[:, : self.lead] != first).any(axis=1))[0]
         if len(odd):

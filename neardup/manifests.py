@@ -4,7 +4,7 @@ from neardup import NeardupError
 from neardup.checksums import digest_of_values
 from neardup.files import read_json, write_json
 
-FORMAT = 5  # of the artifacts; a new one makes all older work stale
+FORMAT = 6  # of the artifacts; a new one makes all older work stale
 MANIFEST = "manifest.json"  # written last: a stage's folder that has one is whole
 
 
@@ -42,7 +42,8 @@ def differences(manifest, key):
     if manifest.get("format") != key["format"]:
         return "by another version of the scripts"
     then, now = manifest["settings"], key["settings"]
-    changed = [f"with {s.removeprefix('search_')} {then.get(s)}, not {now[s]}" for s in now if then.get(s) != now[s]]
+    both = [s for s in {**now, **then} if (s in now, now.get(s)) != (s in then, then.get(s))]
+    changed = [f"with {s.removeprefix('search_')} {then.get(s)}, not {now.get(s)}" for s in both]
     if changed:
         return " and ".join(changed)
     source = manifest.get("source")

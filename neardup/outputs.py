@@ -7,12 +7,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from neardup.files import atomic, hdf5, write_stream
+from neardup.files import atomic, hdf5, write_csv, write_stream
 from neardup.groups import Groups
 from neardup.ids import store_ids
 from neardup.pairs import both_ways
+from neardup.thresholds import examples
 
 _BLOCK_ROWS = 1 << 16  # rows whose ids are handled together
+_EXAMPLES = 20  # pairs to look at, a threshold
 _BYTES_OF_NEIGHBOR = 512  # of an id, its similarity and their places in a dict, with some to spare
 _PARQUET = pa.schema(
     [
@@ -137,6 +139,17 @@ def _lists_of_dropped(names, kept, sizes):
     lengths[kept] = sizes - 1
     offsets = pa.array(np.concatenate([[0], np.cumsum(lengths)]))
     return pa.LargeListArray.from_arrays(offsets, names.filter(pa.array(~kept)), mask=pa.array(~kept))
+
+
+def write_examples(path, pair_blocks, thresholds, ids, preview):
+    """examples.csv: pairs to look at, the least similar ones at each of the thresholds, descending."""
+    found = examples(pair_blocks, thresholds, _EXAMPLES)
+    pairs, of = np.concatenate(found), np.repeat(thresholds, [len(some) for some in found]).tolist()
+    texts = preview.texts(np.concatenate([pairs["row_a"], pairs["row_b"]]))
+    columns = [pairs[name].tolist() for name in ("similarity", "row_a", "row_b")]
+    columns += [ids.take(pairs["row_a"]), ids.take(pairs["row_b"]), texts[: len(pairs)], texts[len(pairs) :]]
+    names = "threshold", "similarity", "row_a", "row_b", "id_a", "id_b", "text_a", "text_b"
+    write_csv(path, [names, *zip(of, *columns, strict=True)])
 
 
 def write_lists(folder, groups, rejected, repeated, ids):

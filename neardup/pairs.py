@@ -1,6 +1,7 @@
 """Pairs: packed into single integers while they are candidates, then on disk in their order."""
 
 import shutil
+from itertools import chain
 
 import h5py
 import numpy as np
@@ -69,6 +70,24 @@ def _some(file, start, stop):
     for name, values in columns.items():
         pairs[name] = values
     return pairs
+
+
+def merged(first, second):
+    """Yield all pairs of two series of sorted blocks, (p,) PAIR, in order. Memory: a block of either, three times."""
+    sources, held = (iter(first), iter(second)), [np.empty(0, PAIR), np.empty(0, PAIR)]
+    while True:
+        for number, source in enumerate(sources):
+            while not len(held[number]) and (block := next(source, None)) is not None:
+                held[number] = block
+        if not len(held[0]) or not len(held[1]):
+            break
+        packed = [pack(h["row_a"], h["row_b"]) for h in held]
+        ends = [np.searchsorted(p, min(packed[0][-1], packed[1][-1]), side="right") for p in packed]
+        ready = np.concatenate([h[:end] for h, end in zip(held, ends, strict=True)])
+        held = [h[end:] for h, end in zip(held, ends, strict=True)]
+        yield ready[np.lexsort((ready["row_b"], ready["row_a"]))]
+    for rest, source in zip(held, sources, strict=True):
+        yield from chain([rest] if len(rest) else [], source)
 
 
 def both_ways(path, n_rows, most, folder):

@@ -28,14 +28,33 @@ def write_report(stages, groups_and_found, config, preview):
 
     stages: {name: `Stage`} of all, finished, or the last one being built; groups_and_found: its `Groups` and results.
     """
-    text = _template().render(_content(stages, groups_and_found, config, preview))
-    with atomic(stages["045_merge"].folder / REPORT) as temporary:
+    _write_page(stages["045_merge"], "report.html", _content(stages, groups_and_found, config, preview))
+
+
+def write_report_against(stages, found, config, preview):
+    """As `write_report`, of a set against a second one. found: results of stage 045."""
+    merge, examples = stages["045_merge"], _examples(stages["045_merge"])
+    shown = Shown(preview, [row for _, pairs in examples for pair in pairs for row in pair[1:]])
+    content = {
+        "name": _name(config.data_dir),
+        "reference": _name(config.against_dir),
+        "found": found,
+        "audit": stages["04_neighbor_search"].results["audit"],
+        "examples": [(step, _fitting(shown, pairs)) for step, pairs in examples],
+        **_of_run(stages, config),
+    }
+    _write_page(merge, "against.html", content)
+
+
+def _write_page(stage, template, content):
+    text = _templates().get_template(template).render(content)
+    with atomic(stage.folder / REPORT) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
 @lru_cache
-def _template():
-    """The page's template, with the filters that it uses."""
+def _templates():
+    """The templates of pages, with the filters that they use."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     environment = Environment(
@@ -47,7 +66,21 @@ def _template():
         "share": lambda s: f"{s:.1%}",
         "exact": lambda threshold: repr(threshold).removesuffix(".0"),  # to be given back
     }
-    return environment.get_template("report.html")
+    return environment
+
+
+def _name(location):
+    """The last part of a path or URL."""
+    return Path(str(location)).name or str(location)
+
+
+def _of_run(stages, config):
+    """What the page of any run shows."""
+    return {
+        "times": _times(stages),
+        "settings": config.model_dump(mode="json"),
+        "work_dir": str(mirror.shown(config.work_dir)),
+    }
 
 
 def _content(stages, groups_and_found, config, preview):
@@ -55,7 +88,7 @@ def _content(stages, groups_and_found, config, preview):
     (groups, found), merge, variance = groups_and_found, stages["045_merge"], stages["01_pca_variance"]
     total = found["kept"] + found["dropped"] + found["rejected"]
     return {
-        "name": Path(str(config.data_dir)).name or str(config.data_dir),
+        "name": _name(config.data_dir),
         "found": found,
         "total": total,
         "single": total - found["rows_in_groups"] - found["rejected"],
@@ -64,9 +97,7 @@ def _content(stages, groups_and_found, config, preview):
         "grouping": config.grouping,
         "plots": _plots(variance, found, groups.sizes, config),
         "losses": _losses(merge),
-        "times": _times(stages),
-        "settings": config.model_dump(mode="json"),
-        "work_dir": str(mirror.shown(config.work_dir)),
+        **_of_run(stages, config),
         **_looked_at(merge, groups, found["threshold"], preview),
     }
 
@@ -150,14 +181,16 @@ def _looked_at(merge, groups, threshold, preview):
     def groups_of(kind):
         return [shown.group(chosen[n], paths.get(chosen[n]["name"])) for n in kinds[kind] if shown.room >= 0]
 
-    def fitting(pairs):
-        return [(similarity, shown.row(a), shown.row(b)) for similarity, a, b in pairs if shown.room >= 0]
-
     found = {kind: groups_of(kind) for kind in ("largest", "random")}
-    examples = [(step, fitting(pairs)) for step, pairs in examples]
+    examples = [(step, _fitting(shown, pairs)) for step, pairs in examples]
     found["chains"] = groups_of("chains")
     unread = [shorten(path, _TEXT, _TEXT // 2) for path in shown.unread.values()]
     return {"examples": examples, "groups": found, "unread": unread, "without_room": shown.without_room}
+
+
+def _fitting(shown, pairs):
+    """Those pairs of `_examples` that there is room for, with what is `Shown` of their rows."""
+    return [(similarity, shown.row(a), shown.row(b)) for similarity, a, b in pairs if shown.room >= 0]
 
 
 def _chosen(groups, threshold):

@@ -69,13 +69,14 @@ class Representatives:
     """The representatives of groups, and their members' similarities to them; of a group that was seen, as it was.
 
     stage: keeps what an interrupted run chose; rows: `RowFiles`; preferred: of `preference`; labels: (n,) int32, the
-    cluster of each row. A group is known by its smallest row and its size: those asked for must be nested, each either
-    within an earlier one or around it. Memory: 32 bytes a row, and a quarter of the working memory.
+    cluster of each row; kept: rows that represent their group, of which each has one at most, (n,) bool. A group is
+    known by its smallest row and its size: those asked for must be nested, each either within an earlier one or around
+    it. Memory: 32 bytes a row, and a quarter of the working memory.
     """
 
-    def __init__(self, stage, name, rows, preferred, labels, config):
+    def __init__(self, stage, name, rows, preferred, labels, config, kept=None):
         self.stage, self.name, self.rows, self.config = stage, name, rows, config
-        self.preferred, self.labels, self.calls = preferred, labels, 0
+        self.preferred, self.labels, self.kept, self.calls = preferred, labels, kept, 0
         self.size, self.representative = np.zeros(len(rows), np.int64), np.zeros(len(rows), np.int64)
         self.similarity = np.zeros(len(rows))
 
@@ -101,7 +102,7 @@ class Representatives:
         if not path.exists():
             write_npy(path, np.array(engine.size_ranges(bounds, most), dtype=np.int64).reshape(-1, 2))
         ranges = [(number, *r) for number, r in enumerate(read_npy(path).tolist())]
-        task = partial(_represent, self.stage, name, (members, bounds), (self.rows, self.preferred, most))
+        task = partial(_represent, self.stage, name, (members, bounds), (self.rows, self.preferred, self.kept, most))
         engine.run(task, ranges, config.n_workers, "045 representatives")
         kinds = [[read_npy(self.stage.part(name, k, r[0])) for r in ranges] for k in ("representative", "similarity")]
         representative, similarity = map(np.concatenate, kinds)
@@ -115,7 +116,7 @@ def _represent(stage, name, members_and_bounds, how, number, low, high):
     """
     if stage.part(name, "similarity", number).exists():
         return
-    rows, preferred, most = how
+    rows, preferred, kept, most = how
     members, bounds = members_and_bounds
     members, bounds = members[bounds[low] : bounds[high]], bounds[low : high + 1] - bounds[low]
     of_group = np.repeat(np.arange(high - low), np.diff(bounds))
@@ -125,6 +126,9 @@ def _represent(stage, name, members_and_bounds, how, number, low, high):
         best = first_best(_centrality(read, pieces, bounds, of_group, rows.dim), of_group, bounds)
     else:
         best = _first_lowest(preferred[members], of_group, bounds)
+    if kept is not None:
+        places = np.nonzero(kept[members])[0]
+        best[of_group[places]] = places
     representative, similarity = members[best], np.empty(len(members))
     for i, piece in enumerate(pieces):
         similarity[piece] = geometry.similarities(read(i), rows.gather(representative[of_group[piece]]))

@@ -6,7 +6,7 @@ import resource
 import signal
 import sys
 from argparse import ArgumentError
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from uuid import uuid4
 
@@ -15,10 +15,11 @@ from pydantic_settings import CliSettingsSource, SettingsError
 
 from config import SECTIONS, Config
 from neardup import NeardupError, engine, mirror
-from neardup.artifacts import LEADING
+from neardup.artifacts import LEADING, N_REFERENCE, STAGES
 from neardup.lock import lock
 from neardup.plan import plan, print_plan
 
+_OF_EACH_SET = [script for script, _ in STAGES.values()][:N_REFERENCE]
 EXIT_ERROR, EXIT_SETTING, EXIT_INTERRUPTED, EXIT_TERMINATED = 1, 2, 130, 143
 
 
@@ -28,29 +29,53 @@ def main(run, description):
     for stream in (sys.stdout, sys.stderr):  # ids may hold what a terminal can't show
         stream.reconfigure(errors="backslashreplace")
     Config.__doc__ = description
-    try:
+    with report_errors(name) as places:
         config = Config(_cli_settings_source=_command_line(name))
+        places.append(config.work_dir)
+        _open_more_files()
+        signal.signal(signal.SIGINT, lambda *_: _leave(name, EXIT_INTERRUPTED, "interrupted"))
+        signal.signal(signal.SIGTERM, lambda *_: _leave(name, EXIT_TERMINATED, "terminated"))
+        if config.dry_run:
+            tell(config, plan(config), print_plan)
+        else:
+            _run(run, config, name)
+
+
+def _run(run, config, name):
+    """Run a script; of two sets first on the second one, where that has a stage of its own."""
+    config = _here(config)
+    reference = None if config.against_dir is None else _here(config.reference)
+    if reference:
+        folders = {"against_dir": reference.data_dir, "against_work_dir": reference.work_dir}
+        config = config.model_copy(update=folders)
+        if name in _OF_EACH_SET:
+            lock(reference.work_dir, name)
+    lock(config.work_dir, name)
+    with engine.scheduled(config):
+        if reference and name in _OF_EACH_SET:
+            run(reference)
+        run(config)
+
+
+@contextmanager
+def report_errors(name):
+    """End the process with one line and an exit status where something is wrong. name: of the script.
+
+    Yields a list, for the folder to name where the system doesn't say which file failed.
+    """
+    places = ["a file"]
+    try:
+        yield places
     except ValidationError as error:
         _fail(name, EXIT_SETTING, _setting_message(error))
     except (SettingsError, ArgumentError) as error:
         _fail(name, EXIT_SETTING, f"{error}; --help lists the settings")
-    _open_more_files()
-    signal.signal(signal.SIGINT, lambda *_: _leave(name, EXIT_INTERRUPTED, "interrupted"))
-    signal.signal(signal.SIGTERM, lambda *_: _leave(name, EXIT_TERMINATED, "terminated"))
-    try:
-        if config.dry_run:
-            tell(config, plan(config), print_plan)
-        else:
-            config = _here(config)
-            lock(config.work_dir, name)
-            with engine.scheduled(config):
-                run(config)
     except BrokenPipeError:  # whoever reads what is printed has enough; all results are there
         os._exit(EXIT_ERROR)
     except NeardupError as error:
         _fail(name, EXIT_ERROR, str(error))
     except OSError as error:
-        where = error.filename or config.work_dir
+        where = error.filename or places[-1]
         _fail(name, EXIT_ERROR, f"{where}: {error.strerror or error}; mend that, then start it again to go on")
     except MemoryError:
         _fail(name, EXIT_ERROR, "out of memory: set a lower memory_limit or n_workers, then start it again to go on")

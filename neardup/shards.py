@@ -109,6 +109,19 @@ def find_shards(data_dir, reading=AS_FOUND, copy_dir=None, ours=()):
     return shards
 
 
+def joined(first, second):
+    """The shards of two sets as those of one. Raises NeardupError where they are not of as many values."""
+    if first[0].dim != second[0].dim:
+        raise NeardupError(
+            f"{second[0].path} has {second[0].dim} values a row, and {first[0].path}, of the set that it is to be "
+            f"compared with, {first[0].dim}: embed both with the same model"
+        )
+    n_rows = sum(shard.rows for shard in first)
+    if n_rows + sum(shard.rows for shard in second) >= MOST_ROWS:
+        raise NeardupError(f"both sets have over {MOST_ROWS - 1:,} rows together: compare a part of one")
+    return first + [replace(shard, start=shard.start + n_rows) for shard in second]
+
+
 def _only(name, place, reading):
     """How to read just one file of a folder. Raises NeardupError where its name is of no format."""
     suffixes = FORMATS.get(reading.input_format, (*_MODULES,))

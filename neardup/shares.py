@@ -12,9 +12,10 @@ _OPENED = 1e5  # distances that take as long as to open a cluster
 _GROUPS = 4  # of clusters that a task holds open, at least: small enough to be many, large enough to be opened seldom
 
 
-def search_tasks(stage, clusters, more, config):
+def search_tasks(stage, clusters, more, config, with_fresh=None):
     """What to search, a task each: clusters alone, and groups of clusters with some of those of higher number.
 
+    with_fresh: which clusters hold rows that have to meet others of theirs, (K,) bool; all where None.
     more: bytes a row of an open cluster, beyond its sketch, layout and visits. A group fits a quarter of
     the working memory, all workers together. Groups stay as they were when an interrupted run goes on.
     Returns two lists of (kind, number, homes, others). Memory: 4 K^2 bytes.
@@ -31,8 +32,9 @@ def search_tasks(stage, clusters, more, config):
     for (low, high), of_group in zip(groups, work, strict=True):
         others = range(low + 1, n_clusters)
         across += [(range(low, high), others[slice(*some)]) for some in shares(of_group, most)]
-    alone = np.diff(clusters.bounds).astype(float) ** 2 / 2 + _OPENED
-    inside = [(range(*some), ()) for some in shares(alone, most_work(alone.sum()))]
+    some = np.arange(n_clusters) if with_fresh is None else np.nonzero(with_fresh)[0]
+    alone = np.diff(clusters.bounds)[some].astype(float) ** 2 / 2 + _OPENED
+    inside = [(some[slice(*share)].tolist(), ()) for share in shares(alone, most_work(alone.sum()))]
     return [[(kind, i, *t) for i, t in enumerate(ts)] for kind, ts in (("inside", inside), ("across", across))]
 
 

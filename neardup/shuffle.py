@@ -5,12 +5,13 @@ from functools import partial
 import numpy as np
 import pyarrow as pa
 
-from neardup import engine
+from neardup import engine, geometry
 from neardup.embeddings import equal_parts
-from neardup.files import atomic, hdf5, npy_rows, write_npy
+from neardup.files import atomic, hdf5, write_npy
 from neardup.ids import IdTable, bytes_of, store_ids
 from neardup.npy import map_array, map_npy, read_npy
 
+_SHORT_DIMS = 8  # coordinates of the sketch that a few rows are compared with all by (neardup/query.py)
 _LEAST_CUT = 4096  # rows of a cluster that stays whole whatever its share
 _SHARE = 20  # no more than one in so many distances inside clusters is of one task
 
@@ -34,14 +35,14 @@ def write_run(stage, sketches, ids, n_clusters, number, start, nearest):
 class Shuffle:
     """Which rows of which sorted run go to which cluster file.
 
-    bounds: of each run, (K + 1,); most: rows of a file. A centroid with more rows, or with so many that comparing them
-    would take long, has several files of equal parts.
+    bounds: of each run, (K + 1,); most: rows of a file; first_file: the number of the first one. A centroid with more
+    rows, or with so many that comparing them would take long, has several files of equal parts.
     `cuts`, (F + 1,): where files begin when all rows lie by centroid, then by number; `centroid`, (F,): of each file.
     Memory: 24 bytes a run and centroid.
     """
 
-    def __init__(self, bounds, most):
-        self.bounds = np.stack(bounds)
+    def __init__(self, bounds, most, first_file=0):
+        self.first_file, self.bounds = first_file, np.stack(bounds)
         self.counts = np.diff(self.bounds, axis=1)
         self.before = np.cumsum(self.counts, axis=0) - self.counts
         sizes = self.counts.sum(axis=0)
@@ -55,21 +56,20 @@ class Shuffle:
         self.cuts = np.array([low for some in parts for low, _ in some] + [self.starts[-1]])
         self.centroid = np.repeat(np.arange(len(sizes)), [len(some) for some in parts])
 
-    def write_labels(self, stage, n_rows):
-        """labels.npy: the number of the cluster file of each row, (n,) int32, -1 of rows left out. Memory: of a run."""
+    def label(self, stage, runs, labels):
+        """Note the number of the cluster file of each row of the runs in labels, (n,) int32; -1 of rows left out."""
         first = np.searchsorted(self.centroid, np.arange(len(self.starts))).astype(np.int32)
         is_cut = np.diff(first) > 1
-        with npy_rows(stage.path("labels.npy"), (n_rows,), "<i4") as write:
-            for number in range(len(self.bounds)):
-                nearest = read_npy(stage.part("nearest", number))
-                labels = np.where(nearest < 0, np.int32(-1), first[nearest])
-                some = np.nonzero((nearest >= 0) & is_cut[nearest])[0]
-                some = some[np.argsort(nearest[some], kind="stable")]
-                cluster = nearest[some]
-                rank = np.arange(len(some)) - np.searchsorted(cluster, cluster)
-                at = self.starts[cluster] + self.before[number, cluster] + rank
-                labels[some] = np.searchsorted(self.cuts, at, side="right") - 1
-                write(labels)
+        for number, (start, stop) in enumerate(runs):
+            nearest = read_npy(stage.part("nearest", number))
+            found = np.where(nearest < 0, np.int32(-1), self.first_file + first[nearest])
+            some = np.nonzero((nearest >= 0) & is_cut[nearest])[0]
+            some = some[np.argsort(nearest[some], kind="stable")]
+            cluster = nearest[some]
+            rank = np.arange(len(some)) - np.searchsorted(cluster, cluster)
+            at = self.starts[cluster] + self.before[number, cluster] + rank
+            found[some] = self.first_file + np.searchsorted(self.cuts, at, side="right") - 1
+            labels[start:stop] = found
 
     def write_clusters(self, stage, width, most, n_workers):
         """cluster_00000.h5, …; those that an interrupted run finished stay.
@@ -84,7 +84,12 @@ class Shuffle:
         here = slice(self.centroid[low], self.centroid[high - 1] + 1)
         ends = self.cuts[[low, high], None, None] - self.starts[here] - self.before[:, here]
         first, last = np.clip(ends, 0, self.counts[:, here])
-        return low, self.cuts[low : high + 1] - self.cuts[low], self.bounds[:, here.start] + first[:, 0], last - first
+        return (
+            self.first_file + low,
+            self.cuts[low : high + 1] - self.cuts[low],
+            self.bounds[:, here.start] + first[:, 0],
+            last - first,
+        )
 
 
 def merge_runs(stage, width, low, cuts, begins, counts):
@@ -93,7 +98,7 @@ def merge_runs(stage, width, low, cuts, begins, counts):
     width: values of a sketch; cuts: where files begin among the rows taken from all runs; begins: where those are in
     each run, (P,); counts: how many of each centroid, (P, C). Memory: their sketches, twice, and their ids.
     """
-    paths = [stage.path("clusters", f"cluster_{low + i:05d}.h5") for i in range(len(cuts) - 1)]
+    paths = [cluster_path(stage, low + i) for i in range(len(cuts) - 1)]
     if all(path.exists() for path in paths):
         return
     parts = [
@@ -104,9 +109,27 @@ def merge_runs(stage, width, low, cuts, begins, counts):
     rows, sketches = (np.concatenate([part[i] for part in parts])[order] for i in range(2))
     ids = IdTable([pa.concat_arrays([part[2] for part in parts]).take(pa.array(order))])
     for path, start, stop in zip(paths, cuts[:-1].tolist(), cuts[1:].tolist(), strict=True):
-        with hdf5(path) as file:
-            file["row"], file["vector"] = rows[start:stop], sketches[start:stop]
-            store_ids(file, ids, range(start, stop))
+        write_cluster(path, rows[start:stop], sketches[start:stop], ids, range(start, stop))
+
+
+def cluster_path(stage, number):
+    """Where a cluster file is."""
+    return stage.path(cluster_name(number))
+
+
+def cluster_name(number):
+    """The name of a cluster file in its stage."""
+    return f"clusters/cluster_{number:05d}.h5"
+
+
+def write_cluster(path, rows, sketches, ids, places):
+    """A cluster file: row, vector (its sketch), short (a shorter one) and id of each member, rows ascending.
+
+    places: of the ids in a table.
+    """
+    with hdf5(path) as file:
+        file["row"], file["vector"], file["short"] = rows, sketches, geometry.shorten(sketches, _SHORT_DIMS)
+        store_ids(file, ids, places)
 
 
 def _some_of_run(stage, width, number, start, size):

@@ -7,18 +7,19 @@ from neardup.groups import Groups, members_and_bounds
 _BYTES_OF_EDGE = 100  # of a pair whose rows are both undecided
 
 
-def stars(neighbors, preferred_and_labels, n_rows, budget):
+def stars(neighbors, preferred_and_labels, n_rows, budget, kept=None):
     """Groups around rows that are taken one by one: as preferred, then by how many rows they are near, then in order.
 
     Each other row joins the one of these that it is nearest to. neighbors(): yields the pairs; budget: bytes for pairs
-    that are held in memory. Memory: that, and 100 bytes a row.
+    that are held in memory; kept: rows that are taken before all others, (n,) bool. Memory: the budget, and 100 bytes a
+    row.
     """
     preferred, labels = preferred_and_labels
     degree = degrees(neighbors(), n_rows)
     order = np.lexsort((-degree,) if preferred is None else (-degree, preferred))
     rank = np.empty(n_rows, dtype=np.int64)
     rank[order] = np.arange(n_rows)
-    is_centre = centres(neighbors, rank, int(budget / _BYTES_OF_EDGE))
+    is_centre = centres(neighbors, rank, int(budget / _BYTES_OF_EDGE), kept)
     nearest, similarity = nearest_centre(neighbors, is_centre, rank)
     members, bounds = members_and_bounds(smallest_rows(nearest))
     centre = nearest[members[bounds[:-1]]]
@@ -33,14 +34,18 @@ def degrees(pair_blocks, n_rows):
     return counts
 
 
-def centres(neighbors, rank, budget):
+def centres(neighbors, rank, budget, kept=None):
     """The rows that a greedy choice takes, (n,) bool: in order of their ranks each row that is near none taken before.
 
-    neighbors(): yields the pairs; rank: (n,) int64, a permutation; budget: pairs that are held in memory at once. All
-    rows that no undecided neighbour comes before are taken together, which gives the same (Blelloch, Fineman and Shun
-    2012, "Greedy sequential maximal independent set and matching are parallel on average").
+    neighbors(): yields the pairs; rank: (n,) int64, a permutation; budget: pairs that are held in memory at once; kept:
+    rows that are taken whatever they are near, (n,) bool. All rows that no undecided neighbour comes before are taken
+    together, which gives the same (Blelloch, Fineman and Shun 2012, "Greedy sequential maximal independent set and
+    matching are parallel on average").
     """
-    covered, beaten = (np.zeros(len(rank), dtype=bool) for _ in range(2))
+    kept = np.zeros(len(rank), dtype=bool) if kept is None else kept
+    covered, beaten = kept.copy(), np.zeros(len(rank), dtype=bool)
+    for pairs in neighbors() if kept.any() else ():
+        covered[pairs["row_b"][kept[pairs["row_a"]]]] = covered[pairs["row_a"][kept[pairs["row_b"]]]] = True
     while True:
         held, left = [], 0
         for first, second in _undecided(neighbors, rank, covered):
@@ -64,7 +69,7 @@ def centres(neighbors, rank, budget):
         beaten[second] = False
         first, second = first[left], second[left]
         beaten[second] = True
-    return ~covered
+    return ~covered | kept
 
 
 def _undecided(neighbors, rank, covered):

@@ -198,6 +198,13 @@ def tree_bytes(folder):
     return {str(p.relative_to(folder)): p.read_bytes() for p in files}
 
 
+def answer(work):
+    """The bytes of what tells pairs, groups and what to keep, however the run came to it."""
+    merge = ["groups.parquet", "keep.txt", "drop.txt", "thresholds.csv", "examples.csv", "losses.csv"]
+    names = ["04_neighbor_search/neighbors.h5", *(f"045_merge/{name}" for name in merge)]
+    return {name: (work / name).read_bytes() for name in names}
+
+
 @pytest.fixture(autouse=True)
 def no_plots(monkeypatch):
     """In the reports of runs within a test, for drawing them takes longer than many a run; fixtures have theirs."""

@@ -1,14 +1,12 @@
 """Whatever operation on a file fails: an error that says which, nothing half done, and it goes on after that."""
 
 import errno
-import os
 import shutil
-import subprocess
 
 import h5py
 import numpy as np
 import pytest
-from conftest import NOTES, SCRIPTS, command, empty_pngs, finished_run, run_scripts, settings_of, tree_bytes
+from conftest import NOTES, empty_pngs, finished_run, run_scripts, settings_of, tree_bytes
 from faults import failing
 
 from neardup import NeardupError
@@ -107,33 +105,3 @@ def test_an_error_while_a_file_is_written_leaves_the_one_before(tmp_path):
         temporary.write_text("after")
         raise ZeroDivisionError
     assert path.read_text() == "before"
-
-
-@pytest.fixture
-def small_disk(tmp_path):
-    """A file system of 3 MB, where this process may make one. Yields its folder and how to make it larger."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", folder]
-    if os.geteuid() or subprocess.run(mount, check=False).returncode:
-        pytest.skip("needs to mount a file system")
-    yield folder, lambda size: subprocess.run(["mount", "-o", f"remount,size={size}", folder], check=True)
-    subprocess.run(["umount", folder], check=True)
-
-
-def test_a_disk_that_fills(whole, small_disk, tmp_path):
-    """From the shell, each script on a disk that grows by 16 KB whenever it is full: one line, and it goes on."""
-    (disk, grow), size, full = small_disk, 64, 0
-    options = [w for k, v in SETTINGS.items() for w in (f"--{k.replace('_', '-')}", v)]
-    for script in SCRIPTS:
-        while True:
-            done = command(script, "--data-dir", whole / "data", "--work-dir", disk / "work", *options)
-            if done.returncode == 0:
-                break
-            assert done.returncode == 1, done.stderr
-            assert done.stderr.count("\n") == 1, done.stderr
-            assert "No space left" in done.stderr or "make room there" in done.stderr, done.stderr
-            full, size = full + 1, size + 48
-            grow(f"{size}k")
-    assert full >= 5
-    assert tree_bytes(disk / "work") == tree_bytes(whole / "work")

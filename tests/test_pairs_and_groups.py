@@ -308,7 +308,7 @@ class Coordinates:
 def all_candidates(stage, clusters, coordinates, centroids, radius_and_error):
     """What stage 4 finds inside each cluster and across each border, [(row_a, row_b)]."""
     for cluster in range(len(clusters)):
-        prepare_cluster(stage, clusters, centroids, radius_and_error, 70, cluster)
+        prepare_cluster(stage, clusters, centroids, radius_and_error, 70, cluster, np.arange(len(clusters)))
     radius, error = radius_and_error
     reduced = coordinates is not None and partial(Coordinates, coordinates)
     opened = partial(open_cluster, stage, clusters, reduced)

@@ -23,7 +23,7 @@ from PIL import Image
 from config import ROOT, Config
 
 N, DIM = 300, 32
-DOCS = ["README.md", *(f"docs/{name}.md" for name in ("formats", "thresholds", "outputs"))]
+DOCS = ["README.md", *(f"docs/{name}.md" for name in ("formats", "thresholds", "outputs", "growing"))]
 
 
 def make_rows():
@@ -77,6 +77,8 @@ def place(tmp_path_factory):
     with h5py.File(within("glove-100-angular.hdf5"), "w") as file:
         file["train"], file["test"] = rows, rows[:10]
     within("base.1M.fbin").write_bytes(np.array(rows.shape, "<u4").tobytes() + rows.tobytes())
+    np.save(within("my_test_set", "part_0.npy"), rows[50:150])
+    np.save(within("new.npy"), rows[:3] + 0.001)
     index = faiss.IndexFlatIP(DIM)
     index.add(rows)
     faiss.write_index(index, str(within("my.index")))
@@ -124,13 +126,20 @@ def run_line(line, place, environment):
     """
     python, script, *settings = shlex.split(line)
     assert python == ".venv/bin/python"
+    if script == "-m":
+        environment = environment | {"PYTHONPATH": str(ROOT)}
+        execute([sys.executable, script, *settings, "--work-dir", "work"], place, environment)
+        return
     assert script in SCRIPTS
     if "s3://" in line:
         execute([sys.executable, str(ROOT / script), *settings, "--work-dir", "work"], place, environment)
         return
     with contextlib.chdir(place):
         config = Config(_cli_parse_args=[*settings, "--work-dir", "work"])
-        importlib.import_module(script.removesuffix(".py")).run(config)
+        run = importlib.import_module(script.removesuffix(".py")).run
+        if config.against_dir and script in SCRIPTS[:3]:
+            run(config.reference)
+        run(config)
 
 
 def run_block(language, text, place, environment):

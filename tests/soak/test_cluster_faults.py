@@ -1,6 +1,9 @@
 """Workers and schedulers that die, hang or are slow: the same bytes as on threads."""
 
+import os
+import shutil
 import signal
+import sys
 import time
 from contextlib import ExitStack
 
@@ -13,16 +16,51 @@ from clusters import (
     download,
     ended,
     hosts,
+    process,
     same,
     scheduler,
     slow_worker,
+    two_networks,
     upload,
     whole,
+    worker,
 )
-from conftest import work_before
+from conftest import SCRIPTS, work_before
 from distributed.utils import open_port
 
 from neardup.artifacts import STAGES
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_hosts_that_share_nothing_but_a_bucket(whole, bucket, tmp_path):
+    """Input and work folder are there; script and workers have disks of their own."""
+    (client, keys), port = bucket, open_port()
+    script_host, *worker_hosts = hosts(tmp_path, "script", "worker-1", "worker-2")
+    with scheduler(port), ExitStack() as workers:
+        for host in worker_hosts:
+            workers.enter_context(worker(port, **keys, **host))
+        for script in SCRIPTS:
+            running = begin_anywhere(script, "s3://bucket/data", "s3://bucket/work", port, **keys, **script_host)
+            status, out, lines = ended(running)
+            assert (status, lines) == (0, [])
+            assert f"-> s3://bucket/work/{NAMES[SCRIPTS.index(script)]} (" in out
+    work = download(client, "work", tmp_path / "work")
+    same(whole, work)
+    assert {path.name for path in work.iterdir()} == {*NAMES}
+
+
+@pytest.mark.skipif(os.geteuid() != 0 or shutil.which("ip") is None, reason="needs root, and iproute2")
+def test_two_hosts_with_networks_of_their_own(whole, tmp_path):
+    """Scheduler and script on one, the worker on the other."""
+    port, dask = 8786, [sys.executable, "-m", "dask"]
+    with two_networks() as ((first, within_first), (second, within_second)):
+        start = [*within_first, *dask, "scheduler", "--host", first, "--port", port, "--no-dashboard"]
+        join = [*within_second, *dask, "worker", f"tcp://{first}:{port}", "--host", second, "--no-dashboard"]
+        with process(*start), process(*join, "--nthreads", 1, "--no-nanny"):
+            for script in SCRIPTS:
+                status, _, lines = ended(begin(script, whole, tmp_path, port, first, within_first))
+                assert (status, lines) == (0, [])
+    same(whole, tmp_path)
 
 
 def until_something_is_done(work, name):

@@ -1,0 +1,187 @@
+"""What a finished run has near a few rows: its own, by their ids, or new vectors.
+
+    python -m neardup.query --ids ID [ID ...] [settings as of the scripts]
+    python -m neardup.query --vectors NEW.npy [settings]
+
+Exact, as stage 4 is: each row visits the clusters whose border is near enough, where short sketches of all rows are
+read, sketches of those that these let through, and vectors of those that the sketches do.
+"""
+
+import argparse
+import json
+from functools import partial
+
+import h5py
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from config import Config
+from neardup import NeardupError, geometry
+from neardup.artifacts import open_finished
+from neardup.candidates import within
+from neardup.clusters import list_visits
+from neardup.embeddings import open_shards
+from neardup.files import damaged
+from neardup.ids import IdTable
+from neardup.mirror import here
+from neardup.npy import UNREADABLE, map_array, read_array, read_npy
+from neardup.outputs import read_groups
+from neardup.script import report_errors
+from neardup.shuffle import cluster_name
+
+_CLUSTER_SHIFT = np.uint64(48)  # of a packed visit
+some_of = partial(map_array, here_and_there=True)
+
+
+class FinishedRun:
+    """A finished run, of which a few rows at a time are asked. Memory: what is near them."""
+
+    def __init__(self, config):
+        self.stages, shards = open_finished(config)
+        self.rows, self.threshold = open_shards(shards, here_and_there=True), config.threshold
+        self.ids = IdTable.open(self.stages["01_pca_variance"].folder / "ids.arrow", here_and_there=True)
+        searched = self.stages["04_neighbor_search"].results["threshold"]
+        if self.threshold < searched:
+            raise NeardupError(f"groups were made at {searched:g}: set threshold to no less")
+
+    def rows_of(self, names):
+        """The rows of these ids, [(id, row)]. Raises NeardupError where there is none."""
+        wanted, found, start = pa.array(names, pa.large_string()), [], 0
+        for chunk in self.ids.chunks:
+            rows = np.nonzero(pc.is_in(chunk, wanted).to_numpy(zero_copy_only=False))[0]
+            found += zip(chunk.take(pa.array(rows)).to_pylist(), (start + rows).tolist(), strict=True)
+            start += len(chunk)
+        missing = set(names) - {name for name, _ in found}
+        if missing:
+            raise NeardupError(
+                f"no row has the id {sorted(missing)[0]!r}: give ids as they are in keep.txt and drop.txt"
+            )
+        return found
+
+    def matches(self, vectors):
+        """The rows at or above the threshold from each of some vectors: [(rows (r,) int64, similarities (r,))].
+
+        Descending, by similarity. vectors: (q, d) of any number type.
+        """
+        reduction, kmeans = self.stages["02_pca_reduce"], self.stages["03_kmeans"]
+        with np.load(reduction.path("pca.npz"), allow_pickle=False) as model:
+            projection = geometry.projection(model["mean_"], model["components_"])
+        values, scales, bad = geometry.scaled_rows32(vectors)
+        if bad.any():
+            raise NeardupError(f"row {np.nonzero(bad)[0][0]} of the vectors has no direction (NaN, infinity or zeros)")
+        coordinates, distance = geometry.project(values, scales, *projection)
+        sketches = geometry.sketch(coordinates[:, : reduction.results["sketch_dims"]], distance)
+        radius, error = geometry.radius(self.threshold, self.rows.dim), reduction.results["sketch_error"]
+        candidates = [[] for _ in sketches]
+        for cluster, some in visitors(sketches, read_npy(kmeans.path("centroids.npy")), radius, error).items():
+            for query, rows in near_in_cluster(kmeans, cluster, sketches, some, radius + 2 * error):
+                candidates[query].append(rows)
+        found = [np.concatenate([np.empty(0, np.int64), *rows]) for rows in candidates]
+        return [self._verified(*both) for both in zip(vectors, found, strict=True)]
+
+    def _verified(self, vector, rows):
+        rows = np.sort(rows)
+        similarity = geometry.similarities(self.rows.gather(rows), np.broadcast_to(vector, (len(rows), len(vector))))
+        near = np.nonzero(similarity >= self.threshold)[0]
+        near = near[np.argsort(-similarity[near], kind="stable")]
+        return rows[near], similarity[near]
+
+    def groups_of(self, rows):
+        """The names of the groups of some rows, None of single ones."""
+        groups = read_groups(self.stages["045_merge"].path("merged_clusters.h5"))
+        order = np.argsort(groups.rows)
+        places = np.searchsorted(groups.rows[order], rows)
+        known = (places < len(order)) & (groups.rows[order[np.minimum(places, len(order) - 1)]] == rows)
+        numbers = np.searchsorted(groups.bounds, order[np.minimum(places, len(order) - 1)], side="right") - 1
+        return [groups.name(n) if k else None for n, k in zip(numbers.tolist(), known.tolist(), strict=True)]
+
+
+def visitors(sketches, centroids, radius, error):
+    """{cluster: which of the sketches come near its border, or lie in it}."""
+    exact = centroids.astype(np.float64)
+    found = {}
+    for query, sketch in enumerate(sketches):
+        own = int(np.argmin(np.linalg.norm(exact - sketch, axis=1)))
+        packed = list_visits(sketch[None], own, geometry.borders(own, centroids, error), radius)
+        for cluster in [own, *(packed >> _CLUSTER_SHIFT).tolist()]:
+            found.setdefault(cluster, []).append(query)
+    return found
+
+
+def near_in_cluster(kmeans, cluster, sketches, queries, reach):
+    """Yield (query, row numbers) of the rows of a cluster whose sketches are within reach of those of the queries."""
+    path = here(kmeans.folder / cluster_name(cluster))
+    try:
+        with h5py.File(path) as file:
+            sets = {n: (file[n].shape, file[n].dtype, file[n].id.get_offset()) for n in ("row", "vector", "short")}
+    except (OSError, KeyError, RuntimeError) as error:
+        raise damaged(path, error) from error
+    arrays = {
+        name: (read_array if name == "short" else some_of)(path, dtype, offset, shape)
+        for name, (shape, dtype, offset) in sets.items()
+    }
+    stored = arrays["short"]
+    short, every = geometry.shorten(sketches[queries], stored.shape[1] - 1), np.arange(len(stored))
+    for place, query in enumerate(queries):
+        rows = every[within(short, stored, np.full(len(every), place), every, reach)]
+        rows = rows[within(sketches, arrays["vector"], np.full(len(rows), query), rows, reach)]
+        yield query, arrays["row"][rows]
+
+
+def read_vectors(path, dim):
+    """The vectors of a .npy file, (q, d). Raises NeardupError where it holds others."""
+    try:
+        vectors = np.load(path, allow_pickle=False)
+    except UNREADABLE as error:
+        raise NeardupError(f"{path} is no .npy file of vectors ({error})") from error
+    vectors = vectors[None] if vectors.ndim == 1 else vectors
+    if vectors.ndim != 2 or vectors.shape[1] != dim or vectors.dtype.kind not in "fiu":
+        raise NeardupError(f"{path} holds {vectors.dtype} of shape {vectors.shape}, not vectors of {dim} numbers")
+    return vectors
+
+
+def answer(run, given):
+    """What is near each row that was asked for, as small JSON values."""
+    if given.ids:
+        named = run.rows_of(given.ids)
+        queries, vectors = [name for name, _ in named], run.rows.gather([row for _, row in named])
+        themselves = [row for _, row in named]
+    else:
+        vectors = read_vectors(given.vectors, run.rows.dim)
+        queries, themselves = list(range(len(vectors))), [-1] * len(vectors)
+    found = []
+    for query, itself, (rows, similarity) in zip(queries, themselves, run.matches(vectors), strict=True):
+        rows, similarity = rows[rows != itself], similarity[rows != itself]
+        named = zip(run.ids.take(rows), similarity.tolist(), run.groups_of(rows), strict=True)
+        matches = [{"id": name, "similarity": s, "group": group} for name, s, group in named]
+        found.append({"query": query, "groups": sorted({m["group"] for m in matches} - {None}), "matches": matches})
+    return found
+
+
+def main():
+    """Read the command line, and print what is near."""
+    parser = argparse.ArgumentParser(prog="python -m neardup.query", description=__doc__.split("\n\n")[0])
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--ids", nargs="+", help="rows of the run")
+    what.add_argument("--vectors", help="a .npy file of new vectors")
+    given, settings = parser.parse_known_args()
+    with report_errors("neardup.query"):
+        config = Config(_cli_parse_args=settings)
+        for found in answer(FinishedRun(config), given):
+            if config.json_output:
+                print(json.dumps(found))
+                continue
+            joins = ", ".join(found["groups"]) or ("a new one" if found["matches"] else "none")
+            print(f"{as_json(found['query'])}: {len(found['matches'])} near; group: {joins}")
+            for match in found["matches"]:
+                print(f"  {match['similarity']:.6f}  {as_json(match['id'])}  {match['group'] or ''}".rstrip())
+
+
+def as_json(value):
+    """An id as it is shown."""
+    return json.dumps(value, ensure_ascii=False)
+
+
+if __name__ == "__main__":
+    main()

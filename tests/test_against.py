@@ -1,0 +1,197 @@
+"""One set against another, and a few rows against a finished run: what brute force finds, from either side."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from conftest import SCRIPTS, answer, command, found_pairs, lay_out, read_ids, run_scripts, settings_of
+from test_growing import NAMES, SETTINGS, example_rows, put
+
+from config import ROOT
+from neardup import NeardupError
+from neardup.query import FinishedRun
+
+
+def run_against(data, work, reference, **settings):
+    """As the scripts do: the second set's own stages first. Returns the config."""
+    config = settings_of(data, work, against_dir=reference, **SETTINGS | settings)
+    for script in SCRIPTS:
+        if script in SCRIPTS[:3]:
+            run_scripts(config.reference, [script])
+        run_scripts(config, [script])
+    return config
+
+
+def cross_pairs(rows, reference, threshold):
+    """{(row, row of the second set)} and those that float64 can't tell, by brute force."""
+    unit = [v.astype(np.float64) / np.linalg.norm(v.astype(np.float64), axis=1)[:, None] for v in (rows, reference)]
+    cosines = unit[0] @ unit[1].T
+    return (
+        {*zip(*np.nonzero(found), strict=True)} for found in (cosines >= threshold, abs(cosines - threshold) < 1e-14)
+    )
+
+
+def check_between(folder, sizes, threshold):
+    """All pairs between two sets are found, and no others. Some rows are in both, and both in several shards."""
+    rng = np.random.default_rng(sum(sizes))
+    chosen = rng.permutation(len(example_rows()))[: sum(sizes)]
+    first = np.sort(chosen[: sizes[0]])
+    second = np.sort(np.concatenate([chosen[sizes[0] :], chosen[: min(5, sizes[0])]]))
+    for name, rows in (("a", first), ("b", second)):
+        for number, part in enumerate(np.array_split(rows, min(3, len(rows)))):
+            put(folder / name, f"{number}", part)
+    run_against(folder / "a", folder / "work", folder / "b", threshold=threshold)
+    reference, row, similarity = found_pairs(folder / "work")
+    near, unclear = cross_pairs(example_rows()[first], example_rows()[second], threshold)
+    rows = [*zip((row - len(second)).tolist(), reference.tolist(), strict=True)]
+    assert {*rows} - unclear == near - unclear
+    assert min(sizes) == 1 or len(rows) > 5
+    check_outputs(folder / "work", dict(zip(rows, similarity.tolist(), strict=True)), len(second))
+
+
+@pytest.mark.parametrize(
+    ("sizes", "threshold"), [((2000, 1000), 0.85), ((300, 2700), 0.95), ((1, 3000), 0.9), ((3000, 1), 0.98)]
+)
+def test_all_pairs_between_two_sets_and_no_others(tmp_path, sizes, threshold):
+    """Any sizes at any threshold in tests/soak."""
+    check_between(tmp_path, sizes, threshold)
+
+
+def check_outputs(work, similarity, n_second):
+    """contaminated.parquet and both lists say what the pairs do."""
+    merge, ids = work / NAMES[4], read_ids(work)
+    near = {}
+    for row, reference in sorted(similarity):
+        near.setdefault(row, []).append((-similarity[row, reference], reference))
+    lines = pq.read_table(merge / "contaminated.parquet").to_pylist()
+    assert [line["row"] for line in lines] == sorted(near)
+    for line in lines:
+        negative, reference = min(near[line["row"]])
+        assert line == {
+            "row": line["row"],
+            "id": ids[n_second + line["row"]],
+            "reference": ids[reference],
+            "similarity": -negative,
+            "matches": len(near[line["row"]]),
+        }
+    keep, drop = ((merge / name).read_text().splitlines() for name in ("keep.txt", "drop.txt"))
+    assert drop == [ids[n_second + row] for row in sorted(near)]
+    assert keep == [name for row, name in enumerate(ids[n_second:]) if row not in near]
+    assert "against" in (merge / "report.html").read_text()
+
+
+def test_the_second_set_is_made_once(tmp_path):
+    """For any number of runs; a run is made anew when that set is."""
+    for name, low in (("a", 0), ("b", 1000), ("c", 2000)):
+        put(tmp_path / name, "0", np.arange(low, low + 1000))
+    shared = {"against_work_dir": tmp_path / "shared"}
+    run_against(tmp_path / "a", tmp_path / "one", tmp_path / "b", **shared)
+    inodes = {path: path.stat().st_ino for path in (tmp_path / "shared").rglob("*.npy")}
+    run_against(tmp_path / "c", tmp_path / "two", tmp_path / "b", **shared)
+    assert inodes == {path: path.stat().st_ino for path in (tmp_path / "shared").rglob("*.npy")}
+    put(tmp_path / "b", "1", np.arange(2000, 2500))
+    run_against(tmp_path / "c", tmp_path / "two", tmp_path / "b", **shared)
+    found = json.loads((tmp_path / "two" / NAMES[4] / "manifest.json").read_text())["results"]
+    assert found["reference_rows"] == 1500
+    assert found["contaminated"] >= 500
+
+
+def test_rows_of_another_length(tmp_path):
+    lay_out(tmp_path / "a", np.eye(3, 4, dtype=np.float32))
+    lay_out(tmp_path / "b", np.eye(3, 5, dtype=np.float32))
+    with pytest.raises(NeardupError, match=r"part_0.npy has 4 values a row, and .*part_0.npy, of the set .*, 5: embed"):
+        run_against(tmp_path / "a", tmp_path / "work", tmp_path / "b")
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A finished run of 2,500 rows, and the other 554."""
+    folder, chosen = tmp_path_factory.mktemp("query"), np.random.default_rng(7).permutation(len(example_rows()))
+    for number, part in enumerate(np.array_split(np.sort(chosen[:2500]), 3)):
+        put(folder / "data", str(number), part)
+    config = settings_of(folder / "data", folder / "work", **SETTINGS)
+    run_scripts(config)
+    return config, example_rows()[np.sort(chosen[:2500])], example_rows()[chosen[2500:]]
+
+
+def test_new_vectors(finished):
+    config, rows, new = finished
+    near, unclear = cross_pairs(new, rows, 0.9)
+    found = FinishedRun(config).matches(new)
+    assert {(query, row) for query, (some, _) in enumerate(found) for row in some.tolist()} - unclear == near - unclear
+    assert len(near) > 50
+    for _, similarity in found:
+        assert (np.diff(similarity) <= 0).all()
+
+
+def test_rows_of_the_run(finished):
+    """At a shell; a row isn't near itself."""
+    config, rows, _ = finished
+    names = read_ids(config.work_dir)
+    near, _ = cross_pairs(rows, rows, 0.9)
+    row = max(range(len(rows)), key=lambda row: sum(a == row for a, _ in near))
+    options = [f"--{name.replace('_', '-')}={getattr(config, name)}" for name in ("data_dir", "work_dir", *SETTINGS)]
+    asked = [sys.executable, "-m", "neardup.query", "--ids", names[row], "--json", *options]
+    done = subprocess.run(asked, cwd=ROOT, capture_output=True, text=True, timeout=60, check=True)
+    found = json.loads(done.stdout)
+    assert {match["id"] for match in found["matches"]} == {names[b] for a, b in near if a == row and b != row}
+    assert len(found["groups"]) == 1
+    assert found["groups"][0].startswith("merged-cluster_")
+    done = subprocess.run(
+        [*asked[:4], "nobody", *asked[5:]], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 1
+    assert done.stderr.startswith("neardup.query: error: no row has the id 'nobody'")
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_at_the_shell(tmp_path):
+    """The second set's stages are made by the same scripts."""
+    put(tmp_path / "a", "0", np.arange(0, 600))
+    put(tmp_path / "b", "0", np.arange(500, 800))
+    for script in SCRIPTS:
+        done = command(
+            script, "--data-dir", tmp_path / "a", "--work-dir", tmp_path / "w", "--against-dir", tmp_path / "b"
+        )
+        assert done.returncode == 0, done.stderr
+    assert "rows are near a row of the second set" in done.stdout
+    assert (tmp_path / "w" / "against" / NAMES[2] / "manifest.json").exists()
+
+
+def test_a_copy_without_what_is_near(tmp_path):
+    put(tmp_path / "a", "0", np.arange(0, 600))
+    put(tmp_path / "b", "0", np.arange(500, 800))
+    run_against(tmp_path / "a", tmp_path / "work", tmp_path / "b", threshold=0.98, export=True)
+    merge = tmp_path / "work" / NAMES[4]
+    kept = (merge / "keep.txt").read_text().splitlines()
+    assert json.loads((merge / "export" / "0.txt").read_text()) == kept
+    assert len(np.load(merge / "export" / "0.npy")) == len(kept) <= 500
+
+
+def test_a_work_folder_of_two_sets_is_none_of_one(tmp_path):
+    """Nor the other way round: what the one holds isn't what the other needs."""
+    put(tmp_path / "a", "0", np.arange(0, 900))
+    put(tmp_path / "b", "0", np.arange(800, 1200))
+    work, alone = tmp_path / "work", settings_of(tmp_path / "a", tmp_path / "work", **SETTINGS)
+    run_against(tmp_path / "a", work, tmp_path / "b")
+    cross = answer_pairs(work)
+    run_scripts(alone)
+    fresh = settings_of(tmp_path / "a", tmp_path / "fresh", **SETTINGS)
+    run_scripts(fresh)
+    assert answer(work) == answer(tmp_path / "fresh")
+    run_against(tmp_path / "a", work, tmp_path / "b")
+    assert answer_pairs(work) == cross
+
+
+def answer_pairs(work):
+    return [column.tolist() for column in found_pairs(work)]
+
+
+@pytest.mark.parametrize("option", ["--pairs=joining", "--target-rows=5", "--keep-previous", "--graph-group=0"])
+def test_settings_that_are_about_groups(tmp_path, option):
+    done = command(SCRIPTS[0], "--data-dir", tmp_path, "--against-dir", tmp_path, option)
+    assert done.returncode == 2
+    assert "is about groups, and a set against another has none: set against_dir to None" in done.stderr

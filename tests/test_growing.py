@@ -1,0 +1,167 @@
+"""Shards that come to a finished run, change or go: the answer of a run from scratch, without its work."""
+
+import contextlib
+import errno
+import json
+import shutil
+from functools import lru_cache
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from conftest import EXAMPLE, SCRIPTS, answer, brute_force, pair_set, read_ids, run_stages, tree_bytes
+from faults import failing
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+
+from neardup import NeardupError
+from neardup.artifacts import STAGES
+from neardup.growth import grown
+
+NAMES = list(STAGES)
+SETTINGS = {"threshold": 0.9, "n_clusters": 6, "audit_rows": 50, "n_workers": 1}
+
+
+@lru_cache
+def example_rows():
+    """Real embeddings, (3054, 384) float16."""
+    return np.concatenate([np.load(path) for path in sorted(EXAMPLE.glob("*.npy"))])
+
+
+def put(data, name, chosen):
+    """Write a shard of some of the example's rows, whose ids are their numbers there."""
+    data.mkdir(exist_ok=True)
+    np.save(data / f"{name}.npy", example_rows()[chosen])
+    (data / f"{name}.txt").write_text(json.dumps([f"{name}/{row}" for row in chosen.tolist()]))
+
+
+def change(data, rng):
+    """Add a shard, of one row or more, whose rows come first, last or in between; or change one, or remove one."""
+    names = sorted(path.stem for path in data.glob("*.npy"))
+    how = rng.choice(["add", "change", "remove"], p=[0.6, 0.2, 0.2]) if len(names) > 1 else "add"
+    if how == "remove":
+        for path in data.glob(f"{rng.choice(names)}.*"):
+            path.unlink()
+        return
+    name = rng.choice(names) if how == "change" else f"{rng.integers(1000):03d}"
+    put(data, name, rng.choice(len(example_rows()), rng.choice([1, 5, 60, 400]), replace=False))
+
+
+def follow_history(folder, threshold, seed, steps):
+    """After each change the answer is that of a run from scratch; in the end that of brute force."""
+    rng, data, options = np.random.default_rng(seed), folder / "data", SETTINGS | {"threshold": threshold}
+    data.parent.mkdir(exist_ok=True)
+    put(data, "500", rng.choice(len(example_rows()), 500, replace=False))
+    run_stages(data, folder / "work", **options)
+    for step in range(steps):
+        change(data, rng)
+        run_stages(data, folder / "work", **options)
+        run_stages(data, folder / f"scratch-{step}", **options)
+        assert answer(folder / "work") == answer(folder / f"scratch-{step}")
+    rows = np.concatenate([np.load(path) for path in sorted(data.glob("*.npy"))])
+    near, unclear = brute_force(rows, threshold)
+    assert pair_set(folder / "work") - unclear == near - unclear
+    shutil.rmtree(folder)
+
+
+@given(seed=st.integers(0, 2**32))
+@settings(
+    max_examples=1,
+    deadline=None,
+    database=None,
+    derandomize=True,
+    phases=[Phase.generate],
+    suppress_health_check=list(HealthCheck),
+)
+def test_any_history_gives_the_answer_of_a_run_from_scratch(tmp_path_factory, seed):
+    """More of them in tests/soak."""
+    follow_history(tmp_path_factory.mktemp("history"), 0.9, seed, steps=3)
+
+
+@pytest.fixture(scope="module")
+def grown_run(tmp_path_factory):
+    """A finished run of two shards, one that comes to it, and what the run is then: data, before, after."""
+    folder, rng = tmp_path_factory.mktemp("grown"), np.random.default_rng(0)
+    chosen = rng.permutation(len(example_rows()))
+    put(folder / "data", "1", np.sort(chosen[:1200]))
+    put(folder / "data", "3", np.sort(chosen[1200:1600]))
+    run_stages(folder / "data", folder / "before", **SETTINGS)
+    put(folder / "data", "2", np.sort(chosen[1600:2100]))
+    shutil.copytree(folder / "before", folder / "after")
+    run_stages(folder / "data", folder / "after", **SETTINGS)
+    return folder
+
+
+def test_what_was_found_before_is_not_looked_for_again(grown_run):
+    """Nor projected, nor assigned."""
+    counts = {name: json.loads((grown_run / "after" / name / "manifest.json").read_text())["results"] for name in NAMES}
+    assert counts[NAMES[0]]["basis_rows"] == 1600
+    assert counts[NAMES[1]]["since"]["rows"] == 500
+    assert counts[NAMES[2]]["n_clusters"] == 12
+    assert counts[NAMES[3]]["audit"]["against"] == "the 500 that came"
+    assert counts[NAMES[3]]["compared"] < 500 * 2100
+    for then, now in (("00000", "00000"), ("00001", "00002")):
+        paths = [
+            grown_run / work / NAMES[1] / f"reduced_{name}.npy" for work, name in (("before", then), ("after", now))
+        ]
+        assert paths[0].read_bytes() == paths[1].read_bytes()
+    changes = counts[NAMES[4]]["changes"]
+    assert changes["new_rows"] == 500
+    assert changes["gone_rows"] == 0
+    assert changes["grown"] > 5
+    assert changes["new"] > 5
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_whatever_fails_on_the_way(grown_run, tmp_path, seed):
+    """The next start goes on, and ends with the same bytes."""
+    rng, work = np.random.default_rng(seed), tmp_path / "work"
+    shutil.copytree(grown_run / "before", work)
+    for script in SCRIPTS:
+        number = int(rng.integers(5, 80))
+        with contextlib.suppress(OSError, NeardupError), failing(work, number, errno.EIO):
+            run_stages(grown_run / "data", work, [script], **SETTINGS)
+        run_stages(grown_run / "data", work, [script], **SETTINGS)
+    assert tree_bytes(work) == tree_bytes(grown_run / "after")
+
+
+def kept_and_dropped(work):
+    return [{*(work / NAMES[4] / name).read_text().split("\n")} - {""} for name in ("keep.txt", "drop.txt")]
+
+
+@pytest.mark.parametrize("grouping", ["connected", "star", "split"])
+def test_earlier_decisions_are_kept(tmp_path, grouping):
+    """What was kept stays, what is dropped is near what is kept, and joined with no other such row."""
+    data, work, rng = tmp_path / "data", tmp_path / "work", np.random.default_rng(1)
+    chosen = rng.permutation(len(example_rows()))
+    options = SETTINGS | {"keep_previous": True, "grouping": grouping, "threshold": 0.85}
+    dropped_without = 0
+    for step, (low, high) in enumerate(((0, 700), (700, 1300), (1300, 2600))):
+        before = kept_and_dropped(work)[0] if step else set()
+        put(data, str(9 - step), chosen[low:high])
+        run_stages(data, work, **options)
+        kept, dropped = kept_and_dropped(work)
+        assert not before & dropped
+        assert len(kept) + len(dropped) == high
+        for members in pq.read_table(work / NAMES[4] / "groups.parquet").to_pylist():
+            assert (members["id"] in kept) == (members["why"] == "kept")
+            assert grouping != "star" or members["similarity"] >= 0.85
+        if step:
+            run_stages(data, tmp_path / str(step), **options | {"keep_previous": False})
+            dropped_without += len(before & kept_and_dropped(tmp_path / str(step))[1])
+    ids = read_ids(work)
+    near = {frozenset((ids[a], ids[b])) for a, b in pair_set(work)}
+    joined = {row for pair in near for row in pair if pair & kept}
+    assert grouping != "star" or dropped <= joined
+    assert dropped_without > 20
+
+
+def test_where_shards_went():
+    growth = grown([("a", 2), ("b", 3), ("c", 1)], [("new", 4), ("a", 2), ("c", 1)])
+    assert growth.of.tolist() == [1, -1, 2]
+    assert growth.renumbered(range(6)).tolist() == [4, 5, -1, -1, -1, 6]
+    assert growth.each_is_fresh().tolist() == [True] * 4 + [False] * 3
+    assert growth.is_fresh(range(7)).tolist() == [True] * 4 + [False] * 3
+    assert growth.removes
+    assert growth.moves
+    assert grown([("a", 1)], [("b", 1)]) is None
