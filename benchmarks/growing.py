@@ -27,6 +27,7 @@ import sys
 from pathlib import Path
 import faiss, h5py, pyarrow
 from neardup.query import main
+pyarrow.array(["libraries", "are", "no", "data"]).take(pyarrow.array([0]))
 def read_bytes():
     lines = Path("/proc/self/io").read_text().splitlines()
     return int([line for line in lines if line.startswith("read_bytes")][0].split()[1])
@@ -42,7 +43,7 @@ def total(stages):
 
 
 def query(data, work, vectors):
-    """Figures of a query, with the bytes that it read from the disk, and what it printed."""
+    """Figures of a query, with the bytes that it read from the disk."""
     emptied = _DROP_CACHES.exists() and os.access(_DROP_CACHES, os.W_OK)
     if emptied:
         os.sync()
@@ -56,7 +57,7 @@ def query(data, work, vectors):
         "wall_s": round(seconds, 3),
         "cache_emptied": emptied,
         "read_bytes": int(done.stderr.split()[-1]),
-    }, done.stdout
+    }
 
 
 def main():
@@ -80,12 +81,12 @@ def main():
     found["whole"] = measure.pipeline(data, work, **_SETTINGS)
     vectors = given.folder / "vectors.npy"
     np.save(vectors, np.load(second / last.name, mmap_mode="r")[:10])
-    found["query"] = [query(data, work, vectors)[0] for _ in range(3)]
     against = {"against_dir": second, "against_work_dir": given.folder / "against" / "second"}
     found["against"] = measure.pipeline(data, given.folder / "against" / "work", **against, **_SETTINGS)
     for path in second.iterdir():
         path.rename(data / path.name)
     found["grown"] = measure.pipeline(data, work, **_SETTINGS)
+    found["query"] = [query(data, work, vectors) for _ in range(3)]
     found["share"] = round(total(found["grown"]) / total(found["whole"]), 3)
     reading = found["floor"]["read"] + found["floor"]["project"]
     found["against_times_reading_and_projecting"] = round(total(found["against"]) / reading, 2)

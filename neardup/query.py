@@ -9,7 +9,7 @@ read, sketches of those that these let through, and vectors of those that the sk
 
 import argparse
 import json
-from functools import partial
+from functools import cached_property, partial
 
 import h5py
 import numpy as np
@@ -87,10 +87,14 @@ class FinishedRun:
         near = near[np.argsort(-similarity[near], kind="stable")]
         return rows[near], similarity[near]
 
+    @cached_property
+    def _groups(self):
+        groups = read_groups(here(self.stages["045_merge"].folder / "merged_clusters.h5"))
+        return groups, np.argsort(groups.rows)
+
     def groups_of(self, rows):
         """The names of the groups of some rows, None of single ones."""
-        groups = read_groups(self.stages["045_merge"].path("merged_clusters.h5"))
-        order = np.argsort(groups.rows)
+        groups, order = self._groups
         places = np.searchsorted(groups.rows[order], rows)
         known = (places < len(order)) & (groups.rows[order[np.minimum(places, len(order) - 1)]] == rows)
         numbers = np.searchsorted(groups.bounds, order[np.minimum(places, len(order) - 1)], side="right") - 1
