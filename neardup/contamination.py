@@ -45,10 +45,10 @@ def run(config):
         pairs = partial(read_pairs, search.path("neighbors.h5"), len(ids))
         rejected, repeated = (read_npy(variance.path(f"{name}_rows.npy")) for name in ("rejected", "repeated"))
         thresholds = steps(lowest, config.threshold)
+        nearest = find_matches(pairs(), n_before, len(ids) - n_before).similarity
         table = [
-            {"threshold": t, "pairs": count, "contaminated": int(np.count_nonzero(near.count))}
-            for t, count in zip(thresholds, pair_counts(pairs(), thresholds).tolist(), strict=True)
-            for near in [find_matches(pairs(t), n_before, len(ids) - n_before)]
+            {"threshold": threshold, "pairs": count, "contaminated": int(np.count_nonzero(nearest >= threshold))}
+            for threshold, count in zip(thresholds, pair_counts(pairs(), thresholds).tolist(), strict=True)
         ]
         matches = find_matches(pairs(config.threshold), n_before, len(ids) - n_before)
         write_contaminated(stage.path("contaminated.parquet"), matches, n_before, ids)
