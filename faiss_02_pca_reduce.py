@@ -172,9 +172,9 @@ def report(stage):
     since = found["since"]
     if since["rows"]:
         share = since["kept"] / (since["squares"] or 1)
-        print(f"of the {since['rows']:,} rows that came since, they keep {share:.2%} of the variance", end="")
+        print(f"of the {since['rows']:,} rows that came to those, they keep {share:.2%} of the variance", end="")
         print(f", of those they were made of {found['variance_kept']:.2%}")
-        if share < found["variance_kept"] - _MUCH_LESS:
+        if share < found["variance_kept"] - _MUCH_LESS and "against" not in stage.key["settings"]:
             print("they don't fit any more: remove the folder 01_pca_variance of work_dir, and run all scripts again")
     print(f"-> {stage.shown} (reduced_*.npy, and pca.pkl: a scikit-learn PCA of unit rows)")
 
