@@ -18,7 +18,7 @@ _STEPS = 30_000  # of a visit's margin, from 0 to the reach
 _ROW_BITS, _STEP_BITS = 32, 16  # of a packed visit; the cluster it goes to has the rest
 _GATHERED_ROWS = 8192  # reduced vectors that are copied together
 _GATHERING = Lock()  # one thread at a time writes those of a cluster
-_CLUSTER_SHIFT = np.uint64(_ROW_BITS + _STEP_BITS)
+CLUSTER_SHIFT = np.uint64(_ROW_BITS + _STEP_BITS)
 _ROW_MASK, _STEP_MASK = np.uint64(2**_ROW_BITS - 1), np.uint64(2**_STEP_BITS - 1)
 
 
@@ -124,7 +124,7 @@ def list_visits(sketches, own, borders, radius, numbers=None):
     steps = np.floor(margins * (_STEPS / radius) - 1e-3) + _STEPS  # rounded down
     packed = np.clip(steps, 0, int(_STEP_MASK)).astype(np.uint64) << np.uint64(_ROW_BITS)
     cluster = cluster if numbers is None else numbers[cluster]
-    return packed | row.astype(np.uint64) | (cluster.astype(np.uint64) << _CLUSTER_SHIFT)
+    return packed | row.astype(np.uint64) | (cluster.astype(np.uint64) << CLUSTER_SHIFT)
 
 
 def flatten_visits(packed, n_clusters, radius):
@@ -132,7 +132,7 @@ def flatten_visits(packed, n_clusters, radius):
 
     Margins are float32 bits, rounded down; -inf is unbounded.
     """
-    bounds = np.arange(n_clusters + 1, dtype=np.uint64) << _CLUSTER_SHIFT
+    bounds = np.arange(n_clusters + 1, dtype=np.uint64) << CLUSTER_SHIFT
     steps = ((packed >> np.uint64(_ROW_BITS)) & _STEP_MASK).astype(np.int64)
     margins = np.where(steps == 0, -np.inf, (steps - _STEPS - 0.01) * (radius / _STEPS)).astype(np.float32)
     return np.concatenate(
@@ -159,7 +159,7 @@ def prepare_cluster(stage, clusters, centroids, radius_and_error, block_rows, cl
     for start, stop in block_ranges((0, len(sketches)), block_rows):
         found = list_visits(sketches[start:stop], own, borders, radius, numbers) + np.uint64(start)
         if meets:
-            to = (found >> _CLUSTER_SHIFT).astype(np.int64)
+            to = (found >> CLUSTER_SHIFT).astype(np.int64)
             found = found[np.where(fresh[(found & _ROW_MASK).astype(np.int64)], meets[0][to], meets[1][to])]
         visits.append(found)
     write_npy(stage.volatile("layout", cluster), lay_out(sketches), flush=stage.boot is None)

@@ -14,7 +14,7 @@ from neardup.files import atomic, write_csv
 from neardup.ids import IdTable
 from neardup.mirror import here
 from neardup.npy import read_npy
-from neardup.outputs import id_lines, write_examples
+from neardup.outputs import write_examples, write_id_lists
 from neardup.pairs import read_pairs
 from neardup.preview import Preview
 from neardup.report import write_report_against
@@ -56,7 +56,8 @@ def run(config):
         write_examples(stage.path("examples.csv"), pairs(), thresholds, ids, preview)
         left_out = np.isin(np.arange(n_before, len(ids)), rejected)
         drop = with_namesakes(matches.count > 0, repeated[repeated >= n_before], n_before, ids)
-        write_two_lists(stage.folder, drop, left_out, n_before, ids)
+        keep = ~drop & ~left_out
+        write_id_lists(stage.folder, keep, drop, ids, n_before)
         matched = np.zeros(n_before, dtype=bool)
         for block in pairs(config.threshold):
             matched[block["row_a"]] = True
@@ -64,7 +65,7 @@ def run(config):
             "threshold": config.threshold,
             "rows": len(drop),
             "contaminated": int(np.count_nonzero(matches.count)),
-            "kept": int(np.count_nonzero(~drop & ~left_out)),
+            "kept": int(np.count_nonzero(keep)),
             "dropped": int(np.count_nonzero(drop)),
             "rejected": int(np.count_nonzero(left_out)),
             "reference_rows": n_before,
@@ -73,7 +74,7 @@ def run(config):
         }
         if config.export:
             own = [replace(shard, start=shard.start - n_before) for shard in shards[stage.run.n_before :]]
-            found["not_exported"] = write_copy(own, ~drop & ~left_out, stage.path("export"), config.n_workers)
+            found["not_exported"] = write_copy(own, keep, stage.path("export"), config.n_workers)
         stage.note_times()
         write_report_against(earlier | {stage.name: stage}, found, config, preview)
         stage = stage.finish(found)
@@ -147,12 +148,3 @@ def with_namesakes(drop, repeated, n_before, ids):
     dropped = {name for name, is_dropped in zip(names, drop[rows], strict=True) if is_dropped}
     drop[rows] = [name in dropped for name in names]
     return drop
-
-
-def write_two_lists(folder, drop, left_out, n_before, ids):
-    """keep.txt and drop.txt: every row that isn't left out is in one of them. drop, left_out: (n,) bool."""
-    for name, chosen in (("keep.txt", ~drop & ~left_out), ("drop.txt", drop)):
-        with atomic(folder / name) as temporary, temporary.open("w", encoding="utf-8", newline="\n") as file:
-            for start in range(0, len(drop), _BLOCK_ROWS):
-                rows = n_before + start + np.nonzero(chosen[start : start + _BLOCK_ROWS])[0]
-                file.write(id_lines(ids.take(rows)))

@@ -164,12 +164,17 @@ def write_lists(folder, groups, rejected, repeated, ids):
     counts = int(keep.sum()), int(drop.sum())
     spared = set(ids.take(repeated[keep[repeated]]))
     drop[[row for row, name in zip(repeated, ids.take(repeated), strict=True) if name in spared]] = False
+    write_id_lists(folder, keep, drop, ids)
+    return counts
+
+
+def write_id_lists(folder, keep, drop, ids, first=0):
+    """keep.txt and drop.txt of the rows from the first on. keep, drop: (n,) bool. Memory: the ids of a block."""
     for name, chosen in (("keep.txt", keep), ("drop.txt", drop)):
         with atomic(folder / name) as temporary, temporary.open("w", encoding="utf-8", newline="\n") as file:
-            for start in range(0, len(ids), _BLOCK_ROWS):
-                rows = start + np.nonzero(chosen[start : start + _BLOCK_ROWS])[0]
+            for start in range(0, len(chosen), _BLOCK_ROWS):
+                rows = first + start + np.nonzero(chosen[start : start + _BLOCK_ROWS])[0]
                 file.write(id_lines(ids.take(rows)))
-    return counts
 
 
 def id_lines(names):

@@ -20,7 +20,7 @@ from config import Config
 from neardup import NeardupError, geometry
 from neardup.artifacts import open_finished
 from neardup.candidates import within
-from neardup.clusters import list_visits
+from neardup.clusters import CLUSTER_SHIFT, list_visits
 from neardup.embeddings import open_shards
 from neardup.files import damaged
 from neardup.ids import IdTable
@@ -30,7 +30,6 @@ from neardup.outputs import read_groups
 from neardup.script import report_errors
 from neardup.shuffle import cluster_name
 
-_CLUSTER_SHIFT = np.uint64(48)  # of a packed visit
 some_of = partial(map_array, here_and_there=True)
 
 
@@ -108,7 +107,7 @@ def visitors(sketches, centroids, radius, error):
     for query, sketch in enumerate(sketches):
         own = int(np.argmin(np.linalg.norm(exact - sketch, axis=1)))
         packed = list_visits(sketch[None], own, geometry.borders(own, centroids, error), radius)
-        for cluster in [own, *(packed >> _CLUSTER_SHIFT).tolist()]:
+        for cluster in [own, *(packed >> CLUSTER_SHIFT).tolist()]:
             found.setdefault(cluster, []).append(query)
     return found
 
