@@ -55,7 +55,8 @@ def run(config):
         write_csv(stage.path("thresholds.csv"), [list(table[0]), *(list(line.values()) for line in table)])
         write_examples(stage.path("examples.csv"), pairs(), thresholds, ids, preview)
         left_out = np.isin(np.arange(n_before, len(ids)), rejected)
-        drop = with_namesakes(matches.count > 0, repeated[repeated >= n_before], n_before, ids)
+        named = np.setdiff1d(repeated[repeated >= n_before], rejected)  # those left out are in neither list
+        drop = with_namesakes(matches.count > 0, named, n_before, ids)
         keep = ~drop & ~left_out
         write_id_lists(stage.folder, keep, drop, ids, n_before)
         matched = np.zeros(n_before, dtype=bool)

@@ -195,3 +195,18 @@ def test_settings_that_are_about_groups(tmp_path, option):
     done = command(SCRIPTS[0], "--data-dir", tmp_path, "--against-dir", tmp_path, option)
     assert done.returncode == 2
     assert "is about groups, and a set against another has none: set against_dir to None" in done.stderr
+
+
+def test_rows_that_share_an_id_and_rejected_ones_add_up(tmp_path):
+    """Each row is kept, dropped or rejected, once; who shares its id with a dropped row is dropped."""
+    rows = example_rows()[:6].astype(np.float32)
+    rows[3] = 0
+    lay_out(tmp_path / "a", rows, ids=["x", "x", "y", "x", "z", "z"])
+    lay_out(tmp_path / "b", rows[:1])
+    settings = {"threshold": 0.99, "bad_rows": "skip", "duplicate_ids": "allow"}
+    run_against(tmp_path / "a", tmp_path / "work", tmp_path / "b", **settings)
+    merge = tmp_path / "work" / NAMES[4]
+    found = json.loads((merge / "manifest.json").read_text())["results"]
+    assert [found[name] for name in ("kept", "dropped", "rejected", "rows")] == [3, 2, 1, 6]
+    assert (merge / "keep.txt").read_text().split() == ["y", "z", "z"]
+    assert (merge / "drop.txt").read_text().split() == ["x", "x"]
