@@ -73,6 +73,11 @@ class Config(BaseSettings):
     target_variance: float = Field(
         0.95, gt=0, le=1, description="share of the variance that the reduced vectors keep, above 0 to 1"
     )
+    basis_rows: int = Field(
+        131_072,
+        ge=1,
+        description="rows, chosen at random, that the components are made of; all where there are fewer; speed only",
+    )
     bad_rows: Literal["error", "skip"] = Field(
         "error", description="rows with NaN, infinity or only zeros: stop, or list in rejected.csv and go on"
     )

@@ -1,7 +1,7 @@
 """Stage 1 of 5: check every row and id, and count the PCA components that keep `target_variance`.
 
-One pass over the shards: Dask sums the rows and their products (Gram matrix) a block at a time. Of shards that came to
-a finished run the rows are checked; the components stay.
+One pass over the shards: every row is checked, and of `basis_rows` of them Dask sums the values and their products
+(Gram matrix) a block at a time. Of shards that came to a finished run the rows are checked; the components stay.
 """
 
 from functools import partial, reduce
@@ -10,13 +10,13 @@ from itertools import pairwise
 import numpy as np
 
 from neardup import NeardupError, engine, geometry, plots
-from neardup.artifacts import begin
 from neardup.checksums import Digest
 from neardup.embeddings import block_ranges, open_shards, piece_groups, shard_starts, total_rows
 from neardup.files import atomic, read_csv, read_json, write_csv, write_json, write_npy, write_npz
 from neardup.freshness import content
 from neardup.ids import IdTable, repeated_rows, sources, write_table
 from neardup.npy import read_npy
+from neardup.runs import begin
 from neardup.script import main, tell
 
 _BLOCK_ROWS = 8192  # rows of a block at most: a d x d float64 sum a block costs little beside its product
@@ -34,11 +34,11 @@ def run(config):
         keep_repeated(stage, shards, repeated, config.duplicate_ids)
         rejected = sorted(rejected_before(stage) + [tuple(r) for part in found for r in part["rejected"]])
         keep_rejected(stage, shards, rejected, config.bad_rows)
-        count = total_rows(shards) - len(rejected)
         if stage.growth:
             components = keep_components(stage)
         else:
             moments = sum_up(stage.part("moments", number) for number in range(len(found)))
+            count = sum(part["counted"] for part in found)
             components = find_components(stage, moments, count, config.target_variance)
         stage = stage.finish(
             {
@@ -61,7 +61,7 @@ def disk_needed(shards):
 
 
 def read_all(stage, shards, config):
-    """Gather all ids into ids.arrow, and sum up the rows, a file a task; what an interrupted run finished stays.
+    """Gather all ids into ids.arrow, check the rows and sum up some of them; what an interrupted run finished stays.
 
     Of a run that grows just the new rows, which are checked and not summed up.
     Returns the rows whose id another row has too, (r,) int64, and what each task found: digests of its pieces, and
@@ -73,7 +73,8 @@ def read_all(stage, shards, config):
     engine.preload("matplotlib.figure")
     block_rows = engine.block_rows(stage.memory, config.n_workers, 12 * rows.dim, _BLOCK_ROWS)
     groups = piece_groups(rows, stage.growth and stage.growth.fresh)
-    task = partial(read_pieces, stage, rows, read_npy(path), block_rows)
+    chosen = sample_of(len(rows), 0 if stage.growth else config.basis_rows)
+    task = partial(read_pieces, stage, rows, (read_npy(path), chosen), block_rows)
     tasks = engine.tasks(task, enumerate(groups), config.n_workers, "01 moments")
     [repeated] = engine.tasks(gather_ids, [(stage, shards)], config.n_workers, "01 ids")
     repeated, *found = engine.compute([repeated, *tasks], config.n_workers, "01 moments")
@@ -83,6 +84,17 @@ def read_all(stage, shards, config):
 def sum_up(paths):
     """Arrays from files, added up in their order."""
     return reduce(np.add, map(read_npy, paths))
+
+
+def sample_of(n_rows, count):
+    """Row numbers, (min(n_rows, count),) int64, ascending: a random one of each of so many equal parts of all rows.
+
+    The same each time. Equal steps could keep to one kind of rows where kinds follow each other in turn.
+    """
+    if n_rows <= count:
+        return np.arange(n_rows)
+    places = np.arange(count) + np.random.default_rng(0).random(count)
+    return (places * (n_rows / max(count, 1))).astype(np.int64)
 
 
 def common_origin(rows):
@@ -104,46 +116,49 @@ def gather_ids(stage, shards):
     return read_npy(path)
 
 
-def read_pieces(stage, rows, origin, block_rows, number, some):
-    """Write the `block_moments` of all blocks of some pieces, added up in float64. Returns what was found otherwise."""
+def read_pieces(stage, rows, basis, block_rows, number, some):
+    """Check all rows of some pieces, and write the `block_moments` of those that count, added up in float64.
+
+    basis: what is taken off rows (d,), and which rows count, ascending. Returns what was found otherwise.
+    """
     path = stage.part("found", number, suffix=".json")
     if path.exists():
         return read_json(path)
+    (origin, chosen), counted = basis, 0
     total, rejected, digests = np.zeros((rows.dim + 1, rows.dim)), [], []
     for piece in some:
         digest = Digest()
         for low, high in block_ranges(piece[1:], block_rows):
             stored = rows.read(low, high)
             digest.update(stored)
-            if stage.growth:
-                bad = without_direction(stored)
-            else:
-                sums, products, bad = block_moments(stored, origin)
+            checked = geometry.scaled_rows32(stored)
+            rejected += [(low + i, reason) for i, reason in reasons(stored, checked[2])]
+            here = chosen[slice(*np.searchsorted(chosen, (low, high)))] - low
+            if len(here):
+                sums, products, n_good = block_moments(*checked, here, origin)
                 total[0] += sums
                 total[1:] += products
-            rejected += [(low + i, reason) for i, reason in bad]
+                counted += n_good
         digests.append(digest.hexdigest())
     if not stage.growth:
         write_npy(stage.part("moments", number), total)
-    write_json(path, {"rejected": rejected, "digests": digests})
+    write_json(path, {"rejected": rejected, "digests": digests, "counted": counted})
     return read_json(path)
 
 
-def block_moments(stored, origin):
-    """Sums over the unit rows of a block less the origin, and which of them have no direction and count for nothing.
+def block_moments(values, scales, bad, chosen, origin):
+    """Sums over some rows of a block, of unit length, less the origin; those that have no direction count for nothing.
 
-    stored: (n, d). Returns the sum of the rows (d,) float64, their Gram matrix (d, d) float32, a list of (row, reason).
+    values, scales, bad: of `geometry.scaled_rows32`; chosen: (c,) places of rows, ascending. Returns the sum of the
+    rows (d,) float64, their Gram matrix (d, d) float32, and how many they are.
     """
-    values, scales, bad = geometry.scaled_rows32(stored)
-    centred = np.multiply(values, scales[:, None], out=engine.scratch(values.shape))
+    centred = engine.scratch((len(chosen), values.shape[1]))
+    if len(chosen) < len(values):
+        values, scales, bad = values[chosen], scales[chosen], bad[chosen]
+    np.multiply(values, scales[:, None], out=centred)
     centred -= origin
     centred[bad] = 0
-    return centred.sum(axis=0, dtype=np.float64), centred.T @ centred, reasons(stored, bad)
-
-
-def without_direction(stored):
-    """A list of (row, reason) of those rows of a block that count for nothing. stored: (n, d)."""
-    return reasons(stored, geometry.scaled_rows32(stored)[2])
+    return centred.sum(axis=0, dtype=np.float64), centred.T @ centred, int(np.count_nonzero(~bad))
 
 
 def reasons(stored, bad):
@@ -228,8 +243,8 @@ def find_components(stage, moments, count, target_variance):
 
 
 def mean_and_covariance(origin, sums, count):
-    """Mean (d,) and covariance (d, d), both float64, from sum and Gram matrix less the origin; of one row 0."""
-    mean = sums[0] / count
+    """Mean (d,) and covariance (d, d), both float64, from sum and Gram matrix less the origin; of one row or none 0."""
+    mean = sums[0] / max(count, 1)
     covariance = (sums[1:] - count * np.outer(mean, mean)) / max(count - 1, 1)
     return origin + mean, (covariance + covariance.T) / 2
 

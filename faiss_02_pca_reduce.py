@@ -1,19 +1,20 @@
 """Stage 2 of 5: project every row onto the principal components, and onto the sketch that is searched.
 
 The basis comes from stage 1's moments, so the input is read once more, not twice. Of shards that came to a finished run
-the rows are projected onto the basis that is there.
+the rows are projected onto the basis that is there; of two sets, onto the sketch only.
 """
 
 import pickle
+from contextlib import nullcontext
 from functools import partial
 
 import numpy as np
 
 from neardup import engine, geometry
-from neardup.artifacts import begin
 from neardup.embeddings import block_ranges, open_shards, pieces, shard_starts, total_rows
 from neardup.files import atomic, damaged, npy_rows, read_json, write_npy, write_npz
 from neardup.npy import read_npy
+from neardup.runs import begin
 from neardup.script import main, tell
 
 _MUCH_LESS = 0.02  # of the variance: new rows then take more candidates
@@ -115,11 +116,13 @@ def project_all(stage, shards, model, config):
     bytes_per_row = 8 * dim + 12 * n_components
     block_rows = engine.block_rows(stage.memory, config.n_workers, bytes_per_row, _BLOCK_ROWS)
     sketch_dims = min(config.sketch_dims, n_components)
+    if stage.against:  # whose search projects again the few rows of which it needs more
+        model = model[0], model[1][:sketch_dims]
     task = partial(project_piece, stage, open_shards(shards), geometry.projection(*model), sketch_dims)
     if stage.growth:
         some, kept = stage.growth.pieces()
         for piece, then in kept:
-            for kind in ("reduced", "sketch"):
+            for kind in ("sketch",) if stage.against else ("reduced", "sketch"):
                 stage.take_over(f"{kind}_{piece.name}.npy", f"{kind}_{then}.npy")
     else:
         some = pieces(shard_starts(shards))
@@ -133,9 +136,10 @@ def project_piece(stage, rows, projection, sketch_dims, block_rows, piece):
     done, n_rows = stage.path(f"sketch_{piece.name}.npy"), piece.stop - piece.start
     if done.exists():
         return
+    reduced_too = npy_rows(stage.path(f"reduced_{piece.name}.npy"), (n_rows, len(projection[1])))
     with (
         npy_rows(done, (n_rows, sketch_dims + 1)) as write_sketches,
-        npy_rows(stage.path(f"reduced_{piece.name}.npy"), (n_rows, len(projection[1]))) as write_reduced,
+        nullcontext(lambda _: None) if stage.against else reduced_too as write_reduced,
     ):
         squares = np.zeros(2)
         for start, stop in block_ranges(piece[1:], block_rows):
@@ -152,7 +156,7 @@ def project_piece(stage, rows, projection, sketch_dims, block_rows, piece):
 def since_basis(stage):
     """How well the basis fits the rows that came after it was made: their number, and their sums of squares about its
     mean, of the reduced vectors and in all."""
-    if not stage.growth:
+    if not stage.growth or stage.against:
         return {"rows": 0, "kept": 0.0, "squares": 0.0}
     found = dict(stage.previous.results["since"])
     for piece in stage.growth.pieces()[0]:
@@ -174,9 +178,10 @@ def report(stage):
         share = since["kept"] / (since["squares"] or 1)
         print(f"of the {since['rows']:,} rows that came to those, they keep {share:.2%} of the variance", end="")
         print(f", of those they were made of {found['variance_kept']:.2%}")
-        if share < found["variance_kept"] - _MUCH_LESS and "against" not in stage.key["settings"]:
+        if share < found["variance_kept"] - _MUCH_LESS:
             print("they don't fit any more: remove the folder 01_pca_variance of work_dir, and run all scripts again")
-    print(f"-> {stage.shown} (reduced_*.npy, and pca.pkl: a scikit-learn PCA of unit rows)")
+    what = "sketch_*.npy" if "against" in stage.key["settings"] else "reduced_*.npy"
+    print(f"-> {stage.shown} ({what}, and pca.pkl: a scikit-learn PCA of unit rows)")
 
 
 if __name__ == "__main__":

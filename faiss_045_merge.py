@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from neardup import contamination, engine, plots
-from neardup.artifacts import REPORT, begin
+from neardup.artifacts import REPORT
 from neardup.chains import explain_chains, split_chains
 from neardup.changes import Decisions, apart
 from neardup.embeddings import open_shards
@@ -22,6 +22,7 @@ from neardup.pairs import read_pairs
 from neardup.preview import Preview
 from neardup.report import write_report
 from neardup.representatives import Representatives, preference
+from neardup.runs import begin
 from neardup.script import main, tell
 from neardup.stars import stars
 from neardup.thresholds import groups_at, histogram, pair_counts, spanning_forest, steps, threshold_for

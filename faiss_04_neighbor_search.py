@@ -10,17 +10,16 @@ from functools import partial
 import numpy as np
 
 from neardup import NeardupError, engine, geometry, pairs
-from neardup.artifacts import begin
 from neardup.audit import audit_pairs
-from neardup.candidates import search
-from neardup.clusters import Clusters, count_visits, open_cluster, open_reduced, prepare_cluster
+from neardup.clusters import Clusters, count_visits, open_cluster, open_projection, open_reduced, prepare_cluster
+from neardup.couples import search_task
 from neardup.embeddings import open_shards, pieces
 from neardup.files import damaged, hdf5, write_json, write_npy
-from neardup.groups import joining
 from neardup.ids import IdTable, store_ids
 from neardup.npy import map_npy, read_header, read_npy
 from neardup.outputs import write_neighbors_pickle
 from neardup.pairs import PAIR, cuts, read_pairs, slices_between
+from neardup.runs import begin
 from neardup.script import main, tell
 from neardup.shares import search_tasks
 
@@ -84,11 +83,9 @@ def find_candidates(stage, rows, labels, earlier, config):
     with_fresh = find_visits(stage, prepare, labels, len(clusters), config)
     joins = partial(are_pairs, rows, verified_at_once(stage, rows, config), config.search_threshold)
     n_components = reduction.results["n_components"]
-    reduced = partial(open_reduced, reduction, tuple(rows.starts.tolist()))
     reaches = [radius + 2 * error, radius + 2 * geometry.projection_error(rows.dim, n_components)]
     reaches = reaches[: 2 if n_components > reduction.results["sketch_dims"] else 1]  # else the sketch holds them all
-    if len(reaches) == 2 and config.scheduler != "threads":  # or each process would verify them all when it needs some
-        reduction.paths([f"reduced_{piece.name}.npy" for piece in pieces(rows.starts)], config.n_workers)
+    reduced = coordinates_opener(reduction, rows, len(reaches) == 2, config)
     budget = stage.memory / 8 / engine.worker_count(config.n_workers)
     opened = partial(open_cluster, stage, clusters, reduced)
     task = partial(search_task, stage, opened, reaches, budget, joins if config.pairs == "joining" else None)
@@ -97,6 +94,15 @@ def find_candidates(stage, rows, labels, earlier, config):
     done += engine.run(task, across, config.n_workers, "04 search across borders")
     names = [(*t[:2], part) for t, (n_parts, _) in zip(inside + across, done, strict=True) for part in range(n_parts)]
     return [stage.part(*n) for n in names], sum(compared for _, compared in done)
+
+
+def coordinates_opener(reduction, rows, needed, config):
+    """A function that opens all PCA coordinates of all rows: stage 2's; of two sets they are made of the rows again."""
+    if config.against_dir is not None:
+        return partial(open_projection, reduction, rows)
+    if needed and config.scheduler != "threads":  # or each process would verify them all when it needs some
+        reduction.paths([f"reduced_{piece.name}.npy" for piece in pieces(rows.starts)], config.n_workers)
+    return partial(open_reduced, reduction, tuple(rows.starts.tolist()))
 
 
 def find_visits(stage, prepare, labels, n_clusters, config):
@@ -121,101 +127,6 @@ def find_visits(stage, prepare, labels, n_clusters, config):
     tasks = [(c, np.unique([c, *np.array(some, dtype=int)[come[:, c]]])) for c in others]
     engine.run(prepare, tasks, config.n_workers, "04 visits")
     return with_fresh & meets_fresh
-
-
-def search_task(stage, opened, reaches, most_bytes, joins, kind, number, homes, others):
-    """Write the candidates inside some clusters, or across their borders to others of higher number.
-
-    homes, others: numbers of clusters. Files hold at most so many bytes. Returns the number of files and of distances
-    computed.
-    """
-    done = stage.part(kind, number, "done")
-    if done.exists():
-        return tuple(read_npy(done).tolist())
-    found, held, n_parts, n_compared = [], 0, 0, 0
-
-    def write_part():
-        packed = np.sort(np.concatenate([_NONE, *found]))
-        write_npy(stage.part(kind, number, n_parts), packed)
-
-    for couple in couples_inside(opened, homes) if kind == "inside" else couples_across(opened, homes, others):
-        joined = known_components(stage, *couple) if joins else None
-        for packed, compared in search_two(*couple, reaches, joins, joined):
-            found.append(packed)
-            n_compared, held = n_compared + compared, held + packed.nbytes
-            if held > most_bytes:
-                write_part()
-                found, held, n_parts = [], 0, n_parts + 1
-        if joins and kind == "inside":
-            write_npy(stage.part("joined", couple[0].number), joined)
-    write_part()
-    write_npy(done, np.array([n_parts + 1, n_compared]))
-    return n_parts + 1, n_compared
-
-
-def couples_inside(opened, homes):
-    """Yield each cluster, opened, and None."""
-    for home in homes:
-        yield opened(home), None
-
-
-def couples_across(opened, homes, others):
-    """Yield two clusters, opened, that have a border which rows come near to: one of the homes, a higher other."""
-    held = {home: opened(home) for home in homes}
-    for other in others:
-        near = [home for home in homes if home < other and held[home].has_visits_to(other)]
-        y = opened(other) if near else None
-        for home in near:
-            if y.has_visits_to(home):
-                yield held[home], y
-
-
-def known_components(stage, x, y):
-    """The component of each row of a cluster, of those of two clusters after another, as far as is known. (n,) int64.
-
-    Across borders that is what was joined inside clusters; so the answer doesn't depend on the order of the tasks.
-    """
-    if y is None:
-        return np.arange(len(x))
-    first, second = (read_npy(stage.part("joined", c.number)) for c in (x, y))
-    return np.concatenate([first, len(first) + second])
-
-
-def search_two(x, y, reaches, joins, joined):
-    """Yield the candidates of two clusters, or of x with itself where y is None, packed, and how many distances took.
-
-    Across a border the rows near it on one side meet those on the other, as long as their distances to it add up to
-    no more than the radius. joins: None, or which of some candidates are pairs; then just those that join components.
-    Of a run that grows all meet the new ones.
-    """
-    alone, offset = y is None, len(x)
-    if x.fresh is not None:
-        tiles = meet_fresh(x, y, reaches)
-        y = x if alone else y
-    elif alone:
-        y, tiles, offset = x, search(x, None, reaches, joined=joins and (joined, joined)), 0
-    else:
-        places, margins = zip(x.visits_to(y.number), y.visits_to(x.number), strict=True)
-        tiles = search(x, y, reaches, places, margins, joins and (joined[:offset], joined[offset:]))
-    for i, j, compared in tiles:
-        if joins and len(i):
-            rows = x.rows if alone else np.concatenate([x.rows, y.rows])
-            i, j = joining(i, j + offset, joined, lambda i, j, rows=rows: joins(rows[i], rows[j]))
-            j -= offset
-        yield pairs.pack(x.rows[i], y.rows[j]) if len(i) else _NONE, compared
-
-
-def meet_fresh(x, y, reaches):
-    """As `search`, of those two rows of x and y, or of x where y is None, of which one is new."""
-    if y is None:
-        for here, there in x.growth.meet(x.fresh, x.fresh)[:1]:
-            for i, j, compared in search(x, x, reaches, (np.nonzero(here)[0], np.nonzero(there)[0])):
-                once = (i < j) | ~x.fresh[j]
-                yield i[once], j[once], compared
-        return
-    (at_x, margins_x), (at_y, margins_y) = x.visits_to(y.number), y.visits_to(x.number)
-    for here, there in x.growth.meet(x.fresh[at_x], y.fresh[at_y]):
-        yield from search(x, y, reaches, (at_x[here], at_y[there]), (margins_x[here], margins_y[there]))
 
 
 def verify_candidates(stage, candidates, rows, config):

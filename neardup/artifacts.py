@@ -4,30 +4,17 @@ import os
 import resource
 import shutil
 import time
-from functools import lru_cache, partial
+from functools import lru_cache
 from pathlib import Path
 
-import numpy as np
-
 from neardup import NeardupError, copies, engine, mirror
-from neardup.checksums import digest_of_file, digest_of_values
-from neardup.embeddings import shard_starts
-from neardup.files import link, read_json, sync_folder, write_json
-from neardup.freshness import changed_shards, fingerprint, remember, tables_digest, times
-from neardup.growth import Growth, growth_of
-from neardup.manifests import (
-    FORMAT,
-    MANIFEST,
-    differences,
-    read_manifest,
-    searched_lower,
-    some_of,
-    write_manifest,
-)
-from neardup.shards import Reading, blocks, find_shards, joined, wanted
+from neardup.checksums import digest_of_file
+from neardup.files import link, sync_folder, write_json
+from neardup.freshness import changed_shards, fingerprint, remember
+from neardup.manifests import MANIFEST, some_of, write_manifest
 
 STAGES = {  # folder of a stage, in their order: the script that writes it, and the settings that shape it
-    "01_pca_variance": ("faiss_01_pca_variance.py", ("target_variance", "bad_rows", "duplicate_ids")),
+    "01_pca_variance": ("faiss_01_pca_variance.py", ("target_variance", "basis_rows", "bad_rows", "duplicate_ids")),
     "02_pca_reduce": ("faiss_02_pca_reduce.py", ("sketch_dims",)),
     "03_kmeans": ("faiss_03_kmeans.py", ("n_clusters", "random_state")),
     "04_neighbor_search": ("faiss_04_neighbor_search.py", ("search_threshold", "pairs", "audit_rows", "random_state")),
@@ -36,14 +23,12 @@ STAGES = {  # folder of a stage, in their order: the script that writes it, and 
         ("threshold", "target_rows", "grouping", "representative", "keep_previous", "tabulate", "preview", "export"),
     ),
 }
-_CHOOSES = "045_merge"  # which reads metadata, whose change concerns no other stage, and all that can be chosen anew
-N_REFERENCE = 3  # the first stages, which a second set has of its own
 TIMES, REPORT = "times.json", "report.html"  # of a stage, but not the same in each run: what it took, and what shows it
 _ENDINGS = "partial", "old", "removed"  # of hidden folders: being built, being replaced, being removed
 _PARTS = "parts"  # folder of work in progress
-_BEGUN = "begun.json"  # in a folder under construction: the key of what it will be
+BEGUN = "begun.json"  # in a folder under construction: the key of what it will be
 LEADING = [  # of a work folder: what the files of its folders go together with
-    entry for name in STAGES for entry in ((name, (MANIFEST,)), (f".{name}.partial", (_BEGUN, MANIFEST)))
+    entry for name in STAGES for entry in ((name, (MANIFEST,)), (f".{name}.partial", (BEGUN, MANIFEST)))
 ]
 
 
@@ -69,6 +54,11 @@ class Stage:
     @property
     def finished(self):
         return self.results is not None
+
+    @property
+    def against(self):
+        """Whether it is of two sets, of which only pairs between them are of interest."""
+        return bool(self.growth and self.growth.against)
 
     @property
     def shown(self):
@@ -128,7 +118,7 @@ class Stage:
         Raises NeardupError where the input isn't any more what it was when the stage began.
         """
         self._check_input(results)
-        _remove_temporary(self.folder)
+        remove_temporary(self.folder)
         files = {p.relative_to(self.folder).as_posix(): p for p in mirror.files(self.folder) if self._is_result(p)}
         new = [name for name in files if name not in self.files]
         digests = engine.run(_digest_if_there, [(files[n],) for n in new], self.run.config.n_workers, "checksums")
@@ -139,11 +129,11 @@ class Stage:
         content["shards"] = self.run.shards_held()
         write_manifest(self.path(MANIFEST), content)
         final = self.folder.with_name(self.name)
-        _publish(self.folder, final)
+        publish(self.folder, final)
         return Stage(self.name, final, self.key, content)
 
     def _is_result(self, path):
-        return self.path(_PARTS) not in path.parents and path.name not in (_BEGUN, MANIFEST, TIMES, REPORT)
+        return self.path(_PARTS) not in path.parents and path.name not in (BEGUN, MANIFEST, TIMES, REPORT)
 
     def note_times(self):
         """Write what this run took, and at most held in memory, into times.json, and return it."""
@@ -163,7 +153,7 @@ class Stage:
         changed = changed or [s.name for s in run.shards if not copies.is_current(s)]
         changed = changed or run.names(changed_shards(work_dir, run.shards, content, run.config.n_workers))
         if changed:
-            _remove(self.folder, self.folder.with_name(f".{self.name}.removed"))
+            remove(self.folder, self.folder.with_name(f".{self.name}.removed"))
             script = next(iter(STAGES.values()))[0]
             raise NeardupError(f"the input ({some_of(changed)}) changed while it was read: run {script} again")
 
@@ -180,7 +170,7 @@ class Stage:
 
     def drop_parts(self):
         """Remove all work in progress: it led to something that can't be."""
-        _remove(self.path(_PARTS), self.folder.with_name(f".{self.name}.removed"))
+        remove(self.path(_PARTS), self.folder.with_name(f".{self.name}.removed"))
 
 
 def _digest_if_there(path):
@@ -188,203 +178,31 @@ def _digest_if_there(path):
     return digest_of_file(path) if mirror.here(path).is_file() else "missing"
 
 
-class Run:
-    """What a script found when it began: settings, shards, and what identifies the input.
-
-    reference: of a second set, whose `n_before` shards come first, {name: finished `Stage`} of its own.
-    """
-
-    def __init__(self, config, shards, reference=None, n_before=0):
-        self.config, self.shards, self.reference, self.n_before = config, shards, reference, n_before
-        self.fingerprint, self.times, self.content = fingerprint(shards), times(shards), None
-        self.memory = engine.working_memory(config.memory_limit, sum(s.rows for s in shards))
-        self.began = time.perf_counter()
-
-    def names(self, numbers):
-        """Names of some shards."""
-        return [self.shards[number].path.name for number in numbers]
-
-    def shards_held(self):
-        """What each shard holds, in a digest, and its rows."""
-        return [[digest_of_values(both), both[0]["rows"]] for both in zip(self.fingerprint, self.content, strict=True)]
-
-
-def begin(config, name):
-    """Check the stages before this one and open its folder.
-
-    Returns (stage, shards, earlier): the stage is `finished` if it was made from this input with these settings;
-    else its folder holds what an interrupted run of the same left. `earlier` maps names to finished stages.
-    Raises NeardupError if an earlier stage is missing or was made from something else.
-    """
-    _check_folders(config.data_dir, config.work_dir)
-    shards, reference, n_before = _shards_of(config), None, 0
-    if config.against_dir is not None:
-        second = Run(config.reference, _shards_of(config.reference))
-        names = list(STAGES)
-        reference, _ = _earlier(second, names[min(names.index(name) + 1, N_REFERENCE)])
-        shards, n_before = joined(second.shards, shards), len(second.shards)
-    run = Run(config, shards, reference, n_before)
-    earlier, key = _earlier(run, name)
-    return _open(run, name, key), run.shards, earlier
-
-
-def open_finished(config):
-    """All five stages, finished, by name, and the shards. Raises NeardupError as `begin`; writes nothing."""
-    last = list(STAGES)[-1]
-    run = Run(config, _shards_of(config))
-    stages, key = _earlier(run, last)
-    return stages | {last: _finished_stage(run, last, key)}, run.shards
-
-
-def _shards_of(config):
-    """The shards of an input, decoded where they have to be."""
-    shards = find_input(config)
-    copies.make(shards, blocks, config.n_workers)
-    return shards
-
-
-def _earlier(run, name):
-    """The finished stages before one, by name, and the key of that one."""
-    source, earlier = run.fingerprint, {}
-    for stage, (_, settings) in STAGES.items():
-        key = {"stage": stage, "format": FORMAT, "settings": {s: getattr(run.config, s) for s in settings}}
-        key["source"] = source
-        if stage == _CHOOSES:
-            key["settings"]["tables"] = tables_digest(run.config, run.shards)
-        if run.reference:
-            second = run.reference.get(stage)
-            key["settings"]["against"] = second and digest_of_values([second.key, second.files])
-        if stage == name:
-            break
-        earlier[stage] = _finished_stage(run, stage, key)
-        key = earlier[stage].key
-        run.content = run.content or earlier[stage].results["content"]
-        source = digest_of_values([key, run.content, earlier[stage].files])
-    return earlier, key
-
-
-def reading_of(config):
-    """How the settings say to read the input."""
-    return Reading(*(getattr(config, setting) for setting in Reading._fields))
-
-
-def find_input(config):
-    """The shards of the input; what is remote is fetched, as far as needed."""
-    reading = reading_of(config)
-    copy_dir, data_dir = config.work_dir / copies.FOLDER, config.data_dir
-    ours = [*_stage_folders(config.work_dir), copy_dir]
-    if config.against_dir is not None:
-        ours += [*_stage_folders(config.reference.work_dir), config.reference.work_dir / copies.FOLDER]
-    if not isinstance(data_dir, Path):
-        data_dir, ours = copies.fetch(data_dir, copy_dir, partial(wanted, reading, data_dir), config.n_workers), []
-    return find_shards(data_dir, reading, copy_dir / copies.DECODED, ours)
-
-
-def _stage_folders(work_dir):
+def stage_folders(work_dir):
     """Every folder in `work_dir` that a stage may write or remove."""
     return [f for name in STAGES for f in (work_dir / name, *(work_dir / f".{name}.{end}" for end in _ENDINGS))]
 
 
-def _check_folders(data_dir, work_dir):
-    """Raises NeardupError where a stage's folder would replace what isn't a stage's."""
-    for folder in _stage_folders(work_dir):
-        if isinstance(data_dir, Path) and data_dir.resolve().is_relative_to(folder.resolve()):
-            raise NeardupError(f"data_dir {data_dir} lies in {folder}, which a stage replaces: set another work_dir")
-    for folder in (work_dir / name for name in STAGES):
-        if folder.exists() and not ((folder / MANIFEST).exists() or _old(folder).exists()):
-            raise NeardupError(f"{folder} exists but no stage made it: move it away, or set another work_dir")
-
-
-def _finished_stage(run, name, key):
-    """A stage that is finished and has this key. Raises NeardupError that says which script to run."""
-    folder, script = run.config.work_dir / name, STAGES[name][0]
-    _recover(folder)
-    if not (folder / MANIFEST).exists():
-        raise NeardupError(f"{mirror.shown(folder)} is missing: run {script} first")
-    manifest = read_manifest(folder / MANIFEST)
-    key = searched_lower(manifest, key)
-    other = differences(manifest, key) or _changes(run, manifest)
-    if other:
-        raise NeardupError(f"{mirror.shown(folder)} was made {other}: run {script} again, or set it back")
-    return Stage(name, folder, key, manifest)
-
-
-def _changes(run, manifest):
-    """How the input differs from what stage 1 read, in words; empty if it doesn't. Of other stages always empty."""
-    if "content" not in manifest["results"]:
-        return ""
-    recorded, config = manifest["results"]["content"], run.config
-    changed = changed_shards(config.work_dir, run.shards, recorded, config.n_workers, config.verify_input)
-    return f"from other input ({some_of(run.names(changed))} changed)" if changed else ""
-
-
-def _open(run, name, key):
-    """The finished stage if it has this key, else its folder under construction."""
-    final, folder = run.config.work_dir / name, run.config.work_dir / f".{name}.partial"
-    _recover(final)
-    if (folder / MANIFEST).exists() and not differences(read_manifest(folder / MANIFEST), key):
-        _publish(folder, final)  # killed between its last word and its publication
-    if (final / MANIFEST).exists():
-        manifest = read_manifest(final / MANIFEST)
-        if not (differences(manifest, key) or _changes(run, manifest)):
-            _tidy(final)
-            return Stage(name, final, key, manifest)
-    previous = _previous(run, final, key)
-    begun, what = folder / _BEGUN, key if run.content else key | {"times": run.times}
-    if previous and previous[0]:
-        what = what | {"grows": digest_of_values(previous[0].files)}
-    _remove_temporary(folder)
-    if not (begun.exists() and read_json(begun) == what):
-        _remove(folder, folder.with_name(f".{name}.removed"))
-        folder.mkdir(parents=True)
-        write_json(begun, what)
-    return Stage(name, folder, key, run=run, memory=run.memory, previous=previous)
-
-
-def _previous(run, final, key):
-    """The same stage of other shards, finished, and the `Growth` from those; None where nothing of it is of use.
-
-    Of a run against a second set those are that one's, as far as it has such a stage.
-    """
-    if run.reference:
-        starts, n_before = shard_starts(run.shards), run.n_before
-        growth = Growth(starts[: n_before + 1], starts, np.arange(n_before), against=True)
-        return run.reference.get(key["stage"]), growth
-    if not (final / MANIFEST).exists():
-        return None
-    manifest = read_manifest(final / MANIFEST)
-    key = key | {"source": manifest.get("source")}
-    if "against" in manifest.get("settings", {}):  # which holds no pairs within a set
-        return None
-    if key["stage"] == _CHOOSES:
-        key["settings"] = manifest.get("settings")
-    if differences(manifest, searched_lower(manifest, key)):
-        return None
-    growth = growth_of(run, manifest)
-    return growth and (Stage(key["stage"], final, key, manifest), growth)
-
-
-def _publish(folder, final):
+def publish(folder, final):
     """Put a finished folder in the place of an earlier one."""
-    names = [path.relative_to(folder).as_posix() for path in mirror.files(folder) if path.name != _BEGUN]
+    names = [path.relative_to(folder).as_posix() for path in mirror.files(folder) if path.name != BEGUN]
     mirror.publish(folder, final, [name for name in names if not name.startswith(f"{_PARTS}/")], last=MANIFEST)
-    old = _old(final)
-    shutil.rmtree(old, ignore_errors=True)
+    shutil.rmtree(replaced(final), ignore_errors=True)
     if final.exists():
-        os.rename(final, old)
+        os.rename(final, replaced(final))
     os.rename(folder, final)
     sync_folder(final.parent)
-    _tidy(final)
+    tidy(final)
 
 
-def _tidy(final):
+def tidy(final):
     """Remove what a finished stage needs no more."""
-    (final / _BEGUN).unlink(missing_ok=True)
-    for leftover in (final / _PARTS, _old(final), final.with_name(f".{final.name}.removed")):
+    (final / BEGUN).unlink(missing_ok=True)
+    for leftover in (final / _PARTS, replaced(final), final.with_name(f".{final.name}.removed")):
         shutil.rmtree(leftover, ignore_errors=True)
 
 
-def _remove(folder, aside):
+def remove(folder, aside):
     """Remove a folder whose content belongs together: out of the way in one step, for removing may be cut off."""
     mirror.remove(folder)
     shutil.rmtree(aside, ignore_errors=True)
@@ -393,20 +211,21 @@ def _remove(folder, aside):
     shutil.rmtree(aside, ignore_errors=True)
 
 
-def _recover(final):
+def recover(final):
     """Complete a publication that was cut off between its two renames."""
-    if not final.exists() and _old(final).exists():
+    if not final.exists() and replaced(final).exists():
         partial = final.with_name(f".{final.name}.partial")
-        os.rename(partial if (partial / MANIFEST).exists() else _old(final), final)
+        os.rename(partial if (partial / MANIFEST).exists() else replaced(final), final)
 
 
-def _remove_temporary(folder):
+def remove_temporary(folder):
     """Remove the files that an interrupted run was writing."""
     for leftover in folder.rglob(".*.tmp"):
         leftover.unlink(missing_ok=True)
 
 
-def _old(final):
+def replaced(final):
+    """Where an earlier version of a stage is while it is being replaced."""
     return final.with_name(f".{final.name}.old")
 
 

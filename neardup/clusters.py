@@ -17,6 +17,7 @@ from neardup.npy import map_array, map_npy
 _STEPS = 30_000  # of a visit's margin, from 0 to the reach
 _ROW_BITS, _STEP_BITS = 32, 16  # of a packed visit; the cluster it goes to has the rest
 _GATHERED_ROWS = 8192  # reduced vectors that are copied together
+_PROJECTED_ROWS = 1024  # that are projected together
 _GATHERING = Lock()  # one thread at a time writes those of a cluster
 CLUSTER_SHIFT = np.uint64(_ROW_BITS + _STEP_BITS)
 _ROW_MASK, _STEP_MASK = np.uint64(2**_ROW_BITS - 1), np.uint64(2**_STEP_BITS - 1)
@@ -175,6 +176,28 @@ def count_visits(stage, cluster, n_clusters):
 def open_reduced(reduction, starts):
     """The reduced vectors of all rows. starts: a tuple, of the shards; opened once in a process."""
     return open_pieces([reduction.path(f"reduced_{piece.name}.npy") for piece in pieces(starts)], starts)
+
+
+@lru_cache(maxsize=1)
+def open_projection(reduction, rows):
+    """As `open_reduced`, made of the rows as they are asked for. rows: `RowFiles` of all of them."""
+    with np.load(reduction.path("pca.npz"), allow_pickle=False) as file:
+        return Projection(rows, geometry.projection(file["mean_"], file["components_"]))
+
+
+class Projection:
+    """All PCA coordinates of rows. projection: of `geometry.projection`."""
+
+    def __init__(self, rows, projection):
+        self._rows, self._projection, self.dim = rows, projection, len(projection[1])
+
+    def gather(self, rows):
+        """Those of some rows, (r, k) float32. Memory: that, and 1,024 rows, three times."""
+        out = np.empty((len(rows), self.dim), dtype=np.float32)
+        for start, stop in block_ranges((0, len(rows)), _PROJECTED_ROWS):
+            values, scales, _ = geometry.scaled_rows32(self._rows.gather(rows[start:stop]))
+            out[start:stop] = geometry.project(values, scales, *self._projection)[0]
+        return out
 
 
 def open_cluster(stage, clusters, reduced, cluster):

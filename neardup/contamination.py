@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from neardup.artifacts import REPORT, begin
+from neardup.artifacts import REPORT
 from neardup.export import write_copy
 from neardup.files import atomic, write_csv
 from neardup.ids import IdTable
@@ -18,6 +18,7 @@ from neardup.outputs import write_examples, write_id_lists
 from neardup.pairs import read_pairs
 from neardup.preview import Preview
 from neardup.report import write_report_against
+from neardup.runs import begin
 from neardup.script import tell
 from neardup.thresholds import pair_counts, steps
 

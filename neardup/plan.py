@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 
 from neardup import copies, engine, geometry
-from neardup.artifacts import find_input, reading_of
 from neardup.embeddings import open_shards
 from neardup.mirror import folder_for
+from neardup.runs import find_input, reading_of
 from neardup.shards import find_shards, wanted
 
 _SAMPLE, _RUN = 4096, 256  # rows that are read and multiplied; of them that follow each other

@@ -18,7 +18,6 @@ import pyarrow.compute as pc
 
 from config import Config
 from neardup import NeardupError, geometry
-from neardup.artifacts import open_finished
 from neardup.candidates import within
 from neardup.clusters import CLUSTER_SHIFT, list_visits
 from neardup.embeddings import open_shards
@@ -27,6 +26,7 @@ from neardup.ids import IdTable
 from neardup.mirror import here
 from neardup.npy import UNREADABLE, map_array, read_array, read_npy
 from neardup.outputs import read_groups
+from neardup.runs import open_finished
 from neardup.script import report_errors
 from neardup.shuffle import cluster_name
 

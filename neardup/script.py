@@ -15,9 +15,10 @@ from pydantic_settings import CliSettingsSource, SettingsError
 
 from config import SECTIONS, Config
 from neardup import NeardupError, engine, mirror
-from neardup.artifacts import LEADING, N_REFERENCE, STAGES
+from neardup.artifacts import LEADING, STAGES
 from neardup.lock import lock
 from neardup.plan import plan, print_plan
+from neardup.runs import N_REFERENCE
 
 _OF_EACH_SET = [script for script, _ in STAGES.values()][:N_REFERENCE]
 EXIT_ERROR, EXIT_SETTING, EXIT_INTERRUPTED, EXIT_TERMINATED = 1, 2, 130, 143

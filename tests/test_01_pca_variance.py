@@ -10,8 +10,20 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import SCRIPTS, covariance_error, lay_out, load_npz, read_ids, run_stages, unit, value_error
+from conftest import (
+    SCRIPTS,
+    brute_force,
+    covariance_error,
+    lay_out,
+    load_npz,
+    pair_set,
+    read_ids,
+    run_stages,
+    unit,
+    value_error,
+)
 
+from faiss_01_pca_variance import sample_of
 from neardup import NeardupError
 from neardup.freshness import _digest_of_ids
 from neardup.ids import write_table
@@ -227,3 +239,40 @@ def test_rows_of_repeated_ids_are_listed(tmp_path):
     folder = stage_1(tmp_path, normal(6, 4), cuts=[3], ids=ids, duplicate_ids="allow")
     assert np.load(folder / "repeated_rows.npy").tolist() == [0, 1, 2, 4, 5]
     assert read_ids(tmp_path / "work") == ids
+
+
+@pytest.mark.parametrize(("n_rows", "count"), [(10, 10), (10, 11), (10, 9), (1000, 7), (100_003, 131), (5, 1)])
+def test_a_row_of_each_equal_part_counts(n_rows, count):
+    """However kinds of rows follow each other, and the same ones each time."""
+    rows = sample_of(n_rows, count)
+    assert np.array_equal(rows, sample_of(n_rows, count))
+    if n_rows <= count:
+        assert rows.tolist() == list(range(n_rows))
+    else:
+        places = np.arange(count) * n_rows / count
+        assert ((np.floor(places) <= rows) & (rows < places + n_rows / count)).all()
+        assert len(np.unique(rows)) == count
+    assert len({int(row) % 10 for row in sample_of(10_000, 1000)}) == 10
+
+
+def test_moments_of_a_sample_are_those_of_its_rows(tmp_path):
+    """Rows without a direction count for nothing, also where they were chosen; all are listed."""
+    rows = steep(500, 16).astype(np.float32)
+    rows[10:60] = 0
+    folder = stage_1(tmp_path, rows, cuts=[3, 130], basis_rows=90, bad_rows="skip")
+    chosen = np.setdiff1d(sample_of(500, 90), np.arange(10, 60))
+    moments = load_npz(folder / "moments.npz")
+    assert moments["count"] == len(chosen) < 90
+    mean_error = np.abs(unit(rows[chosen])).mean(axis=0) * value_error(16)
+    assert (np.abs(moments["mean"] - unit(rows[chosen]).mean(axis=0)) <= mean_error).all()
+    error = covariance_error(rows[chosen], len(chosen))
+    assert (np.abs(moments["covariance"] - np.cov(unit(rows[chosen]).T)) <= error).all()
+    assert np.load(folder / "rejected_rows.npy").tolist() == list(range(10, 60))
+
+
+def test_no_row_of_the_sample_has_a_direction(tmp_path, capsys):
+    rows, some = np.zeros((500, 4), dtype=np.float32), np.setdiff1d(np.arange(500), sample_of(500, 3))[:100]
+    rows[some] = normal(100, 4)
+    run_stages(lay_out(tmp_path / "data", rows), tmp_path / "work", basis_rows=3, bad_rows="skip", threshold=0.9)
+    assert "1 components keep 100.00% of the variance of the 0 rows they were made of" in capsys.readouterr().out
+    assert pair_set(tmp_path / "work") == {(some[a], some[b]) for a, b in brute_force(rows[some], 0.9)[0]}

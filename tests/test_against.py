@@ -7,12 +7,15 @@ import sys
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from conftest import SCRIPTS, answer, command, found_pairs, lay_out, read_ids, run_scripts, settings_of
+from conftest import SCRIPTS, answer, command, found_pairs, lay_out, load_npz, read_ids, run_scripts, settings_of
 from test_growing import NAMES, SETTINGS, example_rows, put
 
 from config import ROOT
-from neardup import NeardupError
+from neardup import NeardupError, geometry
+from neardup.clusters import Projection
+from neardup.embeddings import open_shards
 from neardup.query import FinishedRun
+from neardup.shards import find_shards
 
 
 def run_against(data, work, reference, **settings):
@@ -81,6 +84,22 @@ def check_outputs(work, similarity, n_second):
     assert drop == [ids[n_second + row] for row in sorted(near)]
     assert keep == [name for row, name in enumerate(ids[n_second:]) if row not in near]
     assert "against" in (merge / "report.html").read_text()
+
+
+def test_coordinates_that_are_not_kept_are_made_again(tmp_path):
+    """Those that stage 2 writes of a single set, of a second one's basis; rounding aside."""
+    for name, low in (("a", 0), ("b", 1000)):
+        put(tmp_path / name, "0", np.arange(low, low + 1000))
+    config = run_against(tmp_path / "a", tmp_path / "work", tmp_path / "b")
+    between, alone = (work / NAMES[1] for work in (tmp_path / "work", config.reference.work_dir))
+    assert not [*between.glob("reduced*")]
+    kept, model = np.load(alone / "reduced_00000.npy"), load_npz(between / "pca.npz")
+    shards = find_shards(tmp_path / "b")
+    projection = Projection(open_shards(shards), geometry.projection(model["mean_"], model["components_"]))
+    made = projection.gather(np.arange(1000)[::-1])
+    error = 2 * geometry.projection_error(shards[0].dim, kept.shape[1])
+    assert made.shape == kept.shape
+    assert (np.linalg.norm(made[::-1] - kept, axis=1) <= error).all()
 
 
 def test_the_second_set_is_made_once(tmp_path):

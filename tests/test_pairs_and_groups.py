@@ -18,10 +18,10 @@ from conftest import EXAMPLE, SCRIPTS, brute_force, components, found_groups, la
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import faiss_04_neighbor_search as stage_4
 from neardup import candidates, geometry, npy, pairs
 from neardup.artifacts import Stage
 from neardup.clusters import open_cluster, prepare_cluster
+from neardup.couples import couples_across, couples_inside, search_two
 from neardup.groups import joining
 
 SEEDS = st.integers(0, 2**32 - 1)
@@ -314,8 +314,8 @@ def all_candidates(stage, clusters, coordinates, centroids, radius_and_error):
     opened = partial(open_cluster, stage, clusters, reduced)
     reaches, found = [radius + 2 * error] * (2 if reduced else 1), []
     numbers = range(len(clusters))
-    for couple in [*stage_4.couples_inside(opened, numbers), *stage_4.couples_across(opened, numbers, numbers)]:
-        for packed, _ in stage_4.search_two(*couple, reaches, None, None):
+    for couple in [*couples_inside(opened, numbers), *couples_across(opened, numbers, numbers)]:
+        for packed, _ in search_two(*couple, reaches, None, None):
             found += zip(*(rows.tolist() for rows in pairs.unpack(packed)), strict=True)
     return found
 

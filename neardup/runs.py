@@ -1,0 +1,202 @@
+"""What a script begins with: its settings, its input, the stages before it, and what is left of earlier runs."""
+
+import time
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from neardup import NeardupError, copies, engine, mirror
+from neardup.artifacts import (
+    BEGUN,
+    STAGES,
+    Stage,
+    publish,
+    recover,
+    remove,
+    remove_temporary,
+    replaced,
+    stage_folders,
+    tidy,
+)
+from neardup.checksums import digest_of_values
+from neardup.embeddings import shard_starts
+from neardup.files import read_json, write_json
+from neardup.freshness import changed_shards, fingerprint, tables_digest, times
+from neardup.growth import Growth, growth_of
+from neardup.manifests import FORMAT, MANIFEST, differences, read_manifest, searched_lower, some_of
+from neardup.shards import Reading, blocks, find_shards, joined, wanted
+
+N_REFERENCE = 3  # the first stages, which a second set has of its own
+_CHOOSES = "045_merge"  # which reads metadata, whose change concerns no other stage, and all that can be chosen anew
+
+
+class Run:
+    """What a script found when it began: settings, shards, and what identifies the input.
+
+    reference: of a second set, whose `n_before` shards come first, {name: finished `Stage`} of its own.
+    """
+
+    def __init__(self, config, shards, reference=None, n_before=0):
+        self.config, self.shards, self.reference, self.n_before = config, shards, reference, n_before
+        self.fingerprint, self.times, self.content = fingerprint(shards), times(shards), None
+        self.memory = engine.working_memory(config.memory_limit, sum(s.rows for s in shards))
+        self.began = time.perf_counter()
+
+    def names(self, numbers):
+        """Names of some shards."""
+        return [self.shards[number].path.name for number in numbers]
+
+    def shards_held(self):
+        """What each shard holds, in a digest, and its rows."""
+        return [[digest_of_values(both), both[0]["rows"]] for both in zip(self.fingerprint, self.content, strict=True)]
+
+
+def begin(config, name):
+    """Check the stages before this one and open its folder.
+
+    Returns (stage, shards, earlier): the stage is `finished` if it was made from this input with these settings;
+    else its folder holds what an interrupted run of the same left. `earlier` maps names to finished stages.
+    Raises NeardupError if an earlier stage is missing or was made from something else.
+    """
+    _check_folders(config.data_dir, config.work_dir)
+    shards, reference, n_before = _shards_of(config), None, 0
+    if config.against_dir is not None:
+        second = Run(config.reference, _shards_of(config.reference))
+        names = list(STAGES)
+        reference, _ = _earlier(second, names[min(names.index(name) + 1, N_REFERENCE)])
+        shards, n_before = joined(second.shards, shards), len(second.shards)
+    run = Run(config, shards, reference, n_before)
+    earlier, key = _earlier(run, name)
+    return _open(run, name, key), run.shards, earlier
+
+
+def open_finished(config):
+    """All five stages, finished, by name, and the shards. Raises NeardupError as `begin`; writes nothing."""
+    last = list(STAGES)[-1]
+    run = Run(config, _shards_of(config))
+    stages, key = _earlier(run, last)
+    return stages | {last: _finished_stage(run, last, key)}, run.shards
+
+
+def _shards_of(config):
+    """The shards of an input, decoded where they have to be."""
+    shards = find_input(config)
+    copies.make(shards, blocks, config.n_workers)
+    return shards
+
+
+def _earlier(run, name):
+    """The finished stages before one, by name, and the key of that one."""
+    source, earlier = run.fingerprint, {}
+    for stage, (_, settings) in STAGES.items():
+        key = {"stage": stage, "format": FORMAT, "settings": {s: getattr(run.config, s) for s in settings}}
+        key["source"] = source
+        if stage == _CHOOSES:
+            key["settings"]["tables"] = tables_digest(run.config, run.shards)
+        if run.reference:
+            second = run.reference.get(stage)
+            key["settings"]["against"] = second and digest_of_values([second.key, second.files])
+        if stage == name:
+            break
+        earlier[stage] = _finished_stage(run, stage, key)
+        key = earlier[stage].key
+        run.content = run.content or earlier[stage].results["content"]
+        source = digest_of_values([key, run.content, earlier[stage].files])
+    return earlier, key
+
+
+def reading_of(config):
+    """How the settings say to read the input."""
+    return Reading(*(getattr(config, setting) for setting in Reading._fields))
+
+
+def find_input(config):
+    """The shards of the input; what is remote is fetched, as far as needed."""
+    reading = reading_of(config)
+    copy_dir, data_dir = config.work_dir / copies.FOLDER, config.data_dir
+    ours = [*stage_folders(config.work_dir), copy_dir]
+    if config.against_dir is not None:
+        ours += [*stage_folders(config.reference.work_dir), config.reference.work_dir / copies.FOLDER]
+    if not isinstance(data_dir, Path):
+        data_dir, ours = copies.fetch(data_dir, copy_dir, partial(wanted, reading, data_dir), config.n_workers), []
+    return find_shards(data_dir, reading, copy_dir / copies.DECODED, ours)
+
+
+def _check_folders(data_dir, work_dir):
+    """Raises NeardupError where a stage's folder would replace what isn't a stage's."""
+    for folder in stage_folders(work_dir):
+        if isinstance(data_dir, Path) and data_dir.resolve().is_relative_to(folder.resolve()):
+            raise NeardupError(f"data_dir {data_dir} lies in {folder}, which a stage replaces: set another work_dir")
+    for folder in (work_dir / name for name in STAGES):
+        if folder.exists() and not ((folder / MANIFEST).exists() or replaced(folder).exists()):
+            raise NeardupError(f"{folder} exists but no stage made it: move it away, or set another work_dir")
+
+
+def _finished_stage(run, name, key):
+    """A stage that is finished and has this key. Raises NeardupError that says which script to run."""
+    folder, script = run.config.work_dir / name, STAGES[name][0]
+    recover(folder)
+    if not (folder / MANIFEST).exists():
+        raise NeardupError(f"{mirror.shown(folder)} is missing: run {script} first")
+    manifest = read_manifest(folder / MANIFEST)
+    key = searched_lower(manifest, key)
+    other = differences(manifest, key) or _changes(run, manifest)
+    if other:
+        raise NeardupError(f"{mirror.shown(folder)} was made {other}: run {script} again, or set it back")
+    return Stage(name, folder, key, manifest)
+
+
+def _changes(run, manifest):
+    """How the input differs from what stage 1 read, in words; empty if it doesn't. Of other stages always empty."""
+    if "content" not in manifest["results"]:
+        return ""
+    recorded, config = manifest["results"]["content"], run.config
+    changed = changed_shards(config.work_dir, run.shards, recorded, config.n_workers, config.verify_input)
+    return f"from other input ({some_of(run.names(changed))} changed)" if changed else ""
+
+
+def _open(run, name, key):
+    """The finished stage if it has this key, else its folder under construction."""
+    final, folder = run.config.work_dir / name, run.config.work_dir / f".{name}.partial"
+    recover(final)
+    if (folder / MANIFEST).exists() and not differences(read_manifest(folder / MANIFEST), key):
+        publish(folder, final)  # killed between its last word and its publication
+    if (final / MANIFEST).exists():
+        manifest = read_manifest(final / MANIFEST)
+        if not (differences(manifest, key) or _changes(run, manifest)):
+            tidy(final)
+            return Stage(name, final, key, manifest)
+    previous = _previous(run, final, key)
+    begun, what = folder / BEGUN, key if run.content else key | {"times": run.times}
+    if previous and previous[0]:
+        what = what | {"grows": digest_of_values(previous[0].files)}
+    remove_temporary(folder)
+    if not (begun.exists() and read_json(begun) == what):
+        remove(folder, folder.with_name(f".{name}.removed"))
+        folder.mkdir(parents=True)
+        write_json(begun, what)
+    return Stage(name, folder, key, run=run, memory=run.memory, previous=previous)
+
+
+def _previous(run, final, key):
+    """The same stage of other shards, finished, and the `Growth` from those; None where nothing of it is of use.
+
+    Of a run against a second set those are that one's, as far as it has such a stage.
+    """
+    if run.reference:
+        starts, n_before = shard_starts(run.shards), run.n_before
+        growth = Growth(starts[: n_before + 1], starts, np.arange(n_before), against=True)
+        return run.reference.get(key["stage"]), growth
+    if not (final / MANIFEST).exists():
+        return None
+    manifest = read_manifest(final / MANIFEST)
+    key = key | {"source": manifest.get("source")}
+    if "against" in manifest.get("settings", {}):  # which holds no pairs within a set
+        return None
+    if key["stage"] == _CHOOSES:
+        key["settings"] = manifest.get("settings")
+    if differences(manifest, searched_lower(manifest, key)):
+        return None
+    growth = growth_of(run, manifest)
+    return growth and (Stage(key["stage"], final, key, manifest), growth)
