@@ -9,8 +9,9 @@ from functools import partial
 
 import numpy as np
 
-from neardup import NeardupError, engine, geometry, pairs
+from neardup import NeardupError, engine, geometry, pairs, pool
 from neardup.audit import audit_pairs
+from neardup.candidates import first_dims
 from neardup.clusters import Clusters, count_visits, open_cluster, open_projection, open_reduced, prepare_cluster
 from neardup.couples import search_task
 from neardup.embeddings import open_shards, pieces
@@ -26,6 +27,8 @@ from neardup.shares import search_tasks
 _BLOCK_PAIRS = 65_536  # candidates of a task that verifies, at most
 _NONE = np.empty(0, dtype=np.uint64)
 _LISTED, _LISTED_ROWS = 1 << 18, 256  # margins computed at a time, which caches hold; and rows, at least
+_MUCH_WORK = 1e10  # distances, which take two threads three seconds, and two processes two with their start
+_SAMPLED_CLUSTERS, _SAMPLED_ROWS = 4, 512  # and rows of each, to choose what is compared first
 _BYTES_A_ROW = 700  # on disk while the search runs: layout, visits of about 20 other clusters, and the row's neighbours
 
 
@@ -79,8 +82,9 @@ def find_candidates(stage, rows, labels, earlier, config):
     centroids = read_npy(kmeans.path("centroids.npy"))
     most = max(_LISTED_ROWS, _LISTED // len(clusters))
     block_rows = engine.block_rows(stage.memory, config.n_workers, 5 * len(clusters), most)
-    prepare = partial(prepare_cluster, stage, clusters, centroids, (radius, error), block_rows)
-    with_fresh = find_visits(stage, prepare, labels, len(clusters), config)
+    n_first = compared_first(stage, clusters, radius + 2 * error)
+    prepare = partial(prepare_cluster, stage, clusters, n_first, centroids, (radius, error), block_rows)
+    with_fresh = find_visits(stage, prepare, labels, clusters, config)
     joins = partial(are_pairs, rows, verified_at_once(stage, rows, config), config.search_threshold)
     n_components = reduction.results["n_components"]
     reaches = [radius + 2 * error, radius + 2 * geometry.projection_error(rows.dim, n_components)]
@@ -89,11 +93,23 @@ def find_candidates(stage, rows, labels, earlier, config):
     budget = stage.memory / 8 / engine.worker_count(config.n_workers)
     opened = partial(open_cluster, stage, clusters, reduced)
     task = partial(search_task, stage, opened, reaches, budget, joins if config.pairs == "joining" else None)
-    inside, across = search_tasks(stage, clusters, 4 * n_components, config, with_fresh)
-    done = [*engine.run(task, inside, config.n_workers, "04 search inside clusters")]
-    done += engine.run(task, across, config.n_workers, "04 search across borders")
+    inside, across, work = search_tasks(stage, clusters, 4 * n_components, config, with_fresh)
+    with pool.runner(config, stage.memory, work >= _MUCH_WORK) as run_tasks:
+        done = [*run_tasks(task, inside, config.n_workers, "04 search inside clusters")]
+        done += run_tasks(task, across, config.n_workers, "04 search across borders")
     names = [(*t[:2], part) for t, (n_parts, _) in zip(inside + across, done, strict=True) for part in range(n_parts)]
     return [stage.part(*n) for n in names], sum(compared for _, compared in done)
+
+
+def compared_first(stage, clusters, reach):
+    """How many coordinates of sketches to compare first, by a sample of the largest clusters; as a run began with."""
+    path = stage.part("compared_first")
+    if not path.exists():
+        largest = np.argsort(-np.diff(clusters.bounds), kind="stable")[:_SAMPLED_CLUSTERS].tolist()
+        sketches = [clusters.load(c)[1] for c in largest]
+        samples = [s[np.linspace(0, len(s) - 1, min(len(s), _SAMPLED_ROWS)).astype(int)] for s in sketches]
+        write_npy(path, first_dims(samples, reach))
+    return int(read_npy(path))
 
 
 def coordinates_opener(reduction, rows, needed, config):
@@ -105,12 +121,13 @@ def coordinates_opener(reduction, rows, needed, config):
     return partial(open_reduced, reduction, tuple(rows.starts.tolist()))
 
 
-def find_visits(stage, prepare, labels, n_clusters, config):
+def find_visits(stage, prepare, labels, clusters, config):
     """List which rows come near which border. prepare: writes those of a cluster; labels: the cluster of each row.
 
     Of a run that grows those of the clusters with new rows first, then of the others to those that visit them.
     Returns which clusters have new rows, (K,) bool, of such a run.
     """
+    n_clusters = len(clusters)
     every = np.arange(n_clusters)
     if not stage.growth:
         engine.run(prepare, [(c, every) for c in every.tolist()], config.n_workers, "04 visits")
@@ -123,7 +140,7 @@ def find_visits(stage, prepare, labels, n_clusters, config):
     some, others = np.nonzero(with_fresh)[0].tolist(), np.nonzero(~with_fresh)[0].tolist()
     tasks = [(c, np.union1d(c, np.nonzero(meets_fresh | (with_others[c] & with_fresh))[0])) for c in some]
     engine.run(prepare, [(*t, (meets_fresh, with_fresh)) for t in tasks], config.n_workers, "04 visits")
-    come = np.stack([np.zeros(n_clusters, np.uint32), *(count_visits(stage, c, n_clusters) for c in some)])[1:] > 0
+    come = np.stack([np.zeros(n_clusters, np.uint32), *(count_visits(stage, clusters, c) for c in some)])[1:] > 0
     tasks = [(c, np.unique([c, *np.array(some, dtype=int)[come[:, c]]])) for c in others]
     engine.run(prepare, tasks, config.n_workers, "04 visits")
     return with_fresh & meets_fresh

@@ -15,7 +15,7 @@ def main():
     import faiss
     from threadpoolctl import threadpool_limits
 
-    from neardup.candidates import lay_out, search
+    from neardup.candidates import lay_out, search, swapped
 
     threadpool_limits(1)
     faiss.omp_set_num_threads(1)
@@ -23,7 +23,7 @@ def main():
     for n_rows in (100, 300, 1000, 4000):
         x, y = (rng.standard_normal((n_rows, 65)).astype(np.float32) * 0.09 for _ in "xy")
         y[:4] = x[:4] + 0.01
-        sides = [SimpleNamespace(sketches=s, layout=lay_out(s)) for s in (x, y)]
+        sides = [SimpleNamespace(sketches=s, layout=lay_out(s, 32), left=swapped(lay_out(s, 32))) for s in (x, y)]
         index = faiss.IndexFlatL2(65)
 
         def with_faiss(index=index, x=x, y=y):

@@ -1,7 +1,6 @@
 """What stages leave on disk: a folder each, whole or absent, that says what it was made from."""
 
 import os
-import resource
 import shutil
 import time
 from functools import lru_cache
@@ -137,9 +136,8 @@ class Stage:
 
     def note_times(self):
         """Write what this run took, and at most held in memory, into times.json, and return it."""
-        peak_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         seconds = round(time.perf_counter() - self.run.began, 3)
-        took = {"seconds": seconds, "peak_bytes": peak_bytes, "tasks": engine.took()}
+        took = {"seconds": seconds, "peak_bytes": engine.peak_bytes(), "tasks": engine.took()}
         write_json(self.folder / TIMES, took)
         return took
 

@@ -1,16 +1,41 @@
 """Range search over sketches: all pairs of two sets that are within a distance, a superset of the true pairs."""
 
+from functools import lru_cache
+
 import numpy as np
 
-from neardup import geometry
+from neardup import engine, geometry
 
-_FIRST_DIMS = 32  # coordinates of the sketch that are compared first; the rest only for what they let through
+_FIRST_DIMS = 16, 24, 32  # coordinates of the sketch that are compared first, the rest only for what they let through
+_NS = 0.11, 0.0102, 120  # that a distance takes, more for each coordinate, and where two rows are near in them
 _DENSE = 64  # distances for each that is near, where comparing all coordinates at once is quicker
-_TILE = 256, 1024  # rows compared at a time: their products stay in a core's cache
+_TILE = 1024, 256  # rows compared at a time: their products stay in a core's cache
+_BLOCK = 64  # rows of one product of many: OpenBLAS multiplies matrices as small without packing them, a third quicker
+_FAR = 1e30
+_NO_PLACES = np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64)
 _LEVELS = ("sketches", 0), ("coordinates", 128)  # what is compared next, where more than so many of a tile are near
 
 
-def lay_out(sketches, n_coordinates=_FIRST_DIMS):
+def first_dims(samples, reach):
+    """How many coordinates to compare first so that the search takes the least time, as samples tell.
+
+    samples: sketches of rows of some clusters, (s, m + 1) float32 each; reach: greatest distance of two sketches.
+    """
+    choices, fixed = sorted({min(d, samples[0].shape[1] - 1) for d in _FIRST_DIMS}), _NS[0]
+
+    def nanoseconds(n_coordinates):
+        near = [
+            _near_in_all(geometry.shorten(s, n_coordinates), geometry.shorten(s, n_coordinates), reach) for s in samples
+        ]
+        share = sum(len(i) - len(s) for (i, _), s in zip(near, samples, strict=True)) / sum(
+            len(s) ** 2 for s in samples
+        )
+        return fixed + _NS[1] * n_coordinates + _NS[2] * share
+
+    return min(choices, key=nanoseconds)
+
+
+def lay_out(sketches, n_coordinates):
     """Sketches laid out for search: -|x-y|^2 / 2 is one dot product, once two columns have changed places.
 
     sketches: (n, m + 1) float32. Returns (n, min(m, n_coordinates) + 3) float32.
@@ -20,20 +45,31 @@ def lay_out(sketches, n_coordinates=_FIRST_DIMS):
     return np.hstack([short, half, np.ones_like(half)])
 
 
+def swapped(layout):
+    """The other side of the product: the last two columns change places."""
+    return layout.take([*range(layout.shape[1] - 2), -1, -2], axis=1)
+
+
 def search(x, y, reaches, places=None, margins=None, joined=None):
     """Rows of two clusters, or of x alone where y is None, that are within reach, and perhaps a few more.
 
-    x, y: have `layout`, as of `lay_out`; `sketches`, (n, m + 1) float32, which are looked at where rows are near; and
-    `coordinates`, (n, k) float32, where many still are. reaches: greatest distance of two sketches, and of coordinates.
-    places: which rows of x and of y to compare, two (v,) integer arrays; all where None. margins: a number for each of
-    those, ascending, such that no two rows are nearer than the sum of theirs; only where it is within the first reach
-    are they compared. joined: a component for each row of x and of y; only rows of different ones are of interest.
-    Yields, a tile at a time, two (c,) int64 arrays of places in x and y and the number of distances computed.
-    Memory: that of a tile, and of the rows compared. FAISS's range search takes 2 to 6 times as
+    x, y: have `layout`, as of `lay_out`; `left`, that `swapped`; `sketches`, (n, m + 1) float32, which are looked at
+    where rows are near; and `coordinates`, (n, k) float32, where many still are. reaches: greatest distance of two
+    sketches, and of coordinates. places: which rows of x and of y to compare, two (v,) integer arrays; all where None.
+    margins: a number for each of those, ascending, such that no two rows are nearer than the sum of theirs; only where
+    it is within the first reach are they compared. joined: a component for each row of x and of y; only rows of
+    different ones are of interest.
+    Yields, a tile at a time where rows are near, two (c,) int64 arrays of places in x and y and the number of distances
+    computed since. Memory: that of a tile, and of the rows compared. FAISS's range search takes 2 to 6 times as
     long (benchmarks/results/kernel.json), for it looks at each distance by itself.
     """
     alone, y = y is None, x if y is None else y
     places = places or (np.arange(len(x.layout)), np.arange(len(y.layout)))
+    if margins is not None:
+        least = margins[1][0], margins[0][0]
+        places = [p[: m.searchsorted(reaches[0] - o, "right")] for p, m, o in zip(places, margins, least, strict=True)]
+    left, right = _padded(x.left, places[0]), y.layout.take(places[1], axis=0)
+    limit, compared = _limit(left.shape[2], reaches[0]), 0
 
     def of_interest(i, j):
         chosen = i < j if alone else np.ones(len(i), dtype=bool)
@@ -41,46 +77,61 @@ def search(x, y, reaches, places=None, margins=None, joined=None):
             chosen &= joined[0][i] != joined[1][j]
         return i[chosen], j[chosen]
 
-    for rows_x, rows_y, i, j in _tiles(x.layout, y.layout, reaches[0], (places, margins, alone)):
-        size = len(rows_x) * len(rows_y)
-        if not len(i):
-            yield i, j, size
-            continue
-        i, j = of_interest(rows_x[i].astype(np.int64), rows_y[j].astype(np.int64))
-        for (level, few), reach in zip(_LEVELS, reaches, strict=False):
-            if len(i) * _DENSE > size:
-                i, j = _near_in_all(getattr(x, level)[rows_x], getattr(y, level)[rows_y], reach)
-                i, j = of_interest(rows_x[i].astype(np.int64), rows_y[j].astype(np.int64))
-            elif len(i) > few:
-                near = within(getattr(x, level), getattr(y, level), i, j, reach)
-                i, j = i[near], j[near]
-        yield i, j, size
+    for low in range(0, len(right), _TILE[1]):
+        rows_y = places[1][low : low + _TILE[1]]
+        of_y, last = right[low : low + _TILE[1]].T.copy(), len(places[0])
+        if alone:
+            last = low + len(rows_y)
+        elif margins is not None:
+            last = margins[0].searchsorted(reaches[0] - margins[1][low], "right")
+        for start in range(0, last, _TILE[0]):
+            rows_x = places[0][start : min(start + _TILE[0], -(-last // _BLOCK) * _BLOCK)]
+            blocks = left[start // _BLOCK : -(-(start + len(rows_x)) // _BLOCK)]
+            near = _near(blocks, of_y, limit)
+            compared += len(rows_x) * len(rows_y)
+            if len(near):
+                yield *_refined(x, y, (rows_x, rows_y), np.divmod(near, len(rows_y)), reaches, of_interest), compared
+                compared = 0
+    if compared:
+        yield *_NO_PLACES, compared
 
 
-def _tiles(layout_x, layout_y, reach, which):
-    """Yield the rows of a tile on either side, and where among them are those near in the first coordinates.
+def _near(blocks, columns, limit):
+    """Where the product of `_padded` rows with columns, taken flat, is at least `limit`."""
+    size = blocks.shape[0] * _BLOCK * columns.shape[1]
+    buffer = engine.scratch((size + -(-size // 4),))
+    product, is_near = buffer[:size], buffer[size:].view(bool)[:size]
+    np.matmul(blocks, columns, out=product.reshape(len(blocks), _BLOCK, -1))
+    return np.greater_equal(product, limit, out=is_near).nonzero()[0]
 
-    which: places, margins and whether x is alone, as in `search`.
+
+def _padded(left, places):
+    """Rows of `left` in blocks, (b, `_BLOCK`, w) float32; what the last one lacks is far from everything."""
+    blocks = np.zeros((-(-len(places) // _BLOCK), _BLOCK, left.shape[1]), dtype=np.float32)
+    rows = blocks.reshape(-1, left.shape[1])
+    left.take(places, axis=0, out=rows[: len(places)], mode="clip")
+    rows[len(places) :, -1] = -_FAR
+    return blocks
+
+
+def _refined(x, y, tile, near, reaches, of_interest):
+    """Those of the near places in a tile that are within reach in more coordinates, as places in x and y.
+
+    tile: which rows of x and of y it has; near: where in it rows are near; of_interest(i, j): those of these places.
     """
-    places, margins, alone = which
-    left, right = _swapped(layout_x.take(places[0], axis=0)), layout_y.take(places[1], axis=0)
-    limit, starts = _limit(left.shape[1], reach), range(0, len(left), _TILE[0])
-    lasts = [len(right)] * len(starts)
-    if margins is not None:
-        lasts = np.searchsorted(margins[1], reach - margins[0][:: _TILE[0]], side="right").tolist()
-    for start, last in zip(starts, lasts, strict=True):
-        rows_x, first = places[0][start : start + _TILE[0]], start if alone else 0
-        for low in range(first, last, _TILE[1]):
-            rows_y = places[1][low : min(low + _TILE[1], last)]
-            yield rows_x, rows_y, *_near(left[start : start + _TILE[0]], right[low : low + len(rows_y)], limit)
+    (rows_x, rows_y), (i, j) = tile, near
+    i, j = of_interest(rows_x[i].astype(np.int64), rows_y[j].astype(np.int64))
+    for (level, few), reach in zip(_LEVELS, reaches, strict=False):
+        if len(i) * _DENSE > len(rows_x) * len(rows_y):
+            i, j = _near_in_all(getattr(x, level)[rows_x], getattr(y, level)[rows_y], reach)
+            i, j = of_interest(rows_x[i].astype(np.int64), rows_y[j].astype(np.int64))
+        elif len(i) > few:
+            some = within(getattr(x, level), getattr(y, level), i, j, reach)
+            i, j = i[some], j[some]
+    return i, j
 
 
-def _swapped(layout):
-    """The other side of the product: the last two columns change places. layout: (n, w) float32, overwritten."""
-    layout[:, -2:] = layout[:, :-3:-1].copy()
-    return layout
-
-
+@lru_cache(maxsize=16)
 def _limit(width, reach):
     """Least value of `left` times `right` at this distance: both are of sketches no longer than `LONGEST`.
 
@@ -90,16 +141,11 @@ def _limit(width, reach):
 
 
 def _near_in_all(vectors_x, vectors_y, reach):
-    """As `_near`, by all coordinates: where many rows are near, quicker than `within` for each two of them."""
+    """Where rows are near in all coordinates: where many are, quicker than `within` for each two of them."""
     width = vectors_x.shape[1]
-    left, right = _swapped(lay_out(vectors_x, width)), lay_out(vectors_y, width)
-    return _near(left, right, _limit(left.shape[1], reach))
-
-
-def _near(left, right, limit):
-    """Where the product of two small matrices is at least `limit`."""
+    left, right = swapped(lay_out(vectors_x, width)), lay_out(vectors_y, width)
     product = left @ right.T
-    return np.divmod(np.flatnonzero(product.ravel() >= limit), product.shape[1])
+    return np.divmod(np.flatnonzero(product.ravel() >= _limit(left.shape[1], reach)), product.shape[1])
 
 
 def within(vectors_x, vectors_y, i, j, reach):

@@ -8,9 +8,9 @@ import h5py
 import numpy as np
 
 from neardup import geometry
-from neardup.candidates import lay_out
+from neardup.candidates import lay_out, swapped
 from neardup.embeddings import block_ranges, open_pieces, pieces
-from neardup.files import damaged, npy_rows, write_npy
+from neardup.files import atomic, damaged, npy_rows
 from neardup.mirror import here
 from neardup.npy import map_array, map_npy
 
@@ -79,6 +79,11 @@ class OpenCluster:
         return len(self.layout)
 
     @cached_property
+    def left(self):
+        """The layout as the left side of a product, (n, w) float32."""
+        return swapped(self.layout)
+
+    @cached_property
     def rows(self):
         """Row numbers, (n,) int64."""
         return self._load()[0]
@@ -143,13 +148,13 @@ def flatten_visits(packed, n_clusters, radius):
     )
 
 
-def prepare_cluster(stage, clusters, centroids, radius_and_error, block_rows, cluster, numbers, meets=None):
+def prepare_cluster(stage, clusters, n_first, centroids, radius_and_error, block_rows, cluster, numbers, meets=None):
     """Write the sketches of a cluster as the search wants them, and its visits. Memory: 5 K bytes a row of a block.
 
-    numbers: of the clusters that it may meet, its own among them, (N,); meets: which of all clusters its new rows may
-    visit, and which the others, (K,) bool each; any where None.
+    n_first: coordinates that are compared first; numbers: of the clusters that it may meet, its own among them, (N,);
+    meets: which of all clusters its new rows may visit, and which the others, (K,) bool each; any where None.
     """
-    path = stage.volatile("visits", cluster)
+    path = stage.volatile("search", cluster)
     if path.exists():
         return
     radius, error = radius_and_error
@@ -163,13 +168,24 @@ def prepare_cluster(stage, clusters, centroids, radius_and_error, block_rows, cl
             to = (found >> CLUSTER_SHIFT).astype(np.int64)
             found = found[np.where(fresh[(found & _ROW_MASK).astype(np.int64)], meets[0][to], meets[1][to])]
         visits.append(found)
-    write_npy(stage.volatile("layout", cluster), lay_out(sketches), flush=stage.boot is None)
-    write_npy(path, flatten_visits(np.sort(np.concatenate(visits)), len(clusters), radius), flush=stage.boot is None)
+    visits = flatten_visits(np.sort(np.concatenate(visits)), len(clusters), radius)
+    layout = lay_out(sketches, n_first)
+    with atomic(path, flush=stage.boot is None) as temporary, temporary.open("wb") as file:
+        for values in (np.uint32(layout.shape[1:]), visits, layout):  # plain: numpy's header takes long to read
+            file.write(values.reshape(-1).view(np.uint8).data)
 
 
-def count_visits(stage, cluster, n_clusters):
+def _open_prepared(stage, clusters, cluster):
+    """What `prepare_cluster` wrote: visits, as of `flatten_visits`, and the layout (n, w) float32; memory-mapped."""
+    path = here(stage.volatile("search", cluster))
+    values = map_array(path, np.dtype(np.uint32), 0, (path.stat().st_size // 4,))
+    layout_at = len(clusters) + 2 + 2 * int(values[len(clusters) + 1])
+    return values[1:layout_at], values[layout_at:].view(np.float32).reshape(-1, int(values[0]))
+
+
+def count_visits(stage, clusters, cluster):
     """How many rows of a cluster are near the border to each of the others, (K,) uint32."""
-    return np.diff(map_npy(stage.volatile("visits", cluster))[: n_clusters + 1])
+    return np.diff(_open_prepared(stage, clusters, cluster)[0][: len(clusters) + 1])
 
 
 @lru_cache(maxsize=1)
@@ -202,16 +218,17 @@ class Projection:
 
 def open_cluster(stage, clusters, reduced, cluster):
     """An `OpenCluster`, memory-mapped."""
-    layout, visits = (map_npy(stage.volatile(kind, cluster)) for kind in ("layout", "visits"))
-    gather = partial(coordinates_of, stage.volatile("coordinates", cluster), reduced, stage.boot is None)
+    visits, layout = _open_prepared(stage, clusters, cluster)
+    gather = partial(coordinates_of, stage, reduced, cluster)
     return OpenCluster(clusters, cluster, layout, visits, gather, stage.growth)
 
 
-def coordinates_of(path, reduced, flush, rows):
+def coordinates_of(stage, reduced, cluster, rows):
     """The reduced vectors of a cluster's rows, (n, k) float32, memory-mapped; gathered the first time."""
+    path = stage.volatile("coordinates", cluster)
     with _GATHERING:
         if not path.exists():
-            with npy_rows(path, (len(rows), reduced().dim), flush=flush) as write:
+            with npy_rows(path, (len(rows), reduced().dim), flush=stage.boot is None) as write:
                 for start in range(0, len(rows), _GATHERED_ROWS):
                     write(reduced().gather(rows[start : start + _GATHERED_ROWS]))
     return map_npy(path)

@@ -29,7 +29,7 @@ def search_task(stage, opened, reaches, most_bytes, joins, kind, number, homes, 
     for couple in couples_inside(opened, homes) if kind == "inside" else couples_across(opened, homes, others):
         joined = known_components(stage, *couple) if joins else None
         for packed, compared in search_two(*couple, reaches, joins, joined):
-            found.append(packed)
+            found += [packed] if len(packed) else []
             n_compared, held = n_compared + compared, held + packed.nbytes
             if held > most_bytes:
                 write_part()

@@ -5,6 +5,7 @@ Tasks are threads of the script, or run on the workers of a cluster (`neardup.cl
 
 import math
 import os
+import resource
 import sys
 import time
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ from uuid import uuid4
 
 import dask
 import numpy as np
+from dask import threaded
 from threadpoolctl import ThreadpoolController
 from tqdm.dask import TqdmCallback
 
@@ -27,6 +29,7 @@ _BYTES_A_ROW = 80  # that the stage which keeps most of each row keeps, parts of
 _LEAST_WORKING = 32 * 10**6
 _of_thread = local()
 _cluster = None  # that tasks run on; None: they are threads of this process
+_processes = 0
 _took = {}  # tasks, and the seconds they took together, by label
 
 
@@ -50,6 +53,23 @@ def scheduled(config):
 def is_local():
     """Whether all tasks run on this machine, in processes that end with it."""
     return _cluster is None or _cluster.name == "processes"
+
+
+def runs_in_threads():
+    """Whether tasks are threads of this process."""
+    return _cluster is None
+
+
+def note_processes(count):
+    """Count processes that the script has started, beside each other."""
+    global _processes
+    _processes = max(_processes, count)
+
+
+def peak_bytes():
+    """Resident memory of this process at most, and of all that it started, as if their peaks came together."""
+    own, others = (resource.getrusage(of).ru_maxrss for of in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return 1024 * (own + _processes * others)
 
 
 def task_slots(n_workers):
@@ -114,14 +134,15 @@ def compute(values, n_workers, label):
 
     Each task's BLAS and OpenMP threads are limited so that tasks times threads equals cores.
     """
-    with _timed(label, len(values)):
+    with timed(label, len(values)):
         if _cluster:
-            return _cluster.compute(values, _bar(label))
+            return _cluster.compute(values, bar(label))
         return _compute_here(values, n_workers or cores(), label)
 
 
 @contextmanager
-def _timed(label, n_tasks):
+def timed(label, n_tasks):
+    """Note what so many tasks of a label take together."""
     began = time.perf_counter()
     yield
     n_before, seconds = _took.get(label, (0, 0))
@@ -133,27 +154,28 @@ def took():
     return {label: {"tasks": n_tasks, "seconds": round(s, 3)} for label, (n_tasks, s) in _took.items()}
 
 
-def _bar(label):
+def bar(label):
     """How a progress bar looks: at a terminal; else what goes on for long says so now and then."""
     watched = sys.stderr.isatty()
     return {"desc": label, "mininterval": 0.1 if watched else 30, "delay": 0 if watched else 30, "leave": False}
 
 
 def _compute_here(values, n_workers, label):
-    with TqdmCallback(**_bar(label)), limit_threads(cores() // n_workers):
-        return dask.compute(*values, scheduler="threads", num_workers=n_workers)
+    with TqdmCallback(**bar(label)), limit_threads(cores() // n_workers):
+        # the scheduler itself: where it is named, Dask loads distributed, which takes 0.1 s, to look for a client
+        return dask.compute(*values, scheduler=threaded.get, num_workers=n_workers)
 
 
 def run_here(function, *arguments, label):
     """function(*arguments) with all cores of this process: what libraries do in threads of their own."""
-    with _timed(label, 1):
+    with timed(label, 1):
         return _compute_here([dask.delayed(function, pure=False)(*arguments)], 1, label)[0]
 
 
 def run_in_threads(function, arguments, n_workers, label):
     """As `run`, always in this process: what concerns this machine."""
     n_workers = n_workers or cores()
-    with _timed(label, len(arguments)):
+    with timed(label, len(arguments)):
         values = [dask.delayed(limited, pure=False)(function, cores() // n_workers, *a) for a in arguments]
         return _compute_here(values, n_workers, label)
 

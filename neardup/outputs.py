@@ -56,8 +56,10 @@ def _neighbor_items(stage, names, budget):
         firsts = np.searchsorted(pairs["row_a"], np.arange(low, high + 1)).tolist()
         for i, (row, cluster) in enumerate(zip(rows, labels[low:high].tolist(), strict=True)):
             if cluster >= 0:
-                here = slice(firsts[i], firsts[i + 1])
-                yield row, {"cluster": cluster, "neighbors": dict(zip(neighbors[here], similarity[here], strict=True))}
+                here, found = slice(firsts[i], firsts[i + 1]), {}
+                if here.start < here.stop:  # of few rows
+                    found = dict(zip(neighbors[here], similarity[here], strict=True))
+                yield row, {"cluster": cluster, "neighbors": found}
 
 
 def write_hdf5(path, groups, ids, threshold):

@@ -129,9 +129,12 @@ def _represent(stage, name, members_and_bounds, how, number, low, high):
     if kept is not None:
         places = np.nonzero(kept[members])[0]
         best[of_group[places]] = places
-    representative, similarity = members[best], np.empty(len(members))
-    for i, piece in enumerate(pieces):
-        similarity[piece] = geometry.similarities(read(i), rows.gather(representative[of_group[piece]]))
+    representative = members[best]
+    if len(pieces) == 1:
+        similarity = geometry.similarities_among(read(0), np.arange(len(members)), best[of_group])
+    else:
+        parts = [geometry.similarities(read(i), rows.gather(representative[of_group[p]])) for i, p in enumerate(pieces)]
+        similarity = np.concatenate(parts)
     write_npy(stage.part(name, "representative", number), representative)
     write_npy(stage.part(name, "similarity", number), similarity)
 
@@ -143,14 +146,14 @@ def _centrality(read, pieces, bounds, of_group, dim):
     """
     several = np.repeat(np.diff(bounds) > 2, np.diff(bounds))
     sums, score = np.zeros((len(bounds) - 1, dim)), np.zeros(len(of_group))
+    unit = lru_cache(maxsize=1)(lambda i: geometry.unit_rows(read(i)[several[pieces[i]]])[0])
     for i, piece in enumerate(pieces):
         groups, first = np.unique(of_group[piece][several[piece]], return_index=True)
         if len(groups):
-            sums[groups] += np.add.reduceat(geometry.unit_rows(read(i)[several[piece]])[0], first, axis=0)
+            sums[groups] += np.add.reduceat(unit(i), first, axis=0)
     for i, piece in enumerate(pieces):
-        which = np.nonzero(several[piece])[0]
-        unit, _ = geometry.unit_rows(read(i)[which])
-        score[piece.start + which] = np.einsum("ij,ij->i", unit, sums[of_group[piece.start + which]])
+        which = piece.start + np.nonzero(several[piece])[0]
+        score[which] = np.einsum("ij,ij->i", unit(i), sums[of_group[which]])
     return score
 
 

@@ -8,7 +8,7 @@ import pyarrow as pa
 from neardup import engine, geometry
 from neardup.embeddings import equal_parts
 from neardup.files import atomic, hdf5, write_npy
-from neardup.ids import IdTable, bytes_of, store_ids
+from neardup.ids import IdTable, bytes_of, positions, store_ids
 from neardup.npy import map_array, map_npy, read_npy
 
 _SHORT_DIMS = 8  # coordinates of the sketch that a few rows are compared with all by (neardup/query.py)
@@ -107,7 +107,7 @@ def merge_runs(stage, width, low, cuts, begins, counts):
     ]
     order = np.argsort(np.repeat(np.tile(np.arange(counts.shape[1]), len(counts)), counts.ravel()), kind="stable")
     rows, sketches = (np.concatenate([part[i] for part in parts])[order] for i in range(2))
-    ids = IdTable([pa.concat_arrays([part[2] for part in parts]).take(pa.array(order))])
+    ids = IdTable([pa.concat_arrays([part[2] for part in parts]).take(positions(order))])
     for path, start, stop in zip(paths, cuts[:-1].tolist(), cuts[1:].tolist(), strict=True):
         write_cluster(path, rows[start:stop], sketches[start:stop], ids, range(start, stop))
 

@@ -269,7 +269,7 @@ def test_every_two_rows_within_the_radius_are_found(tmp_path, monkeypatch, m, ra
     near_total = across_total = misplaced_total = 0
     monkeypatch.setattr(candidates, "_LEVELS", (("sketches", 0), ("coordinates", 0)))
     for seed, n_clusters in enumerate([1, 2, 3, 9, 20]):
-        monkeypatch.setattr(candidates, "_TILE", [(256, 1024), (8, 16)][(seed + rounding) % 2])
+        monkeypatch.setattr(candidates, "_TILE", [(1024, 256), (128, 16)][(seed + rounding) % 2])
         rng, error = np.random.default_rng(seed), geometry.sketch_error(64, m, 0.5) if rounding else 0.0
         exact, centroids = make_sketches(rng, 300, m, n_clusters, radius)
         stored = moved(rng, exact, error)
@@ -308,7 +308,7 @@ class Coordinates:
 def all_candidates(stage, clusters, coordinates, centroids, radius_and_error):
     """What stage 4 finds inside each cluster and across each border, [(row_a, row_b)]."""
     for cluster in range(len(clusters)):
-        prepare_cluster(stage, clusters, centroids, radius_and_error, 70, cluster, np.arange(len(clusters)))
+        prepare_cluster(stage, clusters, 32, centroids, radius_and_error, 70, cluster, np.arange(len(clusters)))
     radius, error = radius_and_error
     reduced = coordinates is not None and partial(Coordinates, coordinates)
     opened = partial(open_cluster, stage, clusters, reduced)
