@@ -9,7 +9,7 @@ from functools import partial
 
 import numpy as np
 
-from neardup import NeardupError, engine, geometry, pairs, pool
+from neardup import NeardupError, engine, geometry, pairs
 from neardup.audit import audit_pairs
 from neardup.candidates import first_dims
 from neardup.clusters import Clusters, count_visits, open_cluster, open_projection, open_reduced, prepare_cluster
@@ -27,7 +27,7 @@ from neardup.shares import search_tasks
 _BLOCK_PAIRS = 65_536  # candidates of a task that verifies, at most
 _NONE = np.empty(0, dtype=np.uint64)
 _LISTED, _LISTED_ROWS = 1 << 18, 256  # margins computed at a time, which caches hold; and rows, at least
-_MUCH_WORK = 1e10  # distances, which take two threads three seconds, and two processes two with their start
+_MUCH = 1e9  # distances inside clusters, from which on processes repay their start
 _SAMPLED_CLUSTERS, _SAMPLED_ROWS = 4, 512  # and rows of each, to choose what is compared first
 _BYTES_A_ROW = 700  # on disk while the search runs: layout, visits of about 20 other clusters, and the row's neighbours
 
@@ -42,10 +42,12 @@ def run(config):
         labels = read_labels(earlier["03_kmeans"], len(rows))
         repeated = read_npy(earlier["01_pca_variance"].path("repeated_rows.npy"))
         stage.needs(len(rows) * _BYTES_A_ROW + 2 * earlier["01_pca_variance"].path("ids.arrow").stat().st_size)
-        candidates, compared = find_candidates(stage, rows, labels, earlier, config)
-        parts = verify_candidates(stage, candidates, rows, config)
-        n_pairs, rows_in_pairs = join_parts(stage, parts, len(rows), ids, config.search_threshold)
-        audit = audit_and_pickle(stage, rows, (labels, ids, repeated), config)
+        is_much = not stage.growth and (np.bincount(labels[labels >= 0]).astype(float) ** 2).sum() / 2 >= _MUCH
+        with engine.in_processes(config, stage.memory, is_much):
+            candidates, compared = find_candidates(stage, rows, labels, earlier, config)
+            parts = verify_candidates(stage, candidates, rows, config)
+            n_pairs, rows_in_pairs = join_parts(stage, parts, len(rows), ids, config.search_threshold)
+            audit = audit_and_pickle(stage, rows, (labels, ids, repeated), config)
         stage = stage.finish(
             {
                 "rows": len(rows),
@@ -93,10 +95,9 @@ def find_candidates(stage, rows, labels, earlier, config):
     budget = stage.memory / 8 / engine.worker_count(config.n_workers)
     opened = partial(open_cluster, stage, clusters, reduced)
     task = partial(search_task, stage, opened, reaches, budget, joins if config.pairs == "joining" else None)
-    inside, across, work = search_tasks(stage, clusters, 4 * n_components, config, with_fresh)
-    with pool.runner(config, stage.memory, work >= _MUCH_WORK) as run_tasks:
-        done = [*run_tasks(task, inside, config.n_workers, "04 search inside clusters")]
-        done += run_tasks(task, across, config.n_workers, "04 search across borders")
+    inside, across = search_tasks(stage, clusters, 4 * n_components, config, with_fresh)
+    done = [*engine.run(task, inside, config.n_workers, "04 search inside clusters")]
+    done += engine.run(task, across, config.n_workers, "04 search across borders")
     names = [(*t[:2], part) for t, (n_parts, _) in zip(inside + across, done, strict=True) for part in range(n_parts)]
     return [stage.part(*n) for n in names], sum(compared for _, compared in done)
 
@@ -239,7 +240,7 @@ def audit_and_pickle(stage, rows, names, config):
     """
     found = partial(read_pairs, stage.path("neighbors.h5"), len(rows))
     once = [] if config.against_dir else [(stage, names, stage.memory / 4)]  # ids of two sets may be the same
-    pickled = engine.tasks(write_neighbors_pickle, once, config.n_workers, "04 pickle")
+    pickled = engine.tasks(write_neighbors_pickle, once, config.n_workers, "04 pickle", apart=True)
     audit = audit_pairs(stage, found, rows, np.nonzero(names[0] >= 0)[0], config, pickled)
     write_json(stage.path("audit.json"), audit)
     if audit["missed"] or audit["false"]:

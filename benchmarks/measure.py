@@ -6,8 +6,10 @@ import platform
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
+from threading import Event, Thread
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -32,23 +34,43 @@ def machine():
     }
 
 
+_LOOK_S = 0.1  # how often the memory of a process and of those that it started is added up
+
+
 def run(command):
     """Run a command to its end. Returns (figures, what it printed): wall_s, cpu_s and peak_memory_mb of the process.
 
-    The processes that are measured here start no others, so their peak is that of all together.
+    Memory is resident, that of the process at its peak, or with those that it started whenever they are looked at;
+    what they share is counted in each.
     """
     started = time.perf_counter()
     process = subprocess.Popen([str(c) for c in command], stdout=subprocess.PIPE, text=True)
+    peaks, ended = [0], Event()
+    watcher = Thread(target=_watch, args=(process.pid, peaks, ended))
+    watcher.start()
     printed = process.stdout.read()
+    ended.set()
+    watcher.join()
     _, status, usage = os.wait4(process.pid, 0)
     if status:
         sys.exit(f"{' '.join(map(str, command))} ended with status {os.waitstatus_to_exitcode(status)}")
     figures = {
         "wall_s": round(time.perf_counter() - started, 3),
         "cpu_s": round(usage.ru_utime + usage.ru_stime, 3),
-        "peak_memory_mb": round(usage.ru_maxrss / 1024),
+        "peak_memory_mb": round(max(usage.ru_maxrss / 1024, *peaks)),
     }
     return figures, printed
+
+
+def _watch(pid, peaks, ended):
+    """Append the MB that a process and its children take, until it ended."""
+    while not ended.wait(_LOOK_S):
+        with suppress(OSError):
+            children = [
+                c for task in Path(f"/proc/{pid}/task").iterdir() for c in (task / "children").read_text().split()
+            ]
+            pages = [int(Path(f"/proc/{p}/statm").read_text().split()[1]) for p in (pid, *children)]
+            peaks.append(sum(pages) * os.sysconf("SC_PAGE_SIZE") / 2**20)
 
 
 def pipeline(data, work, scripts=SCRIPTS, **settings):

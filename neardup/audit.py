@@ -10,7 +10,7 @@ from neardup.files import write_npy
 from neardup.groups import components
 from neardup.npy import read_npy
 
-_BLOCK_ROWS = 4096  # compared with the audited rows at a time, at most
+_BLOCK_ROWS = 2048  # compared with the audited rows at a time, at most
 _PAIRS_AT_ONCE = 256  # decided together
 _STRIDES = 8, 4, 2, 1  # of the coordinates that are compared first
 _GATHERED = 70  # how much longer a coordinate takes where rows are compared one by one, not as matrices
@@ -121,7 +121,8 @@ def audit_block(rows, counted, sample, threshold, start, stop):
     block = rows.read(start, stop)
     (values, scales, _), error = geometry.scaled_rows32(block), geometry.cosine_error(rows.dim)
     ones = np.ones(len(unit), np.float32)
-    most = part(values, scales, stride, error) @ part(unit, ones, stride, error).T
+    most = engine.scratch((len(block), len(unit)))
+    np.matmul(part(values, scales, stride, error), part(unit, ones, stride, error).T, out=most)
     near = np.flatnonzero(most.ravel() >= np.float32(threshold - error))
     at, of = np.divmod(near, len(audited))
     keep = (start + at != audited[of]) & counted[start + at]

@@ -9,7 +9,7 @@ import resource
 import sys
 import time
 from contextlib import contextmanager
-from functools import lru_cache
+from functools import lru_cache, partial
 from importlib import import_module
 from threading import Thread, local
 from uuid import uuid4
@@ -29,7 +29,8 @@ _BYTES_A_ROW = 80  # that the stage which keeps most of each row keeps, parts of
 _LEAST_WORKING = 32 * 10**6
 _of_thread = local()
 _cluster = None  # that tasks run on; None: they are threads of this process
-_processes = 0
+_pool = None  # of processes that tasks run on
+_processes = 0  # that this one has started
 _took = {}  # tasks, and the seconds they took together, by label
 
 
@@ -55,15 +56,28 @@ def is_local():
     return _cluster is None or _cluster.name == "processes"
 
 
-def runs_in_threads():
-    """Whether tasks are threads of this process."""
-    return _cluster is None
+@contextmanager
+def in_processes(config, memory, is_much):
+    """Let what is `run` meanwhile be tasks of processes (`neardup.pool`), if it is much and there is room for them.
 
+    memory: bytes of blocks, of which tasks take half.
+    """
+    global _pool, _processes
+    n_processes = worker_count(config.n_workers)
+    if _cluster or mirror.attached() or not is_much or n_processes == 1:
+        yield
+        return
+    from neardup.pool import LIBRARIES, started  # takes 50 ms
 
-def note_processes(count):
-    """Count processes that the script has started, beside each other."""
-    global _processes
-    _processes = max(_processes, count)
+    if memory / 2 < n_processes * LIBRARIES:
+        yield
+        return
+    with started(n_processes, max(1, cores() // n_processes)) as _pool:
+        _processes = n_processes
+        try:
+            yield
+        finally:
+            _pool = None
 
 
 def peak_bytes():
@@ -134,14 +148,14 @@ def compute(values, n_workers, label):
 
     Each task's BLAS and OpenMP threads are limited so that tasks times threads equals cores.
     """
-    with timed(label, len(values)):
+    with _timed(label, len(values)):
         if _cluster:
-            return _cluster.compute(values, bar(label))
+            return _cluster.compute(values, _bar(label))
         return _compute_here(values, n_workers or cores(), label)
 
 
 @contextmanager
-def timed(label, n_tasks):
+def _timed(label, n_tasks):
     """Note what so many tasks of a label take together."""
     began = time.perf_counter()
     yield
@@ -154,42 +168,49 @@ def took():
     return {label: {"tasks": n_tasks, "seconds": round(s, 3)} for label, (n_tasks, s) in _took.items()}
 
 
-def bar(label):
+def _bar(label):
     """How a progress bar looks: at a terminal; else what goes on for long says so now and then."""
     watched = sys.stderr.isatty()
     return {"desc": label, "mininterval": 0.1 if watched else 30, "delay": 0 if watched else 30, "leave": False}
 
 
 def _compute_here(values, n_workers, label):
-    with TqdmCallback(**bar(label)), limit_threads(cores() // n_workers):
+    with TqdmCallback(**_bar(label)), limit_threads(cores() // n_workers):
         # the scheduler itself: where it is named, Dask loads distributed, which takes 0.1 s, to look for a client
         return dask.compute(*values, scheduler=threaded.get, num_workers=n_workers)
 
 
 def run_here(function, *arguments, label):
     """function(*arguments) with all cores of this process: what libraries do in threads of their own."""
-    with timed(label, 1):
+    with _timed(label, 1):
         return _compute_here([dask.delayed(function, pure=False)(*arguments)], 1, label)[0]
 
 
 def run_in_threads(function, arguments, n_workers, label):
     """As `run`, always in this process: what concerns this machine."""
     n_workers = n_workers or cores()
-    with timed(label, len(arguments)):
+    with _timed(label, len(arguments)):
         values = [dask.delayed(limited, pure=False)(function, cores() // n_workers, *a) for a in arguments]
         return _compute_here(values, n_workers, label)
 
 
 def run(function, arguments, n_workers, label):
     """function(*a) for each tuple a of `arguments`, as tasks. Returns their results in order."""
+    if _pool:
+        arguments = list(arguments)
+        with _timed(label, len(arguments)):
+            return _pool.run(function, arguments, _bar(label))
     return compute(tasks(function, arguments, n_workers, label), n_workers, label)
 
 
-def tasks(function, arguments, n_workers, label):
+def tasks(function, arguments, n_workers, label, apart=False):
     """function(*a) for each tuple a of `arguments`, each with its share of the cores, for `compute`.
 
+    apart: in a process, where some are there; it is much Python, which others would wait for.
     The function, and what comes with it, goes once to each worker of a cluster, where all it does is small or on disk.
     """
+    if apart and _pool:
+        function = partial(_pool.call, function)
     call, token = dask.delayed(on_worker if _cluster else limited, pure=False), uuid4().hex
     shared = dask.delayed(function, pure=False, name=f"function-{token}", traverse=False)
     common = (1, mirror.attached()) if _cluster else (cores() // worker_count(n_workers),)

@@ -1,7 +1,7 @@
 """Processes of a script's own, for tasks of so many short products that threads would wait for each other.
 
 numpy lets go of the interpreter in each, and threads that all want it back take turns: two of them search no faster
-than one (docs/performance.md). A process takes half a second to start, so less work than that stays in threads.
+than one (docs/performance.md). A process takes half a second to start, so what takes less stays in threads.
 """
 
 import os
@@ -14,46 +14,52 @@ from threading import Thread
 
 from tqdm import tqdm
 
-from neardup import NeardupError, engine, mirror
+from neardup import NeardupError, engine
 from neardup.files import write_beside_others
 
-_LIBRARIES = 200 * 10**6  # bytes that a process takes beside its blocks
+LIBRARIES = 200 * 10**6  # bytes that a process takes beside its blocks
 
 
-@contextmanager
-def runner(config, memory, is_much):
-    """Yield a function to call as `engine.run`, of tasks in processes if they are much, and memory is.
+class Pool:
+    """Some processes. threads: of libraries, that each may have."""
 
-    memory: bytes of blocks, of which tasks take half. A mirrored work folder is the script's own.
-    """
-    n_processes = engine.worker_count(config.n_workers)
-    room = memory / 2 >= n_processes * _LIBRARIES
-    if not (is_much and room and n_processes > 1 and engine.runs_in_threads() and not mirror.attached()):
-        yield engine.run
-        return
-    with ProcessPoolExecutor(n_processes, get_context("spawn"), initializer=_begin) as executor:
-        engine.note_processes(n_processes)
-        yield lambda *arguments: _run(executor, *arguments)
+    def __init__(self, executor, threads):
+        self._executor, self._threads = executor, threads
 
+    def call(self, function, *arguments):
+        """function(*arguments) in one of the processes."""
+        return self.run(function, [arguments], {"disable": True})[0]
 
-def _run(executor, function, arguments, n_workers, label):
-    """As `engine.run`. Raises NeardupError where a process ended."""
-    threads = engine.cores() // engine.worker_count(n_workers)
-    with engine.timed(label, len(arguments)), tqdm(total=len(arguments), **engine.bar(label)) as shown:
-        futures = [executor.submit(engine.limited, function, threads, *a) for a in arguments]
+    def run(self, function, arguments, bar):
+        """function(*a) for each tuple a of `arguments`. Returns their results in order. bar: keywords of tqdm's.
+
+        Raises NeardupError where a process ended.
+        """
+        futures = [self._executor.submit(engine.limited, function, self._threads, *a) for a in arguments]
         try:
-            for future in as_completed(futures):
-                future.result()
-                shown.update()
+            with tqdm(total=len(futures), **bar) as shown:
+                for future in as_completed(futures):
+                    future.result()
+                    shown.update()
         except BrokenProcessPool as error:
             raise NeardupError(
-                f"a process of '{label}' was ended (short of memory?): set a lower memory_limit, and start it again to "
-                "go on"
+                "a process of this script was ended (short of memory?): set a lower memory_limit or n_workers, then "
+                "start it again to go on"
             ) from error
         finally:
             for future in futures:
                 future.cancel()
         return [future.result() for future in futures]
+
+
+@contextmanager
+def started(n_processes, threads):
+    """Yield a `Pool` of processes that begin to start at once."""
+    os.environ.setdefault("PYTHONWARNINGS", "ignore:resource_tracker:UserWarning")  # where the script is interrupted
+    with ProcessPoolExecutor(n_processes, get_context("spawn"), initializer=_begin) as executor:
+        for _ in range(n_processes):
+            executor.submit(os.getpid)
+        yield Pool(executor, threads)
 
 
 def _begin():

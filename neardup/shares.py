@@ -19,7 +19,7 @@ def search_tasks(stage, clusters, more, config, with_fresh=None):
     with_fresh: which clusters hold rows that have to meet others of theirs, (K,) bool; all where None.
     more: bytes a row of an open cluster, beyond its sketch, layout and visits. A group fits a quarter of
     the working memory, all workers together. Groups stay as they were when an interrupted run goes on.
-    Returns two lists of (kind, number, homes, others), and how many distances they compute, about. Memory: 4 K^2 bytes.
+    Returns two lists of (kind, number, homes, others). Memory: 4 K^2 bytes.
     """
     path, n_clusters = stage.part("groups"), len(clusters)
     if not path.exists():
@@ -36,10 +36,7 @@ def search_tasks(stage, clusters, more, config, with_fresh=None):
     some = np.arange(n_clusters) if with_fresh is None else np.nonzero(with_fresh)[0]
     alone = np.diff(clusters.bounds)[some].astype(float) ** 2 / 2 + _OPENED
     inside = [(some[slice(*share)].tolist(), ()) for share in shares(alone, most_work(alone.sum()))]
-    inside, across = (
-        [(kind, i, *t) for i, t in enumerate(ts)] for kind, ts in (("inside", inside), ("across", across))
-    )
-    return inside, across, float(alone.sum() + sum(w.sum() for w in work))
+    return [[(kind, i, *t) for i, t in enumerate(ts)] for kind, ts in (("inside", inside), ("across", across))]
 
 
 def meetings(visits, low, high):

@@ -125,6 +125,7 @@ def test_clusters_killed_anywhere_then_other_blocks(monkeypatch, tmp_path, whole
 )
 def test_search_killed_anywhere_then_other_blocks(monkeypatch, tmp_path, whole, first, then):
     """While it prepares clusters, searches inside and across, verifies, joins, audits, and before its last word."""
+    monkeypatch.setattr("neardup.shares._LEAST_WORK", 0)
     monkeypatch.setattr(faiss_04_neighbor_search, "_BLOCK_PAIRS", 256, raising=False)
     counts = killed_at_each_kind_of_file(monkeypatch, tmp_path, whole, SEARCH, first, then)
     assert len(counts) >= 10

@@ -1,0 +1,119 @@
+"""Processes of a script's own: the same answer as threads; errors, kills and interrupts end them."""
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import EXAMPLE, SCRIPTS, run_scripts, run_stages, settings_of, tree_bytes
+
+import faiss_04_neighbor_search
+from config import ROOT
+from neardup import NeardupError, engine
+from neardup.pool import started
+
+MEMORY = 4 * 2**30
+WAITS = """
+import os, sys, time
+from config import Config
+from neardup import engine
+if __name__ == "__main__":
+    config = Config(_cli_parse_args=[], n_workers=2)
+    with engine.in_processes(config, 2**32, True):
+        print(*engine.run(os.getpid, [()] * 20, 2, "who"), flush=True)
+        engine.run(time.sleep, [(60,)] * 2, 2, "waiting")
+"""
+
+
+def fail(number):
+    """A task that fails."""
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), f"file-{number}")
+
+
+def end(_):
+    """A task whose process ends."""
+    os._exit(3)
+
+
+def where(_):
+    return os.getpid()
+
+
+def test_the_answer_is_that_of_threads(tmp_path, monkeypatch):
+    """Every file of stage 4, to the byte; and the tasks were elsewhere."""
+    run_stages(EXAMPLE, tmp_path, n_workers=2)
+    before = tree_bytes(tmp_path / "04_neighbor_search")
+    (tmp_path / "04_neighbor_search").rename(tmp_path / "before")
+    monkeypatch.setattr(faiss_04_neighbor_search, "_MUCH", 0)
+    calls, call = [], engine.run
+    monkeypatch.setattr(engine, "run", lambda *a: calls.append((a[3], engine._pool is not None)) or call(*a))
+    run_scripts(settings_of(EXAMPLE, tmp_path, n_workers=2), SCRIPTS[3:4])
+    assert tree_bytes(tmp_path / "04_neighbor_search") == before
+    assert {label for label, apart in calls if apart} >= {"04 visits", "04 search across borders", "04 verify"}
+
+
+def test_results_come_in_order_and_from_other_processes():
+    config = settings_of(EXAMPLE, ROOT, n_workers=2)
+    with engine.in_processes(config, MEMORY, True):
+        assert engine.run(pow, [(i, 2) for i in range(50)], 2, "squares") == [i * i for i in range(50)]
+        pids = set(engine.run(where, [(i,) for i in range(50)], 2, "where"))
+        [apart] = engine.compute(engine.tasks(where, [(0,)], 2, "where", apart=True), 2, "where")
+    assert os.getpid() not in pids | {apart}
+    assert [*engine.run(where, [(0,)], 2, "where")] == [os.getpid()]
+
+
+@pytest.mark.parametrize(("memory", "is_much", "n_workers"), [(MEMORY, False, 2), (2**29, True, 2), (MEMORY, True, 1)])
+def test_threads_where_processes_do_not_pay_or_have_no_room(memory, is_much, n_workers):
+    with engine.in_processes(settings_of(EXAMPLE, ROOT, n_workers=n_workers), memory, is_much):
+        assert [*engine.run(where, [(0,)], n_workers, "where")] == [os.getpid()]
+
+
+def test_an_error_of_a_task_is_that_of_the_script():
+    with started(2, 1) as pool, pytest.raises(OSError, match="file-0") as raised:
+        pool.run(fail, [(0,)], {"disable": True})
+    assert raised.value.errno == errno.ENOSPC
+    assert raised.value.filename == "file-0"
+
+
+def test_a_process_that_ends_is_noticed():
+    with started(2, 1) as pool, pytest.raises(NeardupError, match="a process of this script was ended"):
+        pool.run(end, [(0,)], {"disable": True})
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_processes_end_with_the_script(tmp_path, number):
+    """However that ends."""
+    (tmp_path / "waits.py").write_text(WAITS)
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    command = [sys.executable, tmp_path / "waits.py"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment, cwd=ROOT) as script:
+        pids = {int(pid) for pid in script.stdout.readline().split()}
+        assert pids
+        assert script.pid not in pids
+        script.send_signal(number)
+    deadline = time.monotonic() + 20
+    while any(map(is_there, pids)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not any(map(is_there, pids))
+
+
+def is_there(pid):
+    """Whether a process runs."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def test_sums_are_the_same_in_processes():
+    """What a task computes doesn't depend on where it does: threads of BLAS are limited there, too."""
+    rows = np.random.default_rng(0).normal(size=(300, 64)).astype(np.float32)
+    here = engine.run(np.dot, [(rows, rows.T)], 2, "here")[0]
+    with engine.in_processes(settings_of(EXAMPLE, ROOT, n_workers=2), MEMORY, True):
+        there = engine.run(np.dot, [(rows, rows.T)], 2, "there")[0]
+    assert np.array_equal(here, there)
