@@ -21,7 +21,7 @@ from neardup.script import main, tell
 
 _BLOCK_ROWS = 8192  # rows of a block at most: a d x d float64 sum a block costs little beside its product
 _SHOWN = 10  # bad rows or repeated ids that an error names
-_NOISE = 2.0**-22, 2.0**-44  # variance that rounding makes, of the largest in the products, of 1 in the unit rows
+_NOISE = 2.0**-20, 2.0**-44  # variance that rounding makes, of the largest in the products, of 1 in the unit rows
 _ORIGIN_ROWS = 256  # whose mean is taken off all rows before they are multiplied, so that little is lost
 
 
@@ -117,48 +117,60 @@ def gather_ids(stage, shards):
 
 
 def read_pieces(stage, rows, basis, block_rows, number, some):
-    """Check all rows of some pieces, and write the `block_moments` of those that count, added up in float64.
+    """Check all rows of some pieces, and write the `Moments` of those that count. Returns what was found otherwise.
 
-    basis: what is taken off rows (d,), and which rows count, ascending. Returns what was found otherwise.
+    basis: what is taken off rows (d,), and which rows count, ascending.
     """
     path = stage.part("found", number, suffix=".json")
     if path.exists():
         return read_json(path)
-    (origin, chosen), counted = basis, 0
-    total, rejected, digests = np.zeros((rows.dim + 1, rows.dim)), [], []
+    (origin, chosen), rejected, digests = basis, [], []
+    moments = Moments(origin, block_rows)
     for piece in some:
         digest = Digest()
         for low, high in block_ranges(piece[1:], block_rows):
             stored = rows.read(low, high)
             digest.update(stored)
-            checked = geometry.scaled_rows32(stored)
-            rejected += [(low + i, reason) for i, reason in reasons(stored, checked[2])]
+            values, scales, bad = geometry.scaled_rows32(stored)
+            rejected += [(low + i, reason) for i, reason in reasons(stored, bad)]
             here = chosen[slice(*np.searchsorted(chosen, (low, high)))] - low
-            if len(here):
-                sums, products, n_good = block_moments(*checked, here, origin)
-                total[0] += sums
-                total[1:] += products
-                counted += n_good
+            moments.add(values, scales, here[~bad[here]])
         digests.append(digest.hexdigest())
     if not stage.growth:
-        write_npy(stage.part("moments", number), total)
-    write_json(path, {"rejected": rejected, "digests": digests, "counted": counted})
+        write_npy(stage.part("moments", number), moments.sums())
+    write_json(path, {"rejected": rejected, "digests": digests, "counted": moments.count})
     return read_json(path)
 
 
-def block_moments(values, scales, bad, chosen, origin):
-    """Sums over some rows of a block, of unit length, less the origin; those that have no direction count for nothing.
+class Moments:
+    """Sums of unit rows less an origin, and of their products, in float64; of so many rows together in float32.
 
-    values, scales, bad: of `geometry.scaled_rows32`; chosen: (c,) places of rows, ascending. Returns the sum of the
-    rows (d,) float64, their Gram matrix (d, d) float32, and how many they are.
+    Memory: 12 d^2 bytes, and those rows.
     """
-    centred = engine.scratch((len(chosen), values.shape[1]))
-    if len(chosen) < len(values):
-        values, scales, bad = values[chosen], scales[chosen], bad[chosen]
-    np.multiply(values, scales[:, None], out=centred)
-    centred -= origin
-    centred[bad] = 0
-    return centred.sum(axis=0, dtype=np.float64), centred.T @ centred, int(np.count_nonzero(~bad))
+
+    def __init__(self, origin, block_rows):
+        self.count, self._origin, self._held = 0, origin, 0
+        self._rows = engine.scratch((block_rows, len(origin)))
+        self._sums = np.zeros((len(origin) + 1, len(origin)))
+
+    def add(self, values, scales, chosen):
+        """Add some rows of a block. values, scales: of `geometry.scaled_rows32`; chosen: (c,) places, ascending."""
+        if self._held + len(chosen) > len(self._rows):
+            self._multiply()
+        rows = self._rows[self._held : self._held + len(chosen)]
+        np.multiply(values if len(chosen) == len(values) else values[chosen], scales[chosen, None], out=rows)
+        rows -= self._origin
+        self._held, self.count = self._held + len(chosen), self.count + len(chosen)
+
+    def sums(self):
+        """The sum of the rows, and their Gram matrix, (d + 1, d) float64."""
+        self._multiply()
+        return self._sums
+
+    def _multiply(self):
+        rows, self._held = self._rows[: self._held], 0
+        self._sums[0] += rows.sum(axis=0, dtype=np.float64)
+        self._sums[1:] += rows.T @ rows
 
 
 def reasons(stored, bad):

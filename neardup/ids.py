@@ -122,7 +122,7 @@ def _read_text(shard):
         if not is_json:
             raise NeardupError(f"{path} is not JSON, and has {len(ids)} lines, not an id in each: {advice}")
         raise NeardupError(f"{path} lists {len(ids)} ids but {shard.path.name} has {shard.rows} rows: {advice}")
-    if all(type(i) is str for i in ids) and not any(map(_has_surrogate, ids)):
+    if {*map(type, ids)} <= {str} and not _has_surrogate("".join(ids)):
         return pa.array(ids, pa.large_string())
     return pa.array([_as_text(path, row, value) for row, value in enumerate(ids)], pa.large_string())
 

@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-from functools import partial
 
 import numpy as np
 import pytest
@@ -321,22 +320,22 @@ def test_only_what_was_not_read_is_read_after_a_kill(copy, monkeypatch):
     monkeypatch.setattr("neardup.embeddings.PIECE_ROWS", 700)
     monkeypatch.setattr(faiss_01_pca_variance, "piece_groups", lambda rows, _=None: [[p] for p in pieces(rows.starts)])
     shutil.rmtree(copy / "work")
-    read_piece, calls = faiss_01_pca_variance.block_moments, []
+    add, calls = faiss_01_pca_variance.Moments.add, []
 
     class Killed(BaseException):
         pass
 
-    def count(stop_after, *arguments):
-        calls.append(len(arguments[0]))
+    def count(stop_after, moments, values, *others):
+        calls.append(len(values))
         if len(calls) > stop_after:
             raise Killed
-        return read_piece(*arguments)
+        return add(moments, values, *others)
 
-    monkeypatch.setattr(faiss_01_pca_variance, "block_moments", partial(count, 4))
+    monkeypatch.setattr(faiss_01_pca_variance.Moments, "add", lambda *a: count(4, *a))
     with pytest.raises(Killed):
         again(copy, SCRIPTS[:1], n_workers=1)
     done, calls[:] = sum(calls[:4]), []
-    monkeypatch.setattr(faiss_01_pca_variance, "block_moments", partial(count, 1000))
+    monkeypatch.setattr(faiss_01_pca_variance.Moments, "add", lambda *a: count(1000, *a))
     again(copy, SCRIPTS[:1], n_workers=1)
     assert done > 0
     assert sum(calls) == 6000 - done
