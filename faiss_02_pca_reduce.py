@@ -11,8 +11,9 @@ from functools import partial
 import numpy as np
 
 from neardup import engine, geometry
+from neardup.checksums import Digest
 from neardup.embeddings import block_ranges, open_shards, pieces, shard_starts, total_rows
-from neardup.files import atomic, damaged, npy_rows, read_json, write_npy, write_npz
+from neardup.files import atomic, damaged, npy_rows, read_json, write_json, write_npy, write_npz
 from neardup.npy import read_npy
 from neardup.runs import begin
 from neardup.script import main, tell
@@ -128,6 +129,9 @@ def project_all(stage, shards, model, config):
         some = pieces(shard_starts(shards))
         engine.preload("sklearn.decomposition")
     engine.run(task, [(block_rows, piece) for piece in some], config.n_workers, "02 project")
+    if not stage.against:  # finished without being read
+        digests = [read_json(stage.part("digest", piece.name, suffix=".json"))["reduced"] for piece in some]
+        stage.files |= {f"reduced_{piece.name}.npy": d for piece, d in zip(some, digests, strict=True)}
     return sketch_dims
 
 
@@ -136,7 +140,8 @@ def project_piece(stage, rows, projection, sketch_dims, block_rows, piece):
     done, n_rows = stage.path(f"sketch_{piece.name}.npy"), piece.stop - piece.start
     if done.exists():
         return
-    reduced_too = npy_rows(stage.path(f"reduced_{piece.name}.npy"), (n_rows, len(projection[1])))
+    digest, shape = Digest(), (n_rows, len(projection[1]))
+    reduced_too = npy_rows(stage.path(f"reduced_{piece.name}.npy"), shape, digest=digest)
     with (
         npy_rows(done, (n_rows, sketch_dims + 1)) as write_sketches,
         nullcontext(lambda _: None) if stage.against else reduced_too as write_reduced,
@@ -151,6 +156,7 @@ def project_piece(stage, rows, projection, sketch_dims, block_rows, piece):
                 squares += np.vecdot(reduced, reduced).sum(dtype=np.float64), distance.sum(dtype=np.float64)
         if stage.growth:
             write_npy(stage.part("squares", piece.name), squares)
+        write_json(stage.part("digest", piece.name, suffix=".json"), {"reduced": digest.hexdigest()})
 
 
 def since_basis(stage):

@@ -9,6 +9,7 @@ import shutil
 import socket
 import zipfile
 from contextlib import contextmanager
+from io import BytesIO
 from pathlib import Path
 
 import h5py
@@ -205,16 +206,29 @@ def write_stream(path, items):
 
 
 @contextmanager
-def npy_rows(path, shape, dtype="<f4", flush=True):
+def npy_rows(path, shape, dtype="<f4", flush=True, digest=None):
     """Yield a function that appends blocks of rows to a .npy file of this shape, which appears when full.
 
-    flush: as of `atomic`. Written, not mapped: a full disk then is an error that can be reported, not a signal.
+    flush: as of `atomic`. digest: a `Digest` of all that the file holds; where there is one, nobody reads the file
+    soon, so it leaves the system's cache to others. Written, not mapped: a full disk then is an error that can be reported,
+    not a signal.
     """
-    dtype = np.dtype(dtype)
-    header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
+    dtype, header = np.dtype(dtype), BytesIO()
+    described = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(header, described)
     with atomic(path, flush) as temporary, temporary.open("wb") as file:
-        np.lib.format.write_array_header_1_0(file, header)
-        yield lambda block: file.write(np.ascontiguousarray(block, dtype=dtype).reshape(-1).view(np.uint8).data)
+
+        def write(block):
+            values = np.ascontiguousarray(block, dtype=dtype).reshape(-1).view(np.uint8)
+            file.write(values.data)
+            if digest:
+                digest.update(values)
+
+        write(np.frombuffer(header.getvalue(), dtype=dtype))
+        yield write
+    if digest and hasattr(os, "posix_fadvise"):
+        with path.open("rb") as file:
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def sync_folder(folder: Path):
