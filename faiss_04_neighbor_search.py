@@ -12,7 +12,7 @@ import numpy as np
 from neardup import NeardupError, engine, geometry, pairs
 from neardup.audit import audit_pairs
 from neardup.candidates import first_dims
-from neardup.clusters import Clusters, count_visits, open_cluster, open_projection, open_reduced, prepare_cluster
+from neardup.clusters import Clusters, open_cluster, open_projection, open_reduced, prepare_cluster
 from neardup.couples import search_task
 from neardup.embeddings import open_shards, pieces
 from neardup.files import damaged, hdf5, write_json, write_npy
@@ -86,7 +86,7 @@ def find_candidates(stage, rows, labels, earlier, config):
     block_rows = engine.block_rows(stage.memory, config.n_workers, 5 * len(clusters), most)
     n_first = compared_first(stage, clusters, radius + 2 * error)
     prepare = partial(prepare_cluster, stage, clusters, n_first, centroids, (radius, error), block_rows)
-    with_fresh = find_visits(stage, prepare, labels, clusters, config)
+    which = find_visits(stage, prepare, labels, len(clusters), config)
     joins = partial(are_pairs, rows, verified_at_once(stage, rows, config), config.search_threshold)
     n_components = reduction.results["n_components"]
     reaches = [radius + 2 * error, radius + 2 * geometry.projection_error(rows.dim, n_components)]
@@ -95,7 +95,7 @@ def find_candidates(stage, rows, labels, earlier, config):
     budget = stage.memory / 8 / engine.worker_count(config.n_workers)
     opened = partial(open_cluster, stage, clusters, reduced)
     task = partial(search_task, stage, opened, reaches, budget, joins if config.pairs == "joining" else None)
-    inside, across = search_tasks(stage, clusters, 4 * n_components, config, with_fresh)
+    inside, across = search_tasks(stage, clusters, 4 * n_components, config, which)
     done = [*engine.run(task, inside, config.n_workers, "04 search inside clusters")]
     done += engine.run(task, across, config.n_workers, "04 search across borders")
     names = [(*t[:2], part) for t, (n_parts, _) in zip(inside + across, done, strict=True) for part in range(n_parts)]
@@ -122,29 +122,23 @@ def coordinates_opener(reduction, rows, needed, config):
     return partial(open_reduced, reduction, tuple(rows.starts.tolist()))
 
 
-def find_visits(stage, prepare, labels, clusters, config):
+def find_visits(stage, prepare, labels, n_clusters, config):
     """List which rows come near which border. prepare: writes those of a cluster; labels: the cluster of each row.
 
-    Of a run that grows those of the clusters with new rows first, then of the others to those that visit them.
-    Returns which clusters have new rows, (K,) bool, of such a run.
+    Of a run that grows those that visit, near the borders to clusters of rows that they have to meet.
+    Returns, of such a run, which clusters have rows that visit, and which have those and rows that these have to meet,
+    two (K,) bool.
     """
-    n_clusters = len(clusters)
     every = np.arange(n_clusters)
     if not stage.growth:
         engine.run(prepare, [(c, every) for c in every.tolist()], config.n_workers, "04 visits")
         return None
-    is_fresh = stage.growth.each_is_fresh()
-    with_fresh, with_others = (
-        np.bincount(labels[rows & (labels >= 0)], minlength=n_clusters) > 0 for rows in (is_fresh, ~is_fresh)
-    )
-    meets_fresh = with_others if stage.growth.against else np.ones(n_clusters, dtype=bool)
-    some, others = np.nonzero(with_fresh)[0].tolist(), np.nonzero(~with_fresh)[0].tolist()
-    tasks = [(c, np.union1d(c, np.nonzero(meets_fresh | (with_others[c] & with_fresh))[0])) for c in some]
-    engine.run(prepare, [(*t, (meets_fresh, with_fresh)) for t in tasks], config.n_workers, "04 visits")
-    come = np.stack([np.zeros(n_clusters, np.uint32), *(count_visits(stage, clusters, c) for c in some)])[1:] > 0
-    tasks = [(c, np.unique([c, *np.array(some, dtype=int)[come[:, c]]])) for c in others]
-    engine.run(prepare, tasks, config.n_workers, "04 visits")
-    return with_fresh & meets_fresh
+    visit = stage.growth.each_is_fresh() == stage.growth.fresh_visit
+    meet = ~visit if stage.growth.against else np.ones(len(visit), dtype=bool)
+    visiting, meeting = (np.bincount(labels[of & (labels >= 0)], minlength=n_clusters) > 0 for of in (visit, meet))
+    numbers = [np.union1d(c, np.nonzero(meeting)[0]) if visiting[c] else every[c : c + 1] for c in every.tolist()]
+    engine.run(prepare, enumerate(numbers), config.n_workers, "04 visits")
+    return visiting, visiting & meeting
 
 
 def verify_candidates(stage, candidates, rows, config):

@@ -148,26 +148,20 @@ def flatten_visits(packed, n_clusters, radius):
     )
 
 
-def prepare_cluster(stage, clusters, n_first, centroids, radius_and_error, block_rows, cluster, numbers, meets=None):
+def prepare_cluster(stage, clusters, n_first, centroids, radius_and_error, block_rows, cluster, numbers):
     """Write the sketches of a cluster as the search wants them, and its visits. Memory: 5 K bytes a row of a block.
 
-    n_first: coordinates that are compared first; numbers: of the clusters that it may meet, its own among them, (N,);
-    meets: which of all clusters its new rows may visit, and which the others, (K,) bool each; any where None.
+    n_first: coordinates that are compared first; numbers: of the clusters that it may meet, its own among them, (N,).
     """
     path = stage.volatile("search", cluster)
     if path.exists():
         return
     radius, error = radius_and_error
-    rows, sketches = clusters.load(cluster)
+    sketches = clusters.load(cluster)[1]
     own = int(np.searchsorted(numbers, cluster))
     borders, visits = geometry.borders(own, centroids[numbers], error), [np.empty(0, dtype=np.uint64)]
-    fresh = meets and stage.growth.is_fresh(rows)
     for start, stop in block_ranges((0, len(sketches)), block_rows):
-        found = list_visits(sketches[start:stop], own, borders, radius, numbers) + np.uint64(start)
-        if meets:
-            to = (found >> CLUSTER_SHIFT).astype(np.int64)
-            found = found[np.where(fresh[(found & _ROW_MASK).astype(np.int64)], meets[0][to], meets[1][to])]
-        visits.append(found)
+        visits.append(list_visits(sketches[start:stop], own, borders, radius, numbers) + np.uint64(start))
     visits = flatten_visits(np.sort(np.concatenate(visits)), len(clusters), radius)
     layout = lay_out(sketches, n_first)
     with atomic(path, flush=stage.boot is None) as temporary, temporary.open("wb") as file:

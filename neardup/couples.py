@@ -26,7 +26,8 @@ def search_task(stage, opened, reaches, most_bytes, joins, kind, number, homes, 
         packed = np.sort(np.concatenate([_NONE, *found]))
         write_npy(stage.part(kind, number, n_parts), packed)
 
-    for couple in couples_inside(opened, homes) if kind == "inside" else couples_across(opened, homes, others):
+    across = visitors_across if stage.growth else couples_across
+    for couple in couples_inside(opened, homes) if kind == "inside" else across(opened, homes, others):
         joined = known_components(stage, *couple) if joins else None
         for packed, compared in search_two(*couple, reaches, joins, joined):
             found += [packed] if len(packed) else []
@@ -58,6 +59,34 @@ def couples_across(opened, homes, others):
                 yield held[home], y
 
 
+def visitors_across(opened, homes, others):
+    """Yield the rows of the homes that visit one of the others, as `Visitors`, and that one, opened."""
+    held = {home: opened(home) for home in homes}
+    visit = {home: x.growth.visit(x.rows) for home, x in held.items()}
+    for other in others:
+        found = {home: x.visits_to(other)[0] for home, x in held.items() if home != other and x.has_visits_to(other)}
+        found = [(held[home], places[visit[home][places]]) for home, places in found.items()]
+        if any(len(places) for _, places in found):
+            yield Visitors(found), opened(other)
+
+
+class Visitors:
+    """Some rows of several clusters, as one to be searched. found: [(`OpenCluster`, places of its rows)]."""
+
+    def __init__(self, found):
+        self._found, self.growth = found, found[0][0].growth
+        self.number = np.repeat([x.number for x, _ in found], [len(places) for _, places in found])
+
+    def __len__(self):
+        return len(self.number)
+
+    def __getattr__(self, name):
+        """What an `OpenCluster` has of each row: `rows`, `fresh`, `layout`, `left`, `sketches`, `coordinates`."""
+        values = np.concatenate([getattr(x, name)[places] for x, places in self._found])
+        setattr(self, name, values)
+        return values
+
+
 def known_components(stage, x, y):
     """The component of each row of a cluster, of those of two clusters after another, as far as is known. (n,) int64.
 
@@ -74,10 +103,10 @@ def search_two(x, y, reaches, joins, joined):
 
     Across a border the rows near it on one side meet those on the other, as long as their distances to it add up to
     no more than the radius. joins: None, or which of some candidates are pairs; then just those that join components.
-    Of a run that grows all meet the new ones.
+    Of a run that grows, see `meet_fresh`.
     """
     alone, offset = y is None, len(x)
-    if x.fresh is not None:
+    if x.growth:
         tiles = meet_fresh(x, y, reaches)
         y = x if alone else y
     elif alone:
@@ -94,13 +123,18 @@ def search_two(x, y, reaches, joins, joined):
 
 
 def meet_fresh(x, y, reaches):
-    """As `search`, of those two rows of x and y, or of x where y is None, of which one is new."""
+    """As `search`, of two rows of which one is new, of two sets just one: of x, or of the `Visitors` x and of y.
+
+    Two new rows of different clusters visit each other, and count once.
+    """
     if y is None:
         for here, there in x.growth.meet(x.fresh, x.fresh)[:1]:
             for i, j, compared in search(x, x, reaches, (np.nonzero(here)[0], np.nonzero(there)[0])):
                 once = (i < j) | ~x.fresh[j]
                 yield i[once], j[once], compared
         return
-    (at_x, margins_x), (at_y, margins_y) = x.visits_to(y.number), y.visits_to(x.number)
-    for here, there in x.growth.meet(x.fresh[at_x], y.fresh[at_y]):
-        yield from search(x, y, reaches, (at_x[here], at_y[there]), (margins_x[here], margins_y[there]))
+    for i, j, compared in search(x, y, reaches):
+        wanted = x.fresh[i] != y.fresh[j]
+        if not x.growth.against:
+            wanted |= x.number[i] < y.number
+        yield i[wanted], j[wanted], compared

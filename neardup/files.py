@@ -210,8 +210,8 @@ def npy_rows(path, shape, dtype="<f4", flush=True, digest=None):
     """Yield a function that appends blocks of rows to a .npy file of this shape, which appears when full.
 
     flush: as of `atomic`. digest: a `Digest` of all that the file holds; where there is one, nobody reads the file
-    soon, so it leaves the system's cache to others. Written, not mapped: a full disk then is an error that can be reported,
-    not a signal.
+    soon, so it leaves the system's cache to others. Written, not mapped: a full disk then is an error that can be
+    reported, not a signal.
     """
     dtype, header = np.dtype(dtype), BytesIO()
     described = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}

@@ -83,6 +83,15 @@ class Growth:
         both = (fresh_x, with_fresh), (~fresh_x, fresh_y)
         return [(here, there) for here, there in both if here.any() and there.any()]
 
+    @cached_property
+    def fresh_visit(self):
+        """Whether new rows visit the clusters of those that they have to meet: of two sets the smaller one does."""
+        return not self.against or self.n_fresh <= self.before[-1]
+
+    def visit(self, rows):
+        """Which of some rows of today visit, (r,) bool."""
+        return self.is_fresh(rows) == self.fresh_visit
+
     def each_is_fresh(self):
         """Which of all rows of today are new, (n,) bool."""
         return np.repeat(self.fresh, np.diff(self.now))

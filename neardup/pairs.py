@@ -31,7 +31,7 @@ def cuts(parts, most):
 
     At most `most` + 64 an array. Returns (c,) uint64, ascending. Memory: 1/8 byte a pair.
     """
-    samples = np.sort(np.concatenate([p[_SAMPLED - 1 :: _SAMPLED] for p in parts]))
+    samples = np.sort(np.concatenate([np.empty(0, np.uint64), *(p[_SAMPLED - 1 :: _SAMPLED] for p in parts)]))
     step = max(1, most // _SAMPLED)
     return samples[step - 1 :: step]
 
