@@ -64,7 +64,7 @@ def search(x, y, reaches, places=None, margins=None, joined=None):
     long (benchmarks/results/kernel.json), for it looks at each distance by itself.
     """
     alone, y = y is None, x if y is None else y
-    places = places or (np.arange(len(x.layout)), np.arange(len(y.layout)))
+    places = places or (np.arange(len(x.left)), np.arange(len(y.layout)))
     if margins is not None:
         least = margins[1][0], margins[0][0]
         places = [p[: m.searchsorted(reaches[0] - o, "right")] for p, m, o in zip(places, margins, least, strict=True)]

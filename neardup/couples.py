@@ -60,31 +60,50 @@ def couples_across(opened, homes, others):
 
 
 def visitors_across(opened, homes, others):
-    """Yield the rows of the homes that visit one of the others, as `Visitors`, and that one, opened."""
-    held = {home: opened(home) for home in homes}
-    visit = {home: x.growth.visit(x.rows) for home, x in held.items()}
-    for other in others:
-        found = {home: x.visits_to(other)[0] for home, x in held.items() if home != other and x.has_visits_to(other)}
-        found = [(held[home], places[visit[home][places]]) for home, places in found.items()]
-        if any(len(places) for _, places in found):
-            yield Visitors(found), opened(other)
+    """Yield the rows of the homes that visit one of the others or lie in it, as `Visitors`, and that one, opened."""
+    everyone = Visitors([opened(home) for home in homes])
+    target, at = everyone.visits()
+    bounds = (np.searchsorted(target, others, side).tolist() for side in ("left", "right"))
+    for other, low, high in zip(others, *bounds, strict=True):
+        if low < high:
+            yield everyone.some(at[low:high]), opened(other)
 
 
 class Visitors:
-    """Some rows of several clusters, as one to be searched. found: [(`OpenCluster`, places of its rows)]."""
+    """Rows of several clusters, as one to be searched. clusters: opened; at: which rows of everyone, where not all."""
 
-    def __init__(self, found):
-        self._found, self.growth = found, found[0][0].growth
-        self.number = np.repeat([x.number for x, _ in found], [len(places) for _, places in found])
+    def __init__(self, clusters, everyone=None, at=None):
+        self._clusters, self._everyone, self._at = clusters, everyone, at
+        self.growth = clusters[0].growth
 
     def __len__(self):
-        return len(self.number)
+        return sum(map(len, self._clusters)) if self._everyone is None else len(self._at)
+
+    def some(self, at):
+        """Some of the rows. at: (v,) places among all."""
+        return Visitors(self._clusters, self, at)
 
     def __getattr__(self, name):
         """What an `OpenCluster` has of each row: `rows`, `fresh`, `layout`, `left`, `sketches`, `coordinates`."""
-        values = np.concatenate([getattr(x, name)[places] for x, places in self._found])
+        if self._everyone is not None:
+            values = getattr(self._everyone, name).take(self._at, axis=0)
+        else:
+            values = np.concatenate([getattr(cluster, name) for cluster in self._clusters])
         setattr(self, name, values)
         return values
+
+    def visits(self):
+        """Clusters that the rows visit, their own among them, and which rows do, two (v,) arrays, by cluster."""
+        parts, start = [], 0
+        for x in self._clusters:
+            visit = x.growth.visit(x.rows)
+            own, others = np.nonzero(visit)[0], visit[x.places]
+            to = np.repeat(np.arange(len(x.offsets) - 1), np.diff(x.offsets))[others]
+            parts += [(np.full(len(own), x.number), start + own), (to, start + x.places[others].astype(np.int64))]
+            start += len(x)
+        target, at = (np.concatenate(p) for p in zip(*parts, strict=True))
+        order = np.argsort(target, kind="stable")
+        return target[order], at[order]
 
 
 def known_components(stage, x, y):
@@ -103,12 +122,11 @@ def search_two(x, y, reaches, joins, joined):
 
     Across a border the rows near it on one side meet those on the other, as long as their distances to it add up to
     no more than the radius. joins: None, or which of some candidates are pairs; then just those that join components.
-    Of a run that grows, see `meet_fresh`.
+    Of a run that grows x are the `Visitors` of y.
     """
     alone, offset = y is None, len(x)
     if x.growth:
         tiles = meet_fresh(x, y, reaches)
-        y = x if alone else y
     elif alone:
         y, tiles, offset = x, search(x, None, reaches, joined=joins and (joined, joined)), 0
     else:
@@ -123,18 +141,12 @@ def search_two(x, y, reaches, joins, joined):
 
 
 def meet_fresh(x, y, reaches):
-    """As `search`, of two rows of which one is new, of two sets just one: of x, or of the `Visitors` x and of y.
+    """As `search`, of two rows of which one is new, of two sets just one: of the `Visitors` x and of the cluster y.
 
-    Two new rows of different clusters visit each other, and count once.
+    Two new rows visit each other's cluster, and count once.
     """
-    if y is None:
-        for here, there in x.growth.meet(x.fresh, x.fresh)[:1]:
-            for i, j, compared in search(x, x, reaches, (np.nonzero(here)[0], np.nonzero(there)[0])):
-                once = (i < j) | ~x.fresh[j]
-                yield i[once], j[once], compared
-        return
     for i, j, compared in search(x, y, reaches):
         wanted = x.fresh[i] != y.fresh[j]
         if not x.growth.against:
-            wanted |= x.number[i] < y.number
+            wanted |= x.rows[i] < y.rows[j]
         yield i[wanted], j[wanted], compared

@@ -77,12 +77,6 @@ class Growth:
         """Where the rows of each set begin, and how many there are: ids are unique in each."""
         return [0, *([int(self.before[-1])] if self.against else []), int(self.now[-1])]
 
-    def meet(self, fresh_x, fresh_y):
-        """Which rows of two clusters to compare: [(of one, of the other)], masks. fresh_x, fresh_y: which are new."""
-        with_fresh = ~fresh_y if self.against else np.ones_like(fresh_y)
-        both = (fresh_x, with_fresh), (~fresh_x, fresh_y)
-        return [(here, there) for here, there in both if here.any() and there.any()]
-
     @cached_property
     def fresh_visit(self):
         """Whether new rows visit the clusters of those that they have to meet: of two sets the smaller one does."""

@@ -16,8 +16,8 @@ _GROUPS = 4  # of clusters that a task holds open, at least: small enough to be 
 def search_tasks(stage, clusters, more, config, which=None):
     """What to search, a task each: clusters alone, and groups of clusters with some of those of higher number.
 
-    which: of a run that grows, which clusters have rows that visit others, any, and which are searched alone, (K,) bool
-    each.
+    which: of a run that grows, which clusters have rows that visit, and which have those and rows that these have to
+    meet, (K,) bool each; none is searched alone then.
     more: bytes a row of an open cluster, beyond its sketch, layout and visits. A group fits a quarter of
     the working memory, all workers together. Groups stay as they were when an interrupted run goes on.
     Returns two lists of (kind, number, homes, others). Memory: 4 K^2 bytes.
@@ -29,19 +29,21 @@ def search_tasks(stage, clusters, more, config, which=None):
         write_npy(path, np.array(engine.size_ranges(clusters.bounds, int(most))))
     visits = np.stack([count_visits(stage, clusters, cluster) for cluster in range(n_clusters)])
     homes = [range(low, high) for low, high in read_npy(path).tolist()]
+    sizes = np.diff(clusters.bounds).astype(float)
     if which is None:
         work, alone = [meetings(visits, h[0], h[-1] + 1) for h in homes], np.arange(n_clusters)
         others = [np.arange(h[0] + 1, n_clusters) for h in homes]
     else:
-        visiting, alone = which[0], np.nonzero(which[1])[0]
+        (visiting, meeting), alone = which, np.empty(0, dtype=int)
+        visits[meeting, meeting] = sizes[meeting]
         homes = [h for h in ([c for c in some if visiting[c]] for some in homes) if h]
         come = [visits[h].sum(axis=0, dtype=float) for h in homes]
         others = [np.nonzero(c)[0] for c in come]
-        work = [c[o] * np.diff(clusters.bounds)[o] + _OPENED for c, o in zip(come, others, strict=True)]
+        work = [c[o] * sizes[o] + _OPENED for c, o in zip(come, others, strict=True)]
     most, across = most_work(sum(w.sum() for w in work)), []
     for group, some, of_group in zip(homes, others, work, strict=True):
         across += [(group, some[slice(*share)].tolist()) for share in shares(of_group, most)]
-    of_each = np.diff(clusters.bounds)[alone].astype(float) ** 2 / 2 + _OPENED
+    of_each = sizes[alone] ** 2 / 2 + _OPENED
     inside = [(alone[slice(*share)].tolist(), ()) for share in shares(of_each, most_work(of_each.sum()))]
     return [[(kind, i, *t) for i, t in enumerate(ts)] for kind, ts in (("inside", inside), ("across", across))]
 
