@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import NOTES, lay_out, run_stages, tree_bytes
+from conftest import NOTES, SCRIPTS, lay_out, run_stages, tree_bytes
 
 from config import ROOT
 from neardup.artifacts import STAGES
@@ -164,3 +164,11 @@ def same(whole, work, names=NAMES):
             for folder in (work, whole / "work")
         )
         assert ours == theirs, name
+
+
+def refused(whole, work, port):
+    """The one line of a script that doesn't run on what answers at this port."""
+    status, out, lines = ended(begin(SCRIPTS[0], whole, work, port))
+    assert (status, out, len(lines)) == (1, "", 1), lines
+    assert not (work / "01_pca_variance").exists()
+    return lines[0]

@@ -21,6 +21,7 @@ from clusters import (
     ended,
     hosts,
     process,
+    refused,
     same,
     scheduler,
     slow_worker,
@@ -32,14 +33,6 @@ from conftest import NOTES, SCRIPTS, command, work_before
 from distributed.utils import open_port
 
 from config import ROOT
-
-
-def refused(whole, work, port):
-    """The one line of a script that doesn't run on what answers at this port."""
-    status, out, lines = ended(begin(SCRIPTS[0], whole, work, port))
-    assert (status, out, len(lines)) == (1, "", 1), lines
-    assert not (work / "01_pca_variance").exists()
-    return lines[0]
 
 
 def test_the_commands_for_two_hosts(whole, tmp_path):
@@ -68,12 +61,6 @@ def test_the_commands_for_two_hosts(whole, tmp_path):
     assert "0 missed, 0 false" in out
     same(whole, tmp_path / "work")
     assert {p.name for p in (tmp_path / "work").iterdir()} - NOTES == {*NAMES}
-
-
-def test_no_scheduler_is_said(whole, tmp_path, monkeypatch):
-    monkeypatch.setenv("DASK_DISTRIBUTED__COMM__TIMEOUTS__CONNECT", "2s")
-    port = open_port()
-    assert f"no Dask scheduler answers at tcp://127.0.0.1:{port}" in refused(whole, tmp_path, port)
 
 
 def test_other_versions_are_said(whole, tmp_path):

@@ -160,14 +160,6 @@ def test_the_answer_does_not_depend_on_the_tasks(example, tmp_path, monkeypatch,
             assert ours.tobytes() == theirs.tobytes()
 
 
-def test_a_second_run_gives_the_same_bytes(tmp_path):
-    """In processes of their own: what an interrupted test left running here may change the threads of a sum."""
-    for work in (tmp_path / "one", tmp_path / "another"):
-        for script in SCRIPTS:
-            assert command(script, "--work-dir", work).returncode == 0
-    assert tree_bytes(tmp_path / "one") == tree_bytes(tmp_path / "another")
-
-
 def test_nothing_is_done_twice(example, tmp_path):
     """A finished stage is left as it is, to the inode."""
     before = {p: (p.stat().st_ino, p.stat().st_mtime_ns) for p in example.rglob("*")}

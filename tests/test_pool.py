@@ -30,6 +30,12 @@ if __name__ == "__main__":
 """
 
 
+@pytest.fixture(autouse=True)
+def no_mirrors(monkeypatch):
+    """As in a script whose work folder is its own: other tests attach theirs to this process."""
+    monkeypatch.setattr("neardup.mirror._attached", {})
+
+
 def fail(number):
     """A task that fails."""
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), f"file-{number}")

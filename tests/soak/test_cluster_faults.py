@@ -17,6 +17,7 @@ from clusters import (
     ended,
     hosts,
     process,
+    refused,
     same,
     scheduler,
     slow_worker,
@@ -154,3 +155,9 @@ def test_a_task_that_ends_its_workers(whole, tmp_path):
         with slow_worker(port, 0):
             assert ended(begin(STAGES[NAMES[0]][0], whole, tmp_path, port))[0] == 0
     same(whole, tmp_path, NAMES[:1])
+
+
+def test_no_scheduler_is_said(whole, tmp_path, monkeypatch):
+    monkeypatch.setenv("DASK_DISTRIBUTED__COMM__TIMEOUTS__CONNECT", "2s")
+    port = open_port()
+    assert f"no Dask scheduler answers at tcp://127.0.0.1:{port}" in refused(whole, tmp_path, port)
