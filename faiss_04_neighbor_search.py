@@ -10,7 +10,7 @@ from functools import partial
 import numpy as np
 
 from neardup import NeardupError, engine, geometry, pairs
-from neardup.audit import audit_pairs
+from neardup.audit import audit_pairs, audit_tasks, chosen_rows
 from neardup.candidates import first_dims
 from neardup.clusters import Clusters, open_cluster, open_projection, open_reduced, prepare_cluster
 from neardup.couples import search_task
@@ -27,7 +27,7 @@ from neardup.shares import search_tasks
 _BLOCK_PAIRS = 65_536  # candidates of a task that verifies, at most
 _NONE = np.empty(0, dtype=np.uint64)
 _LISTED, _LISTED_ROWS = 1 << 18, 256  # margins computed at a time, which caches hold; and rows, at least
-_MUCH = 1e9  # distances inside clusters, from which on processes repay their start
+_MUCH = 5e8  # distances inside clusters, from which on processes repay their start
 _SAMPLED_CLUSTERS, _SAMPLED_ROWS = 4, 512  # and rows of each, to choose what is compared first
 _BYTES_A_ROW = 700  # on disk while the search runs: layout, visits of about 20 other clusters, and the row's neighbours
 
@@ -43,11 +43,14 @@ def run(config):
         repeated = read_npy(earlier["01_pca_variance"].path("repeated_rows.npy"))
         stage.needs(len(rows) * _BYTES_A_ROW + 2 * earlier["01_pca_variance"].path("ids.arrow").stat().st_size)
         is_much = not stage.growth and (np.bincount(labels[labels >= 0]).astype(float) ** 2).sum() / 2 >= _MUCH
+        eligible = np.nonzero(labels >= 0)[0]
+        audited = chosen_rows(eligible, stage.growth, config)
+        audit = audited, audit_tasks(stage, rows, audited, eligible, config)
         with engine.in_processes(config, stage.memory, is_much):
-            candidates, compared = find_candidates(stage, rows, labels, earlier, config)
+            candidates, compared = find_candidates(stage, rows, labels, earlier, config, audit[1])
             parts = verify_candidates(stage, candidates, rows, config)
             n_pairs, rows_in_pairs = join_parts(stage, parts, len(rows), ids, config.search_threshold)
-            audit = audit_and_pickle(stage, rows, (labels, ids, repeated), config)
+            audit = audit_and_pickle(stage, rows, audit, (labels, ids, repeated), config)
         stage = stage.finish(
             {
                 "rows": len(rows),
@@ -71,10 +74,11 @@ def read_labels(kmeans, n_rows):
     return labels
 
 
-def find_candidates(stage, rows, labels, earlier, config):
+def find_candidates(stage, rows, labels, earlier, config, beside):
     """All two rows that may be pairs, in files of sorted packed pairs; those an interrupted run finished stay.
 
-    Of a run that grows just those of which one is new. labels: the cluster of each row.
+    Of a run that grows just those of which one is new. labels: the cluster of each row; beside: Dask tasks that may be
+    done meanwhile.
     Returns the files, and the number of distances computed.
     """
     reduction, kmeans = earlier["02_pca_reduce"], earlier["03_kmeans"]
@@ -96,8 +100,8 @@ def find_candidates(stage, rows, labels, earlier, config):
     opened = partial(open_cluster, stage, clusters, reduced)
     task = partial(search_task, stage, opened, reaches, budget, joins if config.pairs == "joining" else None)
     inside, across = search_tasks(stage, clusters, 4 * n_components, config, which)
-    done = [*engine.run(task, inside, config.n_workers, "04 search inside clusters")]
-    done += engine.run(task, across, config.n_workers, "04 search across borders")
+    runs = [(task, inside, "04 search inside clusters"), (task, across, "04 search across borders")]
+    done = [result for results in engine.run_in_turn(runs, beside, config.n_workers) for result in results]
     names = [(*t[:2], part) for t, (n_parts, _) in zip(inside + across, done, strict=True) for part in range(n_parts)]
     return [stage.part(*n) for n in names], sum(compared for _, compared in done)
 
@@ -227,7 +231,7 @@ def pairs_before(stage, threshold):
         yield found[(found["row_a"] >= 0) & (found["row_b"] >= 0)]
 
 
-def audit_and_pickle(stage, rows, names, config):
+def audit_and_pickle(stage, rows, audit, names, config):
     """Prove the result on a sample, in audit.json, and write neighbors.pkl meanwhile. names: labels, ids, repeated.
 
     Returns what the audit counted. Raises NeardupError where it isn't 0.
@@ -235,7 +239,7 @@ def audit_and_pickle(stage, rows, names, config):
     found = partial(read_pairs, stage.path("neighbors.h5"), len(rows))
     once = [] if config.against_dir else [(stage, names, stage.memory / 4)]  # ids of two sets may be the same
     pickled = engine.tasks(write_neighbors_pickle, once, config.n_workers, "04 pickle", apart=True)
-    audit = audit_pairs(stage, found, rows, np.nonzero(names[0] >= 0)[0], config, pickled)
+    audit = audit_pairs(stage, found, rows, *audit, config, pickled)
     write_json(stage.path("audit.json"), audit)
     if audit["missed"] or audit["false"]:
         stage.drop_parts()

@@ -17,20 +17,12 @@ _GATHERED = 70  # how much longer a coordinate takes where rows are compared one
 _SHOWN = 10  # missed or false pairs that are named
 
 
-def audit_pairs(stage, found, rows, eligible, config, others=()):
-    """Compare `audit_rows` random rows with every row, and with what was found for them.
+def audit_tasks(stage, rows, audited, eligible, config):
+    """Dask tasks that compare the audited rows with every row, a file each; they need no pairs.
 
-    Of a run that grows half of them are new, if there are as many, and all are compared with the new rows: pairs of
-    earlier ones were audited when they were found. Of two sets all are of the one, and compared with the other.
-    stage: keeps what is compared, a file a task; found: yields the pairs that were found, as (p,) PAIR, each time it
-    is called; rows: `RowFiles`; eligible: (e,) int64, the rows that aren't rejected; others: Dask tasks to be done
-    beside this. Where just the pairs that join were looked for, a pair counts as found if its rows are joined.
-    Returns a dict: rows audited, true pairs of theirs, how many of those are missed, how many found are false, some of
-    both, and in words which they were compared with. Memory: a block of rows a worker, the audited rows twice, 10 bytes
-    a row.
+    eligible: (e,) int64, the rows that aren't rejected. Memory: a block of rows a worker, the audited rows twice, 10
+    bytes a row.
     """
-    rng = np.random.default_rng(config.random_state)
-    audited = chosen_rows(rng, eligible, config.audit_rows, stage.growth)
     stored = rows.gather(audited)
     counted = np.zeros(len(rows), dtype=bool)
     counted[eligible] = True
@@ -39,13 +31,29 @@ def audit_pairs(stage, found, rows, eligible, config, others=()):
     bytes_per_row = 8 * rows.dim + 5 * len(audited)
     block_rows = engine.block_rows(stage.memory, config.n_workers, bytes_per_row, _BLOCK_ROWS)
     task = partial(audit_pieces, stage, rows, counted, sample, (config.search_threshold, block_rows))
-    growth, of_files, compared, against = stage.growth, None, np.ones(len(rows), dtype=bool), "all"
+    growth, of_files = stage.growth, None
     if growth:
         of_files = ~growth.fresh if growth.against else growth.fresh
+    groups = piece_groups(rows, of_files) if len(audited) else []
+    return engine.tasks(task, enumerate(groups), config.n_workers, "04 audit")
+
+
+def audit_pairs(stage, found, rows, audited, tasks, config, others=()):
+    """Compare `audit_rows` random rows with every row, and with what was found for them.
+
+    Of a run that grows half of them are new, if there are as many, and all are compared with the new rows: pairs of
+    earlier ones were audited when they were found. Of two sets all are of the one, and compared with the other.
+    stage: keeps what is compared, a file a task; found: yields the pairs that were found, as (p,) PAIR, each time it
+    is called; rows: `RowFiles`; audited: of `chosen_rows`; tasks: of `audit_tasks`, of which some may be done; others:
+    Dask tasks to be done beside those. Where just the pairs that join were looked for, a pair counts as found if its
+    rows are joined.
+    Returns a dict: rows audited, true pairs of theirs, how many of those are missed, how many found are false, some of
+    both, and in words which they were compared with.
+    """
+    growth, compared, against = stage.growth, np.ones(len(rows), dtype=bool), "all"
+    if growth:
         compared = growth.each_is_fresh() ^ growth.against
         against = f"the {np.count_nonzero(compared):,} {'of the second set' if growth.against else 'that came'}"
-    groups = piece_groups(rows, of_files) if len(audited) else []
-    tasks = engine.tasks(task, enumerate(groups), config.n_workers, "04 audit")
     results = engine.compute([*tasks, *others], config.n_workers, "04 audit")
     true = _union(results[: len(tasks)])
     listed = _union(pairs.pack(p["row_a"], p["row_b"]) for p in _touching(found(), audited, compared))
@@ -65,8 +73,9 @@ def _union(packed):
     return together[np.diff(together, prepend=~together[:1]) != 0]
 
 
-def chosen_rows(rng, eligible, count, growth):
-    """The rows to audit, ascending."""
+def chosen_rows(eligible, growth, config):
+    """The rows to audit, ascending. eligible: (e,) int64, the rows that aren't rejected."""
+    rng, count = np.random.default_rng(config.random_state), config.audit_rows
     fresh = eligible[growth.is_fresh(eligible)] if growth else eligible[:0]
     if growth and growth.against:
         return np.sort(rng.choice(fresh, min(count, len(fresh)), replace=False))

@@ -203,6 +203,25 @@ def run(function, arguments, n_workers, label):
     return compute(tasks(function, arguments, n_workers, label), n_workers, label)
 
 
+def run_in_turn(runs, beside, n_workers):
+    """As `run`, of several in turn, of tasks for which threads would wait for each other, as `neardup.pool` has it.
+
+    runs: [(function, arguments, label)]; beside: of `tasks`, which may be done meanwhile. Where there are just threads,
+    one does all that is in `runs`, and the others do those. Returns the results of each run.
+    """
+    if _cluster or _pool:
+        return [run(function, arguments, n_workers, label) for function, arguments, label in runs]
+
+    def in_turn():
+        results = []
+        for function, arguments, label in runs:
+            with _timed(label, len(arguments)):
+                results.append([limited(function, 1, *a) for a in arguments])
+        return results
+
+    return _compute_here([dask.delayed(in_turn, pure=False)(), *beside], n_workers or cores(), runs[0][2])[0]
+
+
 def tasks(function, arguments, n_workers, label, apart=False):
     """function(*a) for each tuple a of `arguments`, each with its share of the cores, for `compute`.
 

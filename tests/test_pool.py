@@ -56,7 +56,7 @@ def test_the_answer_is_that_of_threads(tmp_path, monkeypatch):
     before = tree_bytes(tmp_path / "04_neighbor_search")
     (tmp_path / "04_neighbor_search").rename(tmp_path / "before")
     monkeypatch.setattr(faiss_04_neighbor_search, "_MUCH", 0)
-    calls, call = [], engine.run
+    calls, call = [], engine.run  # also of `run_in_turn`
     monkeypatch.setattr(engine, "run", lambda *a: calls.append((a[3], engine._pool is not None)) or call(*a))
     run_scripts(settings_of(EXAMPLE, tmp_path, n_workers=2), SCRIPTS[3:4])
     assert tree_bytes(tmp_path / "04_neighbor_search") == before
