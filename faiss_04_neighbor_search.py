@@ -27,7 +27,9 @@ from neardup.shares import search_tasks
 _BLOCK_PAIRS = 65_536  # candidates of a task that verifies, at most
 _NONE = np.empty(0, dtype=np.uint64)
 _LISTED, _LISTED_ROWS = 1 << 18, 256  # margins computed at a time, which caches hold; and rows, at least
-_MUCH = 5e8  # distances inside clusters, from which on processes repay their start
+_MUCH = 0.8  # seconds of search in a thread, about, from which on processes repay their start
+_ACROSS = 4  # distances for each inside clusters, about
+_QUICK = 0.4  # nanoseconds of a distance under which threads would wait for each other, more than search
 _SAMPLED_CLUSTERS, _SAMPLED_ROWS = 4, 512  # and rows of each, to choose what is compared first
 _BYTES_A_ROW = 700  # on disk while the search runs: layout, visits of about 20 other clusters, and the row's neighbours
 
@@ -42,12 +44,20 @@ def run(config):
         labels = read_labels(earlier["03_kmeans"], len(rows))
         repeated = read_npy(earlier["01_pca_variance"].path("repeated_rows.npy"))
         stage.needs(len(rows) * _BYTES_A_ROW + 2 * earlier["01_pca_variance"].path("ids.arrow").stat().st_size)
-        is_much = not stage.growth and (np.bincount(labels[labels >= 0]).astype(float) ** 2).sum() / 2 >= _MUCH
         eligible = np.nonzero(labels >= 0)[0]
         audited = chosen_rows(eligible, stage.growth, config)
         audit = audited, audit_tasks(stage, rows, audited, eligible, config)
-        with engine.in_processes(config, stage.memory, is_much):
-            candidates, compared = find_candidates(stage, rows, labels, earlier, config, audit[1])
+        clusters = open_clusters(earlier["03_kmeans"], config)
+        radius_and_error = (
+            geometry.radius(config.search_threshold, rows.dim),
+            earlier["02_pca_reduce"].results["sketch_error"],
+        )
+        n_first, nanoseconds = compared_first(stage, clusters, radius_and_error)
+        distances = _ACROSS * float(np.sum(np.diff(clusters.bounds).astype(float) ** 2) / 2)
+        with engine.in_processes(config, stage.memory, distances * nanoseconds >= 1e9 * _MUCH and not stage.growth):
+            how = clusters, n_first, radius_and_error
+            beside = audit[1] if nanoseconds < _QUICK else None
+            candidates, compared = find_candidates(stage, rows, labels, earlier, how, config, beside)
             parts = verify_candidates(stage, candidates, rows, config)
             n_pairs, rows_in_pairs = join_parts(stage, parts, len(rows), ids, config.search_threshold)
             audit = audit_and_pickle(stage, rows, audit, (labels, ids, repeated), config)
@@ -74,21 +84,24 @@ def read_labels(kmeans, n_rows):
     return labels
 
 
-def find_candidates(stage, rows, labels, earlier, config, beside):
+def open_clusters(kmeans, config):
+    """The `Clusters` of stage 3."""
+    names = [f"clusters/cluster_{c:05d}.h5" for c in range(kmeans.results["n_clusters"])]
+    return Clusters(kmeans.paths(names, config.n_workers))
+
+
+def find_candidates(stage, rows, labels, earlier, how, config, beside):
     """All two rows that may be pairs, in files of sorted packed pairs; those an interrupted run finished stay.
 
-    Of a run that grows just those of which one is new. labels: the cluster of each row; beside: Dask tasks that may be
-    done meanwhile.
+    Of a run that grows just those of which one is new. labels: the cluster of each row; how: the clusters, how many
+    coordinates of sketches are compared first, the radius and the sketches' error; beside: Dask tasks for the other
+    threads, where just one is to search.
     Returns the files, and the number of distances computed.
     """
-    reduction, kmeans = earlier["02_pca_reduce"], earlier["03_kmeans"]
-    cluster_files = [f"clusters/cluster_{c:05d}.h5" for c in range(kmeans.results["n_clusters"])]
-    clusters = Clusters(kmeans.paths(cluster_files, config.n_workers))
-    radius, error = geometry.radius(config.search_threshold, rows.dim), reduction.results["sketch_error"]
-    centroids = read_npy(kmeans.path("centroids.npy"))
+    reduction, (clusters, n_first, (radius, error)) = earlier["02_pca_reduce"], how
+    centroids = read_npy(earlier["03_kmeans"].path("centroids.npy"))
     most = max(_LISTED_ROWS, _LISTED // len(clusters))
     block_rows = engine.block_rows(stage.memory, config.n_workers, 5 * len(clusters), most)
-    n_first = compared_first(stage, clusters, radius + 2 * error)
     prepare = partial(prepare_cluster, stage, clusters, n_first, centroids, (radius, error), block_rows)
     which = find_visits(stage, prepare, labels, len(clusters), config)
     joins = partial(are_pairs, rows, verified_at_once(stage, rows, config), config.search_threshold)
@@ -106,15 +119,19 @@ def find_candidates(stage, rows, labels, earlier, config, beside):
     return [stage.part(*n) for n in names], sum(compared for _, compared in done)
 
 
-def compared_first(stage, clusters, reach):
-    """How many coordinates of sketches to compare first, by a sample of the largest clusters; as a run began with."""
-    path = stage.part("compared_first")
+def compared_first(stage, clusters, radius_and_error):
+    """How many coordinates of sketches to compare first, by a sample of the largest clusters; as a run began with.
+
+    And how many nanoseconds a distance then takes in a thread, about.
+    """
+    path, (radius, error) = stage.part("compared_first"), radius_and_error
     if not path.exists():
         largest = np.argsort(-np.diff(clusters.bounds), kind="stable")[:_SAMPLED_CLUSTERS].tolist()
         sketches = [clusters.load(c)[1] for c in largest]
         samples = [s[np.linspace(0, len(s) - 1, min(len(s), _SAMPLED_ROWS)).astype(int)] for s in sketches]
-        write_npy(path, first_dims(samples, reach))
-    return int(read_npy(path))
+        write_npy(path, np.array(first_dims(samples, radius + 2 * error)))
+    n_first, nanoseconds = read_npy(path).tolist()
+    return int(n_first), nanoseconds
 
 
 def coordinates_opener(reduction, rows, needed, config):

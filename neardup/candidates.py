@@ -20,19 +20,17 @@ def first_dims(samples, reach):
     """How many coordinates to compare first so that the search takes the least time, as samples tell.
 
     samples: sketches of rows of some clusters, (s, m + 1) float32 each; reach: greatest distance of two sketches.
+    Returns them, and the nanoseconds that a distance then takes in a thread, about.
     """
-    choices, fixed = sorted({min(d, samples[0].shape[1] - 1) for d in _FIRST_DIMS}), _NS[0]
+    count = sum(len(sample) ** 2 for sample in samples)
 
     def nanoseconds(n_coordinates):
-        near = [
-            _near_in_all(geometry.shorten(s, n_coordinates), geometry.shorten(s, n_coordinates), reach) for s in samples
-        ]
-        share = sum(len(i) - len(s) for (i, _), s in zip(near, samples, strict=True)) / sum(
-            len(s) ** 2 for s in samples
-        )
-        return fixed + _NS[1] * n_coordinates + _NS[2] * share
+        short = [geometry.shorten(sample, n_coordinates) for sample in samples]
+        n_near = sum(len(_near_in_all(some, some, reach)[0]) - len(some) for some in short)
+        return _NS[0] + _NS[1] * n_coordinates + _NS[2] * n_near / count
 
-    return min(choices, key=nanoseconds)
+    choices = {min(d, samples[0].shape[1] - 1) for d in _FIRST_DIMS}
+    return min(((n, nanoseconds(n)) for n in sorted(choices)), key=lambda choice: choice[1])
 
 
 def lay_out(sketches, n_coordinates):

@@ -204,12 +204,12 @@ def run(function, arguments, n_workers, label):
 
 
 def run_in_turn(runs, beside, n_workers):
-    """As `run`, of several in turn, of tasks for which threads would wait for each other, as `neardup.pool` has it.
+    """As `run`, of several in turn: [(function, arguments, label)]. Returns the results of each.
 
-    runs: [(function, arguments, label)]; beside: of `tasks`, which may be done meanwhile. Where there are just threads,
-    one does all that is in `runs`, and the others do those. Returns the results of each run.
+    beside: where not None, threads would wait for each other, as `neardup.pool` has it; so where there are just
+    threads, one does all that is in `runs`, and the others do these `tasks`.
     """
-    if _cluster or _pool:
+    if _cluster or _pool or beside is None:
         return [run(function, arguments, n_workers, label) for function, arguments, label in runs]
 
     def in_turn():

@@ -298,6 +298,24 @@ def test_every_two_rows_within_the_radius_are_found(tmp_path, monkeypatch, m, ra
     assert misplaced_total > 50
 
 
+def test_as_few_coordinates_are_compared_first_as_tell_apart():
+    """Of rows that differ in the first ones 16; in later ones more; of short sketches all."""
+    rng = np.random.default_rng(0)
+    apart = rng.normal(size=(400, 65)).astype(np.float32)
+    apart[:, -1] = 0.25
+    late, very_late = apart.copy(), apart.copy()
+    late[:, :16], very_late[:, :24] = 0, 0
+    late[:, 32:-1], very_late[:, 32:-1] = 0, 0
+    assert [candidates.first_dims([some[:100], some[100:]], 0.2)[0] for some in (apart, late, very_late)] == [
+        16,
+        24,
+        32,
+    ]
+    assert candidates.first_dims([apart[:, -9:]], 0.2)[0] == 8
+    slow, quick = (candidates.first_dims([some], 0.2)[1] for some in (np.zeros_like(apart), apart))
+    assert slow > 10 * quick
+
+
 class Coordinates:
     """Reduced vectors of all rows, as the search reads them."""
 
