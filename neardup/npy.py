@@ -66,8 +66,13 @@ def map_npy(path):
 
 
 def read_array(path, dtype, offset, shape):
-    """Some values of a file as an array, with nothing read ahead. offset: bytes. Raises NeardupError where it ends."""
+    """Some values of a file as an array, with nothing read ahead. offset: bytes, if there are values.
+
+    Raises NeardupError where it ends early.
+    """
     array = np.empty(shape, dtype)
+    if not array.size:
+        return array
     with here(path).open("rb", buffering=0) as file:
         if hasattr(os, "posix_fadvise"):
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_RANDOM)

@@ -14,7 +14,7 @@ from neardup.runs import find_input, reading_of
 from neardup.shards import find_shards, wanted
 
 _SAMPLE, _RUN = 4096, 256  # rows that are read and multiplied; of them that follow each other
-_PIPELINE = 3.8, 0.12  # of docs/performance.md: all five scripts take so many times the products' seconds at 10^6 rows,
+_PIPELINE = 3.0, 0.12  # of docs/performance.md: all five scripts take so many times the products' seconds at 10^6 rows,
 # and more by this power of the number of rows
 _FIXED_S = 6  # seconds that five processes take to start and end
 _BYTES_A_ROW = 700  # kept of each row on disk while stage 4 runs

@@ -136,6 +136,17 @@ def finished(tmp_path_factory):
     return config, example_rows()[np.sort(chosen[:2500])], example_rows()[chosen[2500:]]
 
 
+def test_vectors_near_a_cluster_without_rows(tmp_path):
+    """Such as a run has that grew by one row: a file for each centroid."""
+    put(tmp_path / "data", "1", np.arange(600))
+    config = settings_of(tmp_path / "data", tmp_path / "work", **SETTINGS)
+    run_scripts(config)
+    put(tmp_path / "data", "2", np.array([700]))
+    run_scripts(config)
+    found = FinishedRun(config).matches(example_rows()[[5, 700]])
+    assert [int(rows[0]) for rows, _ in found] == [5, 600]
+
+
 def test_new_vectors(finished):
     config, rows, new = finished
     near, unclear = cross_pairs(new, rows, 0.9)
