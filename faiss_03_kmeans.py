@@ -102,7 +102,7 @@ def train(stage, sketches, rejected, runs, config):
 
 def default_clusters(n_rows):
     """How many clusters so many rows are split into where nothing is set."""
-    return max(1, round(n_rows ** (2 / 3) / 45))
+    return max(1, round(min(n_rows ** (3 / 4) / 150, n_rows ** (2 / 3) / 45)))
 
 
 def take(stage, sketches, number, rows):

@@ -41,7 +41,7 @@ _LAYOUT = 140  # bytes of a row as it is searched
 
 def default_clusters(n_rows):
     """As faiss_03_kmeans chooses them where `n_clusters` is None."""
-    return max(1, round(n_rows ** (2 / 3) / 45))
+    return max(1, round(min(n_rows ** (3 / 4) / 150, n_rows ** (2 / 3) / 45)))
 
 
 def amounts(figures):
