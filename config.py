@@ -98,7 +98,7 @@ class Config(BaseSettings):
         50,
         ge=1,
         le=65_535,
-        description="k-means clusters, 1 to 65,535; None: by the number of rows, as rows^(2/3) or faster; speed only",
+        description="k-means clusters, 1 to 65,535; None: by the number of rows (docs/performance.md); speed only",
     )
     random_state: int = Field(42, ge=0, lt=2**31, description="seed of the k-means and audit samples, 0 to 2^31 - 1")
 
