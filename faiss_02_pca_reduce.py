@@ -20,6 +20,9 @@ from neardup.script import main, tell
 
 _MUCH_LESS = 0.02  # of the variance: new rows then take more candidates
 _BLOCK_ROWS = 4096  # rows projected together, at most: 16 MB at 1,024 values, which caches hold
+_CACHED = (
+    1 << 30
+)  # bytes of reduced vectors that stay in the system's cache, for the search; more would push out shards
 
 
 def run(config):
@@ -119,14 +122,14 @@ def project_all(stage, shards, model, config):
     sketch_dims = min(config.sketch_dims, n_components)
     if stage.against:  # whose search projects again the few rows of which it needs more
         model = model[0], model[1][:sketch_dims]
-    task = partial(project_piece, stage, open_shards(shards), geometry.projection(*model), sketch_dims)
+    some, kept = stage.growth.pieces() if stage.growth else (pieces(shard_starts(shards)), [])
+    cached = 4 * n_components * sum(piece.stop - piece.start for piece in some) <= _CACHED
+    task = partial(project_piece, stage, open_shards(shards), geometry.projection(*model), (sketch_dims, cached))
     if stage.growth:
-        some, kept = stage.growth.pieces()
         for piece, then in kept:
             for kind in ("sketch",) if stage.against else ("reduced", "sketch"):
                 stage.take_over(f"{kind}_{piece.name}.npy", f"{kind}_{then}.npy")
     else:
-        some = pieces(shard_starts(shards))
         engine.preload("sklearn.decomposition")
     engine.run(task, [(block_rows, piece) for piece in some], config.n_workers, "02 project")
     if not stage.against:  # finished without being read
@@ -135,13 +138,17 @@ def project_all(stage, shards, model, config):
     return sketch_dims
 
 
-def project_piece(stage, rows, projection, sketch_dims, block_rows, piece):
-    """Write the reduced vectors and the sketches of a shard, or of a part of it. Memory: that of one block."""
+def project_piece(stage, rows, projection, how, block_rows, piece):
+    """Write the reduced vectors and the sketches of a shard, or of a part of it. Memory: that of one block.
+
+    how: coordinates of a sketch, and whether the system's cache keeps the reduced vectors.
+    """
+    sketch_dims, cached = how
     done, n_rows = stage.path(f"sketch_{piece.name}.npy"), piece.stop - piece.start
     if done.exists():
         return
     digest, shape = Digest(), (n_rows, len(projection[1]))
-    reduced_too = npy_rows(stage.path(f"reduced_{piece.name}.npy"), shape, digest=digest)
+    reduced_too = npy_rows(stage.path(f"reduced_{piece.name}.npy"), shape, digest=digest, cached=cached)
     with (
         npy_rows(done, (n_rows, sketch_dims + 1)) as write_sketches,
         nullcontext(lambda _: None) if stage.against else reduced_too as write_reduced,
@@ -156,7 +163,8 @@ def project_piece(stage, rows, projection, sketch_dims, block_rows, piece):
                 squares += np.vecdot(reduced, reduced).sum(dtype=np.float64), distance.sum(dtype=np.float64)
         if stage.growth:
             write_npy(stage.part("squares", piece.name), squares)
-        write_json(stage.part("digest", piece.name, suffix=".json"), {"reduced": digest.hexdigest()})
+        if not stage.against:
+            write_json(stage.part("digest", piece.name, suffix=".json"), {"reduced": digest.hexdigest()})
 
 
 def since_basis(stage):

@@ -25,7 +25,15 @@ from neardup.representatives import Representatives, preference
 from neardup.runs import begin
 from neardup.script import main, tell
 from neardup.stars import stars
-from neardup.thresholds import groups_at, histogram, pair_counts, spanning_forest, steps, threshold_for
+from neardup.thresholds import (
+    groups_at,
+    histogram,
+    pair_counts,
+    spanning_forest,
+    steps,
+    strongest_pairs,
+    threshold_for,
+)
 
 _SHOWN_GROUPS, _SHOWN_IDS, _SHOWN_TEXT = 5, 6, 100
 
@@ -62,7 +70,7 @@ def run(config):
         forest = join_all(stage, search, kept)
         threshold = choose_threshold(forest, len(ids) - len(rejected), search.lowest, config)
         choose = chooser(stage, shards, earlier["03_kmeans"], kept, config, preview)
-        table, connected = tabulate(choose("at"), search, forest, threshold, len(ids) - len(rejected))
+        table, connected = tabulate(choose("at", forest), search, forest, threshold, len(ids) - len(rejected))
         neighbors = partial(search.pairs, threshold)
         groupings, uncut = group_otherwise(choose("split"), connected, neighbors, threshold, config)
         groups = groupings[config.grouping]
@@ -99,10 +107,15 @@ def open_search(search, n_rows):
 
 
 def chooser(stage, shards, kmeans, kept, config, preview):
-    """A function that makes `Representatives`, by the name of their files of work in progress."""
+    """A function that makes `Representatives`, by the name of their files, and by a forest that joins groups of two."""
     preferred, labels = preference(config.representative, shards, preview.lengths), map_npy(kmeans.path("labels.npy"))
     rows = open_shards(shards)
-    return lambda name: Representatives(stage, name, rows, preferred, labels, config, kept)
+
+    def choose(name, forest=None):
+        strongest = None if forest is None else strongest_pairs(forest, len(rows))
+        return Representatives(stage, name, rows, preferred, labels, config, kept, strongest)
+
+    return choose
 
 
 def join_all(stage, search, kept):

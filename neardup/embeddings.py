@@ -11,8 +11,9 @@ from neardup.engine import size_ranges
 from neardup.layout import Layout, npy_layout
 
 MOST_ROWS = 2**32  # two row numbers make one integer of 64 bits
-PIECE_ROWS = 32_768  # of a piece, at most
+PIECE_ROWS, _SMALL_PIECE = 32_768, 8192  # of a piece, at most; and of one that isn't cut for another core's sake
 _TASK_ROWS, _MOST_TASKS = 65_536, 2_000  # of a task that reads several pieces; and how many of those there are, about
+_FEW_TASKS = 8  # as few of them only where there is less to read
 _WINDOW_BYTES = 1 << 26  # of a file that is mapped at a time while rows are gathered
 
 
@@ -119,10 +120,13 @@ class Piece(NamedTuple):
 
 
 def pieces(starts):
-    """Files of rows in equal parts of at most `PIECE_ROWS`, in row order, at least one each. starts: as in RowFiles."""
+    """Files of rows in equal parts of at most `PIECE_ROWS`, in row order, at least one each. starts: as in RowFiles.
+
+    A file is a few parts at least, if it isn't small.
+    """
     found = []
     for number, file in enumerate(zip(map(int, starts[:-1]), map(int, starts[1:]), strict=True)):
-        parts = equal_parts(*file, PIECE_ROWS)
+        parts = equal_parts(*file, min(PIECE_ROWS, max(_SMALL_PIECE, -(-(file[1] - file[0]) // 2))))
         names = [f"{number:05d}-{i:04d}" for i in range(len(parts))] if len(parts) > 1 else [f"{number:05d}"]
         found += [Piece(name, *part) for name, part in zip(names, parts, strict=True)]
     return found
@@ -131,11 +135,12 @@ def pieces(starts):
 def piece_groups(rows, of_files=None):
     """`pieces` of `RowFiles` that follow each other, in lists for a task each. of_files: which, (files,) bool, or all.
 
-    What a task of stage 1 keeps is d x d float64, at most 1/32 of the rows it reads.
+    What a task of stage 1 keeps is d x d float64, at most 1/32 of the rows it reads, or where there are few tasks 1/4.
     """
     single = [piece for piece in pieces(rows.starts) if of_files is None or of_files[piece.file]]
     bounds = np.cumsum([0] + [piece.stop - piece.start for piece in single])
     most = max(_TASK_ROWS, 64 * rows.dim, len(rows) // _MOST_TASKS)
+    most = min(most, max(8 * rows.dim, len(rows) // _FEW_TASKS))
     return [single[low:high] for low, high in size_ranges(bounds, most)]
 
 

@@ -206,12 +206,11 @@ def write_stream(path, items):
 
 
 @contextmanager
-def npy_rows(path, shape, dtype="<f4", flush=True, digest=None):
+def npy_rows(path, shape, dtype="<f4", flush=True, digest=None, cached=True):
     """Yield a function that appends blocks of rows to a .npy file of this shape, which appears when full.
 
-    flush: as of `atomic`. digest: a `Digest` of all that the file holds; where there is one, nobody reads the file
-    soon, so it leaves the system's cache to others. Written, not mapped: a full disk then is an error that can be
-    reported, not a signal.
+    flush: as of `atomic`. digest: a `Digest` of all that the file holds; cached: whether the system's cache keeps it,
+    for whoever reads it soon. Written, not mapped: a full disk then is an error that can be reported, not a signal.
     """
     dtype, header = np.dtype(dtype), BytesIO()
     described = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
@@ -226,7 +225,7 @@ def npy_rows(path, shape, dtype="<f4", flush=True, digest=None):
 
         write(np.frombuffer(header.getvalue(), dtype=dtype))
         yield write
-    if digest and hasattr(os, "posix_fadvise"):
+    if not cached and hasattr(os, "posix_fadvise"):
         with path.open("rb") as file:
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 

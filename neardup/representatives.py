@@ -71,12 +71,13 @@ class Representatives:
     stage: keeps what an interrupted run chose; rows: `RowFiles`; preferred: of `preference`; labels: (n,) int32, the
     cluster of each row; kept: rows that represent their group, of which each has one at most, (n,) bool. A group is
     known by its smallest row and its size: those asked for must be nested, each either within an earlier one or around
-    it. Memory: 32 bytes a row, and a quarter of the working memory.
+    it. strongest: similarity of each row's strongest pair, (n,) float64, where a group of two is always joined by that;
+    such groups, most of all, need no vectors then. Memory: 32 bytes a row, and a quarter of the working memory.
     """
 
-    def __init__(self, stage, name, rows, preferred, labels, config, kept=None):
+    def __init__(self, stage, name, rows, preferred, labels, config, kept=None, strongest=None):
         self.stage, self.name, self.rows, self.config = stage, name, rows, config
-        self.preferred, self.labels, self.kept, self.calls = preferred, labels, kept, 0
+        self.preferred, self.labels, self.kept, self.strongest, self.calls = preferred, labels, kept, strongest, 0
         self.size, self.representative = np.zeros(len(rows), np.int64), np.zeros(len(rows), np.int64)
         self.similarity = np.zeros(len(rows))
 
@@ -89,11 +90,27 @@ class Representatives:
         """The `Groups` of these members. members, bounds: as there."""
         smallest, sizes = members[bounds[:-1]], np.diff(bounds)
         new = self.size[smallest] != sizes
+        if self.strongest is not None:
+            two = new & (sizes == 2)
+            self._learn_twos(members[np.repeat(two, sizes)].reshape(-1, 2))
+            new &= ~two
         if new.any():
             some = members[np.repeat(new, sizes)], np.concatenate([[0], np.cumsum(sizes[new])])
             self.learn(self._choose(*some))
         representative = self.representative[smallest]
         return Groups(members, bounds, self.similarity[members], representative, self.labels[representative])
+
+    def _learn_twos(self, twos):
+        """Choose in groups of two, (g, 2) rows, which are equally central: by preference, or the first."""
+        first, second = twos.T
+        takes_second = np.zeros(len(twos), dtype=bool)
+        if self.preferred is not None:
+            takes_second = self.preferred[second] < self.preferred[first]
+        if self.kept is not None:
+            takes_second = (takes_second & ~self.kept[first]) | self.kept[second]
+        self.size[first], self.representative[first] = 2, np.where(takes_second, second, first)
+        self.similarity[first] = self.similarity[second] = self.strongest[first]
+        self.similarity[self.representative[first]] = 1
 
     def _choose(self, members, bounds):
         name, self.calls = f"{self.name}{self.calls}", self.calls + 1

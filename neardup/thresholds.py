@@ -61,6 +61,14 @@ def threshold_for(forest, n_rows, target_rows, lowest):
     return float(forest["similarity"][needed - 1]) if needed > 0 else 1.0
 
 
+def strongest_pairs(forest, n_rows):
+    """Similarity of each row's strongest pair, (n_rows,) float64, 0 where it has none. forest: spans all pairs."""
+    found = np.zeros(n_rows)
+    for name in ("row_a", "row_b"):
+        np.maximum.at(found, forest[name], forest["similarity"])
+    return found
+
+
 def pair_counts(pair_blocks, thresholds):
     """How many pairs are at or above each of the thresholds, (t,) int64. thresholds: descending."""
     ascending, counts = np.array(thresholds[::-1]), np.zeros(len(thresholds), dtype=np.int64)

@@ -1,11 +1,13 @@
 """What pairs go through, each step by itself against the plainest way: packed, cut, seen both ways, joined, found."""
 
 import gc
+import io
 import itertools
 import shutil
 import sys
 import tempfile
 import time
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -392,11 +394,49 @@ def interrupted():
     gc.callbacks.remove(give_way)
 
 
+@given(
+    dtype=st.sampled_from(["<f4", "<f8", "<f2", "<i8", "<i4", "<u4", "|u1", "|i1", "|b1", "<c8", ">f4", "<U3", "<V8"]),
+    shape=st.lists(st.integers(0, 5), max_size=3),
+    order=st.sampled_from("CF"),
+    version=st.sampled_from([(1, 0), (2, 0)]),
+    change=st.none() | st.tuples(st.integers(0, 127), st.integers(0, 255)),
+)
+@settings(max_examples=300, deadline=None)
+def test_headers_are_read_as_numpy_reads_them(dtype, shape, order, version, change):
+    """What is read at a glance, too; wherever in a file it begins, and where a byte of it is another."""
+    file = io.BytesIO()
+    file.write(b"before")
+    np.lib.format.write_array(file, np.zeros(shape, dtype, order=order), version=version)
+    raw = bytearray(file.getvalue())
+    if change:
+        raw[6 + change[0]] = change[1]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        expected, found = (outcome(read, raw) for read in (header_by_numpy, npy.header_of))
+    assert found == expected
+
+
+def header_by_numpy(file):
+    version = np.lib.format.read_magic(file)
+    read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+    return npy.Header(*read[version](file), file.tell())
+
+
+def outcome(read, raw):
+    """What it returns, or that it fails."""
+    file = io.BytesIO(raw)
+    file.seek(6)
+    try:
+        return read(file)
+    except (*npy.UNREADABLE, KeyError):
+        return "unreadable"
+
+
 def test_headers_are_read_by_many_threads_at_once(tmp_path, interrupted):
     """Parsers of Python before 3.11.8 fail if they are interrupted by each other (gh-106905)."""
     paths = [tmp_path / f"{number}.npy" for number in range(8)]
     for number, path in enumerate(paths):
-        np.save(path, np.full((number + 1, 3), number, dtype=np.float32))
+        np.save(path, np.full((number + 1, 3), number, dtype=">f4"))  # which takes the parser
 
     def read(thread):
         for path in paths * 10:
