@@ -7,7 +7,7 @@ A value comes from, first found wins: the command line (`--data-dir DIR`), the e
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, ByteSize, Field, model_validator
+from pydantic import BeforeValidator, ByteSize, Field, PrivateAttr, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 ROOT = Path(__file__).resolve().parent
@@ -173,13 +173,22 @@ class Config(BaseSettings):
     )
     json_output: bool = Field(False, description="print what was found as one JSON object, for other programs")
 
+    _is_reference: bool = PrivateAttr(False)
+
     @property
     def reference(self):
         """The settings for the second set alone."""
         folder = self.against_work_dir or (
             self.work_dir / "against" if isinstance(self.work_dir, Path) else f"{self.work_dir.rstrip('/')}/against"
         )
-        return self.model_copy(update={"data_dir": self.against_dir, "work_dir": folder, "against_dir": None})
+        alone = self.model_copy(update={"data_dir": self.against_dir, "work_dir": folder, "against_dir": None})
+        alone._is_reference = True
+        return alone
+
+    @property
+    def is_reference(self):
+        """Whether these settings are for the second set alone."""
+        return self._is_reference
 
     @property
     def search_threshold(self):

@@ -24,6 +24,11 @@ _ITERATIONS = 10  # 20 take twice as long for a sum of squares 0.5 % smaller (do
 _RUN_ROWS, _MOST_RUNS = 32_768, 2_000  # rows of a sorted run, and of the clusters written together; runs, about
 _MUCH = 1.5  # times fewer distances, from which on clusters should be made anew
 _ASSIGNED_ROWS = 16_384  # rows compared with the centroids together, at most
+_REFERENCE_ROWS, _REFERENCE_CLUSTERS = (
+    128,
+    256,
+)  # rows of a cluster of a small second set, at least; and how many, about
+_CACHED = 1 << 30  # bytes of sketches that the system's cache holds, so that they needn't be sorted through files
 
 
 def run(config):
@@ -42,10 +47,12 @@ def run(config):
         kept = keep_clusters(stage, ids, config) if stage.growth else Kept.none(len(sketches), sketches.dim)
         runs = row_ranges(stage, sketches, kept.others, config)
         centroids = kept.centroids if stage.growth else train(stage, sketches, rejected, runs, config)
-        assign(stage, (sketches, ids), rejected, centroids, runs, config)
+        in_place = 4 * sketches.dim * len(sketches) <= _CACHED
+        assign(stage, (sketches, ids), rejected, centroids, runs, in_place, config)
         most, n_kept = max(stop - start for start, stop in runs), len(kept.centroids)
         shuffle = Shuffle([read_npy(stage.volatile("bounds", number)) for number in range(len(runs))], most, n_kept)
-        shuffle.write_clusters(stage, sketches.dim, most, config.n_workers)
+        sources = (sketches, ids) if in_place else None
+        shuffle.write_clusters(stage, sketches.dim, sources, most, config.n_workers)
         shuffle.label(stage, runs, kept.labels)
         write_npy(stage.path("labels.npy"), kept.labels)
         write_npy(stage.path("centroids.npy"), np.concatenate([kept.centroids, centroids[shuffle.centroid]]))
@@ -88,7 +95,7 @@ def train(stage, sketches, rejected, runs, config):
     path = stage.part("centroids")
     if not path.exists():
         n_rows = len(sketches) - len(rejected)
-        n_clusters = min(config.n_clusters or default_clusters(n_rows), n_rows)
+        n_clusters = min(config.n_clusters or default_clusters(n_rows, config.is_reference), n_rows)
         rng = np.random.default_rng(config.random_state)
         size = min(n_rows, _SAMPLE_PER_CLUSTER * n_clusters)
         sample = np.sort(rng.choice(n_rows, size, replace=False))
@@ -100,9 +107,13 @@ def train(stage, sketches, rejected, runs, config):
     return read_npy(path)
 
 
-def default_clusters(n_rows):
-    """How many clusters so many rows are split into where nothing is set."""
-    return max(1, round(min(n_rows ** (3 / 4) / 150, n_rows ** (2 / 3) / 45)))
+def default_clusters(n_rows, is_reference=False):
+    """How many clusters so many rows are split into where nothing is set.
+
+    is_reference: whether they are a second set, for the rows of perhaps far more to be split by.
+    """
+    alone = max(1, round(min(n_rows ** (3 / 4) / 150, n_rows ** (2 / 3) / 45)))
+    return max(alone, min(n_rows // _REFERENCE_ROWS, _REFERENCE_CLUSTERS)) if is_reference else alone
 
 
 def take(stage, sketches, number, rows):
@@ -127,19 +138,19 @@ def kmeans(points, n_clusters, seed):
     return model.centroids
 
 
-def assign(stage, sources, rejected, centroids, runs, config):
+def assign(stage, sources, rejected, centroids, runs, in_place, config):
     """Sort the runs by nearest centroid; what an interrupted run finished stays.
 
-    sources: the sketches of all rows, and their ids.
+    sources: the sketches of all rows, and their ids; in_place: whether those stay where they are.
     """
     left_out = [rejected[slice(*np.searchsorted(rejected, run))] for run in runs]
     block_rows = engine.block_rows(stage.memory, config.n_workers, 4 * sources[0].dim, _ASSIGNED_ROWS)
-    task = partial(assign_run, stage, sources, centroids, block_rows)
+    task = partial(assign_run, stage, sources, centroids, in_place, block_rows)
     arguments = [(number, *run, some) for number, (run, some) in enumerate(zip(runs, left_out, strict=True))]
     engine.run(task, arguments, config.n_workers, "03 assign")
 
 
-def assign_run(stage, sources, centroids, block_rows, number, start, stop, rejected):
+def assign_run(stage, sources, centroids, in_place, block_rows, number, start, stop, rejected):
     """Find the nearest centroids of some rows, and sort the rows by them. Memory: their sketches, twice.
 
     Centroids are never looked for twice: other blocks may round otherwise, and clusters follow them.
@@ -152,7 +163,7 @@ def assign_run(stage, sources, centroids, block_rows, number, start, stop, rejec
         nearest = nearest_centroids(sketches, centroids, block_rows)
         nearest[rejected - start] = -1
         write_npy(path, nearest)
-    write_run(stage, sketches, sources[1], len(centroids), number, start, read_npy(path))
+    write_run(stage, None if in_place else sketches, sources[1], len(centroids), number, start, read_npy(path))
 
 
 def nearest_centroids(sketches, centroids, block_rows):

@@ -23,6 +23,7 @@ from neardup.pairs import PAIR, cuts, read_pairs, slices_between
 from neardup.runs import begin
 from neardup.script import main, tell
 from neardup.shares import search_tasks
+from neardup.shuffle import cluster_name
 
 _BLOCK_PAIRS = 65_536  # candidates of a task that verifies, at most
 _NONE = np.empty(0, dtype=np.uint64)
@@ -48,16 +49,12 @@ def run(config):
         audited = chosen_rows(eligible, stage.growth, config)
         audit = audited, audit_tasks(stage, rows, audited, eligible, config)
         clusters = open_clusters(earlier["03_kmeans"], config)
-        radius_and_error = (
-            geometry.radius(config.search_threshold, rows.dim),
-            earlier["02_pca_reduce"].results["sketch_error"],
-        )
-        n_first, nanoseconds = compared_first(stage, clusters, radius_and_error)
+        n_first, nanoseconds = compared_first(stage, clusters, radius_and_error(rows, earlier, config))
         distances = _ACROSS * float(np.sum(np.diff(clusters.bounds).astype(float) ** 2) / 2)
         with engine.in_processes(config, stage.memory, distances * nanoseconds >= 1e9 * _MUCH and not stage.growth):
-            how = clusters, n_first, radius_and_error
             beside = audit[1] if nanoseconds < _QUICK else None
-            candidates, compared = find_candidates(stage, rows, labels, earlier, how, config, beside)
+            searched = clusters, n_first
+            candidates, compared = find_candidates(stage, rows, labels, earlier, searched, config, beside)
             parts = verify_candidates(stage, candidates, rows, config)
             n_pairs, rows_in_pairs = join_parts(stage, parts, len(rows), ids, config.search_threshold)
             audit = audit_and_pickle(stage, rows, audit, (labels, ids, repeated), config)
@@ -86,19 +83,23 @@ def read_labels(kmeans, n_rows):
 
 def open_clusters(kmeans, config):
     """The `Clusters` of stage 3."""
-    names = [f"clusters/cluster_{c:05d}.h5" for c in range(kmeans.results["n_clusters"])]
-    return Clusters(kmeans.paths(names, config.n_workers))
+    return Clusters(kmeans.paths([cluster_name(c) for c in range(kmeans.results["n_clusters"])], config.n_workers))
 
 
-def find_candidates(stage, rows, labels, earlier, how, config, beside):
+def radius_and_error(rows, earlier, config):
+    """The greatest distance of a pair, and that of a row's sketch from its exact place."""
+    return geometry.radius(config.search_threshold, rows.dim), earlier["02_pca_reduce"].results["sketch_error"]
+
+
+def find_candidates(stage, rows, labels, earlier, searched, config, beside):
     """All two rows that may be pairs, in files of sorted packed pairs; those an interrupted run finished stay.
 
-    Of a run that grows just those of which one is new. labels: the cluster of each row; how: the clusters, how many
-    coordinates of sketches are compared first, the radius and the sketches' error; beside: Dask tasks for the other
-    threads, where just one is to search.
-    Returns the files, and the number of distances computed.
+    Of a run that grows just those of which one is new. labels: the cluster of each row; searched: the clusters, and how
+    many coordinates of sketches are compared first; beside: Dask tasks for the other threads, where just one is to
+    search. Returns the files, and the number of distances computed.
     """
-    reduction, (clusters, n_first, (radius, error)) = earlier["02_pca_reduce"], how
+    reduction, (clusters, n_first) = earlier["02_pca_reduce"], searched
+    radius, error = radius_and_error(rows, earlier, config)
     centroids = read_npy(earlier["03_kmeans"].path("centroids.npy"))
     most = max(_LISTED_ROWS, _LISTED // len(clusters))
     block_rows = engine.block_rows(stage.memory, config.n_workers, 5 * len(clusters), most)

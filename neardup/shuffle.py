@@ -19,15 +19,17 @@ _SHARE = 20  # no more than one in so many distances inside clusters is of one t
 def write_run(stage, sketches, ids, n_clusters, number, start, nearest):
     """Sort rows by nearest centroid into a file of their numbers, sketches and ids; beside it where each one's begin.
 
-    sketches: (r, m + 1) float32 of the rows from `start` on; ids: `IdTable` of all rows; nearest: (r,) int32, -1 of
-    rows that are left out.
+    sketches: (r, m + 1) float32 of the rows from `start` on, or None where they and ids are taken later from where
+    they are; ids: `IdTable` of all rows; nearest: (r,) int32, -1 of rows that are left out.
     """
     order = np.argsort(nearest, kind="stable")[np.count_nonzero(nearest < 0) :]
     rows, flush = order + start, stage.boot is None
-    sizes, text = bytes_of(ids.array(rows))
-    offsets = np.concatenate([[0], np.cumsum(sizes)])
+    content = [rows]
+    if sketches is not None:
+        sizes, text = bytes_of(ids.array(rows))
+        content += [np.concatenate([[0], np.cumsum(sizes)]), sketches[order], text]
     with atomic(stage.volatile("run", number), flush) as temporary, temporary.open("wb") as file:
-        for values in (rows, offsets, sketches[order], text):  # plain, so that any part of each can be mapped
+        for values in content:  # plain, so that any part of each can be mapped
             file.write(values.reshape(-1).view(np.uint8).data)
     write_npy(stage.volatile("bounds", number), np.searchsorted(nearest[order], np.arange(n_clusters + 1)), flush)
 
@@ -71,13 +73,15 @@ class Shuffle:
             found[some] = self.first_file + np.searchsorted(self.cuts, at, side="right") - 1
             labels[start:stop] = found
 
-    def write_clusters(self, stage, width, most, n_workers):
+    def write_clusters(self, stage, width, sources, most, n_workers):
         """cluster_00000.h5, …; those that an interrupted run finished stay.
 
-        width: values of a sketch; most: rows that a task holds, twice.
+        width: values of a sketch; sources: the sketches and ids of all rows, or None where the runs hold them; most:
+        rows that a task holds, twice.
         """
         some = engine.size_ranges(self.cuts, most)
-        engine.run(partial(merge_runs, stage, width), [self._task(*s) for s in some], n_workers, "03 clusters")
+        task = partial(merge_runs, stage, width, sources)
+        engine.run(task, [self._task(*s) for s in some], n_workers, "03 clusters")
 
     def _task(self, low, high):
         """What `merge_runs` takes to write the files low to high."""
@@ -92,24 +96,27 @@ class Shuffle:
         )
 
 
-def merge_runs(stage, width, low, cuts, begins, counts):
+def merge_runs(stage, width, sources, low, cuts, begins, counts):
     """The cluster files from `low` on: row, vector (its sketch) and id of each member, rows ascending.
 
-    width: values of a sketch; cuts: where files begin among the rows taken from all runs; begins: where those are in
-    each run, (P,); counts: how many of each centroid, (P, C). Memory: their sketches, twice, and their ids.
+    width, sources: of `Shuffle.write_clusters`; cuts: where files begin among the rows taken from all runs; begins:
+    where those are in each run, (P,); counts: how many of each centroid, (P, C). Memory: their sketches, twice, and
+    their ids.
     """
     paths = [cluster_path(stage, low + i) for i in range(len(cuts) - 1)]
     if all(path.exists() for path in paths):
         return
-    parts = [
-        _some_of_run(stage, width, number, begin, size)
-        for number, (begin, size) in enumerate(zip(begins.tolist(), counts.sum(axis=1).tolist(), strict=True))
-    ]
+    some = list(enumerate(zip(begins.tolist(), counts.sum(axis=1).tolist(), strict=True)))
     order = np.argsort(np.repeat(np.tile(np.arange(counts.shape[1]), len(counts)), counts.ravel()), kind="stable")
-    rows, sketches = (np.concatenate([part[i] for part in parts])[order] for i in range(2))
-    ids = IdTable([pa.concat_arrays([part[2] for part in parts]).take(positions(order))])
+    rows = np.concatenate([_rows_of_run(stage, number, *part) for number, part in some])[order]
+    if sources:
+        sketches, places, ids = sources[0].gather(rows), rows, sources[1]
+    else:
+        parts = [_rest_of_run(stage, width, number, *part) for number, part in some]
+        sketches, places = np.concatenate([part[0] for part in parts])[order], np.arange(len(rows))
+        ids = IdTable([pa.concat_arrays([part[1] for part in parts]).take(positions(order))])
     for path, start, stop in zip(paths, cuts[:-1].tolist(), cuts[1:].tolist(), strict=True):
-        write_cluster(path, rows[start:stop], sketches[start:stop], ids, range(start, stop))
+        write_cluster(path, rows[start:stop], sketches[start:stop], ids, places[start:stop])
 
 
 def cluster_path(stage, number):
@@ -132,14 +139,18 @@ def write_cluster(path, rows, sketches, ids, places):
         store_ids(file, ids, places)
 
 
-def _some_of_run(stage, width, number, start, size):
-    """Rows (s,) int64, sketches (s, width) float32 and ids, an Arrow array, of some of a sorted run; memory-mapped."""
+def _rows_of_run(stage, number, start, size):
+    """Rows of some of a sorted run, (s,) int64, memory-mapped."""
+    return map_array(stage.volatile("run", number), np.dtype(np.int64), 8 * start, (size,))
+
+
+def _rest_of_run(stage, width, number, start, size):
+    """Sketches (s, width) float32 and ids, an Arrow array, of some of a sorted run; memory-mapped."""
     path, n_rows = stage.volatile("run", number), int(map_npy(stage.volatile("bounds", number))[-1])
-    rows = map_array(path, np.dtype(np.int64), 8 * start, (size,))
     offsets = map_array(path, np.dtype(np.int64), 8 * (n_rows + start), (size + 1,))
     vectors = 8 * (2 * n_rows + 1)
     sketches = map_array(path, np.dtype(np.float32), vectors + 4 * width * start, (size, width))
     text_at = vectors + 4 * width * n_rows + int(offsets[0])
     text = map_array(path, np.dtype(np.uint8), text_at, (int(offsets[-1] - offsets[0]),))
     buffers = [None, pa.py_buffer(offsets - offsets[0]), pa.py_buffer(text)]
-    return rows, sketches, pa.Array.from_buffers(pa.large_string(), size, buffers)
+    return sketches, pa.Array.from_buffers(pa.large_string(), size, buffers)

@@ -14,6 +14,7 @@ from config import ROOT
 from neardup import NeardupError, geometry
 from neardup.clusters import Projection
 from neardup.embeddings import open_shards
+from neardup.manifests import MANIFEST, read_manifest
 from neardup.query import FinishedRun
 from neardup.shards import find_shards
 
@@ -61,6 +62,16 @@ def check_between(folder, sizes, threshold):
 def test_all_pairs_between_two_sets_and_no_others(tmp_path, sizes, threshold):
     """Any sizes at any threshold in tests/soak."""
     check_between(tmp_path, sizes, threshold)
+
+
+def test_a_small_second_set_is_split_finely_for_the_rows_of_a_large_one(tmp_path):
+    put(tmp_path / "a", "0", np.arange(3000))
+    put(tmp_path / "b", "0", np.arange(2000, 3000))
+    config = run_against(tmp_path / "a", tmp_path / "work", tmp_path / "b", threshold=0.9, n_clusters=None)
+    assert read_manifest(config.reference.work_dir / NAMES[2] / MANIFEST)["results"]["n_clusters"] >= 1000 // 128
+    reference, row, _ = found_pairs(tmp_path / "work")
+    near, unclear = cross_pairs(example_rows()[:3000], example_rows()[2000:3000], 0.9)
+    assert {*zip((row - 1000).tolist(), reference.tolist(), strict=True)} - unclear == near - unclear
 
 
 def check_outputs(work, similarity, n_second):
