@@ -16,11 +16,8 @@ group           near-duplicates: rows joined by pairs, and the answer
 representative  the row of a group that is kept
 """
 
-import gc
 import os
 
-# imports make many objects and hardly a cycle: looked for less often, each script starts a tenth sooner
-gc.set_threshold(100_000)
 # Arrow's own allocator sets 1 GiB of addresses aside, half of what a process limited to 2 GiB has
 os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")
 
