@@ -20,9 +20,7 @@ from neardup.script import main, tell
 
 _MUCH_LESS = 0.02  # of the variance: new rows then take more candidates
 _BLOCK_ROWS = 4096  # rows projected together, at most: 16 MB at 1,024 values, which caches hold
-_CACHED = (
-    1 << 30
-)  # bytes of reduced vectors that stay in the system's cache, for the search; more would push out shards
+_CACHED = 1 << 30  # bytes of reduced vectors that the system's cache keeps for the search; more would push out shards
 
 
 def run(config):

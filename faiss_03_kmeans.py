@@ -24,10 +24,7 @@ _ITERATIONS = 10  # 20 take twice as long for a sum of squares 0.5 % smaller (do
 _RUN_ROWS, _MOST_RUNS = 32_768, 2_000  # rows of a sorted run, and of the clusters written together; runs, about
 _MUCH = 1.5  # times fewer distances, from which on clusters should be made anew
 _ASSIGNED_ROWS = 16_384  # rows compared with the centroids together, at most
-_REFERENCE_ROWS, _REFERENCE_CLUSTERS = (
-    128,
-    256,
-)  # rows of a cluster of a small second set, at least; and how many, about
+_REFERENCE_ROWS, _REFERENCE_CLUSTERS = 128, 256  # rows of a second set's cluster, about; clusters of a small set
 _CACHED = 1 << 30  # bytes of sketches that the system's cache holds, so that they needn't be sorted through files
 
 

@@ -9,6 +9,7 @@ read, sketches of those that these let through, and vectors of those that the sk
 
 import argparse
 import json
+from collections import deque
 from functools import cached_property, partial
 
 import h5py
@@ -24,11 +25,13 @@ from neardup.embeddings import open_shards
 from neardup.files import damaged
 from neardup.ids import IdTable
 from neardup.mirror import here
-from neardup.npy import UNREADABLE, map_array, read_array, read_npy
+from neardup.npy import UNREADABLE, map_array, read_ahead, read_array, read_npy
 from neardup.outputs import read_groups
 from neardup.runs import open_finished
 from neardup.script import report_errors
 from neardup.shuffle import cluster_name
+
+_AHEAD = 16  # clusters, whose rows are being read
 
 some_of = partial(map_array, here_and_there=True)
 
@@ -73,9 +76,12 @@ class FinishedRun:
         sketches = geometry.sketch(coordinates[:, : reduction.results["sketch_dims"]], distance)
         radius, error = geometry.radius(self.threshold, self.rows.dim), reduction.results["sketch_error"]
         candidates = [[] for _ in sketches]
-        for cluster, some in visitors(sketches, read_npy(kmeans.path("centroids.npy")), radius, error).items():
-            for query, rows in near_in_cluster(kmeans, cluster, sketches, some, radius + 2 * error):
-                candidates[query].append(rows)
+        visited = visitors(sketches, read_npy(kmeans.path("centroids.npy")), radius, error).items()
+        opened = (near_in_short(kmeans, cluster, sketches, some, radius + 2 * error) for cluster, some in visited)
+        for arrays, near in looking_ahead(opened, _AHEAD):
+            for query, rows in near:
+                rows = rows[within(sketches, arrays["vector"], np.full(len(rows), query), rows, radius + 2 * error)]
+                candidates[query].append(arrays["row"][rows])
         found = [np.concatenate([np.empty(0, np.int64), *rows]) for rows in candidates]
         return [self._verified(*both) for both in zip(vectors, found, strict=True)]
 
@@ -112,8 +118,21 @@ def visitors(sketches, centroids, radius, error):
     return found
 
 
-def near_in_cluster(kmeans, cluster, sketches, queries, reach):
-    """Yield (query, row numbers) of the rows of a cluster whose sketches are within reach of those of the queries."""
+def looking_ahead(items, count):
+    """Yield what an iterator has, each when so many others have come."""
+    held = deque()
+    for item in items:
+        held.append(item)
+        if len(held) > count:
+            yield held.popleft()
+    yield from held
+
+
+def near_in_short(kmeans, cluster, sketches, queries, reach):
+    """Which rows of a cluster have short sketches within reach of those of the queries: [(query, places)].
+
+    And its arrays; the sketches at these places have been asked for, and are read while other clusters are looked at.
+    """
     path = here(kmeans.folder / cluster_name(cluster))
     try:
         with h5py.File(path) as file:
@@ -124,12 +143,17 @@ def near_in_cluster(kmeans, cluster, sketches, queries, reach):
         name: (read_array if name == "short" else some_of)(path, dtype, offset, shape)
         for name, (shape, dtype, offset) in sets.items()
     }
-    stored = arrays["short"]
+    stored = arrays.pop("short")
     short, every = geometry.shorten(sketches[queries], stored.shape[1] - 1), np.arange(len(stored))
-    for place, query in enumerate(queries):
-        rows = every[within(short, stored, np.full(len(every), place), every, reach)]
-        rows = rows[within(sketches, arrays["vector"], np.full(len(rows), query), rows, reach)]
-        yield query, arrays["row"][rows]
+    near = [
+        (query, every[within(short, stored, np.full(len(every), place), every, reach)])
+        for place, query in enumerate(queries)
+    ]
+    needed = np.unique(np.concatenate([rows for _, rows in near]))
+    if len(needed):
+        shape, dtype, offset = sets["vector"]
+        read_ahead(path, offset, dtype.itemsize * shape[1], needed)
+    return arrays, near
 
 
 def read_vectors(path, dim):

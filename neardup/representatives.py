@@ -72,7 +72,7 @@ class Representatives:
     cluster of each row; kept: rows that represent their group, of which each has one at most, (n,) bool. A group is
     known by its smallest row and its size: those asked for must be nested, each either within an earlier one or around
     it. strongest: similarity of each row's strongest pair, (n,) float64, where a group of two is always joined by that;
-    such groups, most of all, need no vectors then. Memory: 32 bytes a row, and a quarter of the working memory.
+    such groups, most of all, need no vectors then. Memory: 40 bytes a row, and a quarter of the working memory.
     """
 
     def __init__(self, stage, name, rows, preferred, labels, config, kept=None, strongest=None):

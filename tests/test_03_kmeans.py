@@ -100,14 +100,17 @@ def test_one_cluster(tmp_path):
     assert not labels.any()
 
 
+@pytest.mark.parametrize("cached", [1 << 30, 0])
 @pytest.mark.parametrize("run_rows", [7, 100, 263, 264])
-def test_runs_of_any_size_give_the_same_files(tmp_path, monkeypatch, run_rows):
+def test_runs_of_any_size_give_the_same_files(tmp_path, monkeypatch, run_rows, cached):
+    """Also where they hold the sketches, for there are too many to be taken from where they are."""
     rows = normal(264, 6)
     rows[[0, 99, 100, 263]] = 0
     ids = [f"{'ä' * (i % 3)}{i}" for i in range(264)]
     found = []
-    for name, size in (("whole", 65_536), ("cut", run_rows)):
+    for name, size, cache in (("whole", 65_536, 1 << 30), ("cut", run_rows, cached)):
         monkeypatch.setattr("faiss_03_kmeans._RUN_ROWS", size)
+        monkeypatch.setattr("faiss_03_kmeans._CACHED", cache)
         work = stages_1_to_3(tmp_path / name, rows, cuts=[50, 51, 180], ids=ids, n_clusters=9, bad_rows="skip")
         found.append(load_clusters(work))
         if size == 65_536 or max(len(members) for members, *_ in found[0]) <= size:

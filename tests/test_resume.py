@@ -108,8 +108,11 @@ def test_a_stage_killed_anywhere(monkeypatch, tmp_path, whole, name):
 MORE_TASKS, MORE_MEMORY = FIRST | {"n_workers": 16}, {"n_workers": 3, "memory_limit": "2GiB"}
 
 
-@pytest.mark.parametrize("then", [MORE_TASKS, MORE_MEMORY], ids=["more tasks", "more memory"])
-def test_clusters_killed_anywhere_then_other_blocks(monkeypatch, tmp_path, whole, then):
+@pytest.mark.parametrize(
+    ("then", "cached"), [(MORE_TASKS, 1 << 30), (MORE_MEMORY, 0)], ids=["more tasks", "more memory, through files"]
+)
+def test_clusters_killed_anywhere_then_other_blocks(monkeypatch, tmp_path, whole, then, cached):
+    monkeypatch.setattr("faiss_03_kmeans._CACHED", cached)
     counts = killed_at_each_kind_of_file(monkeypatch, tmp_path, whole, "03_kmeans", FIRST, then)
     assert counts["cluster_#.h#"] == SETTINGS["n_clusters"]
 
