@@ -122,7 +122,7 @@ class Piece(NamedTuple):
 def pieces(starts):
     """Files of rows in equal parts of at most `PIECE_ROWS`, in row order, at least one each. starts: as in RowFiles.
 
-    A file is a few parts at least, if it isn't small.
+    A file of more than `_SMALL_PIECE` is two parts at least.
     """
     found = []
     for number, file in enumerate(zip(map(int, starts[:-1]), map(int, starts[1:]), strict=True)):
