@@ -1,9 +1,11 @@
-"""Stage 1 of 5: check every row and id, and count the PCA components that keep `target_variance`.
+"""Stage 1 of 5: check every row and id, and find the PCA components that keep `target_variance`.
 
 One pass over the shards: every row is checked, and of `basis_rows` of them Dask sums the values and their products
-(Gram matrix) a block at a time. Of shards that came to a finished run the rows are checked; the components stay.
+(Gram matrix) a block at a time. Of shards that came to a finished run the rows are checked; the components stay. Those
+that are held against a second set are sketched meanwhile, with its components, for stage 2: they are read just once.
 """
 
+from contextlib import contextmanager
 from functools import partial, reduce
 from itertools import pairwise
 
@@ -12,14 +14,14 @@ import numpy as np
 from neardup import NeardupError, engine, geometry, plots
 from neardup.checksums import Digest
 from neardup.embeddings import block_ranges, open_shards, piece_groups, shard_starts, total_rows
-from neardup.files import atomic, read_csv, read_json, write_csv, write_json, write_npy, write_npz
+from neardup.files import atomic, npy_rows, read_csv, read_json, write_csv, write_json, write_npy, write_npz
 from neardup.freshness import content
 from neardup.ids import IdTable, repeated_rows, sources, write_table
 from neardup.npy import read_npy
 from neardup.runs import begin
 from neardup.script import main, tell
 
-_BLOCK_ROWS = 8192  # rows of a block at most: a d x d float64 sum a block costs little beside its product
+_BLOCK_ROWS = 4096  # rows of a block at most: a d x d float64 sum a block costs little beside its product
 _SHOWN = 10  # bad rows or repeated ids that an error names
 _NOISE = 2.0**-20, 2.0**-44  # variance that rounding makes, of the largest in the products, of 1 in the unit rows
 _ORIGIN_ROWS = 256  # whose mean is taken off all rows before they are multiplied, so that little is lost
@@ -29,7 +31,7 @@ def run(config):
     """Write work/01_pca_variance, or find it finished."""
     stage, shards, _ = begin(config, "01_pca_variance")
     if not stage.finished:
-        stage.needs(disk_needed(shards))
+        stage.needs(disk_needed(shards) + stage.against * 4 * (config.sketch_dims + 1) * total_rows(shards))
         repeated, found = read_all(stage, shards, config)
         keep_repeated(stage, shards, repeated, config.duplicate_ids)
         rejected = sorted(rejected_before(stage) + [tuple(r) for part in found for r in part["rejected"]])
@@ -63,18 +65,20 @@ def disk_needed(shards):
 def read_all(stage, shards, config):
     """Gather all ids into ids.arrow, check the rows and sum up some of them; what an interrupted run finished stays.
 
-    Of a run that grows just the new rows, which are checked and not summed up.
+    Of a run that grows just the new rows, which are checked and not summed up; of two sets they are sketched.
     Returns the rows whose id another row has too, (r,) int64, and what each task found: digests of its pieces, and
     [row, reason] of those that have no direction. Memory: a block, and 3 d^2 float64, a worker; 24 bytes a row.
     """
     rows, path = open_shards(shards), stage.part("origin")
     if not path.exists():
         write_npy(path, common_origin(rows))
-    engine.preload("matplotlib.figure")
+    if not stage.growth:
+        engine.preload("matplotlib.figure")
     block_rows = engine.block_rows(stage.memory, config.n_workers, 12 * rows.dim, _BLOCK_ROWS)
     groups = piece_groups(rows, stage.growth and stage.growth.fresh)
     chosen = sample_of(len(rows), 0 if stage.growth else config.basis_rows)
-    task = partial(read_pieces, stage, rows, (read_npy(path), chosen), block_rows)
+    basis = (read_npy(path), chosen), second_projection(stage, config)
+    task = partial(read_pieces, stage, rows, basis, block_rows)
     tasks = engine.tasks(task, enumerate(groups), config.n_workers, "01 moments")
     [repeated] = engine.tasks(gather_ids, [(stage, shards)], config.n_workers, "01 ids")
     repeated, *found = engine.compute([repeated, *tasks], config.n_workers, "01 moments")
@@ -119,27 +123,51 @@ def gather_ids(stage, shards):
 def read_pieces(stage, rows, basis, block_rows, number, some):
     """Check all rows of some pieces, and write the `Moments` of those that count. Returns what was found otherwise.
 
-    basis: what is taken off rows (d,), and which rows count, ascending.
+    basis: what is taken off rows (d,), and which rows count, ascending; and of `second_projection`.
     """
     path = stage.part("found", number, suffix=".json")
     if path.exists():
         return read_json(path)
-    (origin, chosen), rejected, digests = basis, [], []
+    ((origin, chosen), projection), rejected, digests = basis, [], []
     moments = Moments(origin, block_rows)
     for piece in some:
         digest = Digest()
-        for low, high in block_ranges(piece[1:], block_rows):
-            stored = rows.read(low, high)
-            digest.update(stored)
-            values, scales, bad = geometry.scaled_rows32(stored)
-            rejected += [(low + i, reason) for i, reason in reasons(stored, bad)]
-            here = chosen[slice(*np.searchsorted(chosen, (low, high)))] - low
-            moments.add(values, scales, here[~bad[here]])
+        with sketches_of(stage, piece, projection) as write_sketches:
+            for low, high in block_ranges(piece[1:], block_rows):
+                stored = rows.read(low, high)
+                digest.update(stored)
+                values, scales, bad = geometry.scaled_rows32(stored)
+                rejected += [(low + i, reason) for i, reason in reasons(stored, bad)]
+                here = chosen[slice(*np.searchsorted(chosen, (low, high)))] - low
+                moments.add(values, scales, here[~bad[here]])
+                write_sketches(values, scales)
         digests.append(digest.hexdigest())
     if not stage.growth:
         write_npy(stage.part("moments", number), moments.sums())
     write_json(path, {"rejected": rejected, "digests": digests, "counted": moments.count})
     return read_json(path)
+
+
+def second_projection(stage, config):
+    """What projects rows onto the coordinates of a sketch, as a second set has it; None where there is none."""
+    if not stage.against:
+        return None
+    with np.load(stage.previous.path("moments.npz"), allow_pickle=False) as moments:
+        return geometry.projection(moments["mean"], moments["components"][: config.sketch_dims])
+
+
+@contextmanager
+def sketches_of(stage, piece, projection):
+    """Yield a function that writes the sketches of the next rows of a piece, which appear when all are there.
+
+    It takes what `geometry.scaled_rows32` returns. Without a projection nothing is written.
+    """
+    if projection is None:
+        yield lambda values, scales: None
+        return
+    shape = piece.stop - piece.start, len(projection[1]) + 1
+    with npy_rows(stage.path(f"sketch_{piece.name}.npy"), shape) as write:
+        yield lambda values, scales: write(geometry.sketch(*geometry.project(values, scales, *projection)))
 
 
 class Moments:
@@ -246,9 +274,10 @@ def keep_components(stage):
 def find_components(stage, moments, count, target_variance):
     """Write moments and component count of `count` rows. moments: of `sum_up`. Returns what to say of them."""
     mean, covariance = mean_and_covariance(read_npy(stage.part("origin")), moments, count)
-    variances = spectrum(covariance)
+    variances, axes = spectrum(covariance)
     n_components, kept = component_count(variances, target_variance)
-    write_npz(stage.path("moments.npz"), count=count, mean=mean, covariance=covariance, variances=variances)
+    arrays = {"mean": mean, "covariance": covariance, "variances": variances}
+    write_npz(stage.path("moments.npz"), count=count, **arrays, components=components_of(axes[:n_components]))
     write_json(stage.path("n_components.json"), {"n_components": n_components, "variance_kept": kept})
     plots.save_png(stage.path("scree.png"), plots.scree(variances, n_components, target_variance))
     return {"n_components": n_components, "variance_kept": kept, "basis_rows": count}
@@ -262,9 +291,25 @@ def mean_and_covariance(origin, sums, count):
 
 
 def spectrum(covariance):
-    """Variance along each principal axis, (d,) float64, descending; 0 where it is no more than rounding makes."""
-    variances = engine.run_here(np.linalg.eigvalsh, covariance, label="01 spectrum")[::-1]
-    return np.where(variances > max(_NOISE[0] * variances[0], _NOISE[1]), variances, 0)
+    """Variance along each principal axis, (d,) float64, descending, and the axes, the rows of (d, d) float64.
+
+    The variance is 0 where it is no more than rounding makes.
+    """
+    variances, vectors = engine.run_here(np.linalg.eigh, covariance, label="01 spectrum")
+    variances = variances[::-1]
+    return np.where(variances > max(_NOISE[0] * variances[0], _NOISE[1]), variances, 0), vectors.T[::-1]
+
+
+def components_of(axes):
+    """Components, (k, d) float64, orthonormal rows: axes with signs that are always the same.
+
+    Each one's largest entry is positive, as scikit-learn's `svd_flip` has it.
+    """
+    count, dim = axes.shape
+    components = axes * np.sign(axes[np.arange(count), np.argmax(np.abs(axes), axis=1)])[:, None]
+    deviation = np.linalg.norm(components @ components.T - np.eye(count), 2)
+    assert deviation <= dim * 2.0**-50, "the error bounds of the sketch rest on this"
+    return components
 
 
 def component_count(variances, target_variance):

@@ -1,11 +1,10 @@
 """Stage 2 of 5: project every row onto the principal components, and onto the sketch that is searched.
 
-The basis comes from stage 1's moments, so the input is read once more, not twice. Of shards that came to a finished run
-the rows are projected onto the basis that is there; of two sets, onto the sketch only.
+The basis comes from stage 1, so the input is read once more, not twice. Of shards that came to a finished run the rows
+are projected onto the basis that is there; those that are held against a second set were sketched in stage 1.
 """
 
 import pickle
-from contextlib import nullcontext
 from functools import partial
 
 import numpy as np
@@ -28,14 +27,13 @@ def run(config):
     stage, shards, earlier = begin(config, "02_pca_reduce")
     if not stage.finished:
         moments, n_components = read_moments(earlier["01_pca_variance"], shards[0].dim)
+        model = moments["mean"], moments["components"]
         basis = earlier["01_pca_variance"].files["moments.npz"]
         if stage.growth and stage.previous.results["basis"] != basis:
             stage.growth = None
-        components = keep_model(stage) if stage.growth else principal_axes(moments["covariance"], n_components)
         stage.needs(4 * total_rows(shards) * (n_components + min(config.sketch_dims, n_components) + 1))
-        sketch_dims = project_all(stage, shards, (moments["mean"], components), config)
-        if not stage.growth:
-            save_model(stage, components, moments)
+        sketch_dims = project_all(stage, shards, model, earlier["01_pca_variance"], config)
+        keep_model(stage) if stage.growth else save_model(stage, moments)
         stage = stage.finish(
             {
                 "rows": total_rows(shards),
@@ -51,48 +49,32 @@ def run(config):
 
 
 def read_moments(variance, dim):
-    """Mean (d,), covariance (d, d), variances (d,) and count of stage 1, in a dict, and the number of components."""
+    """Mean (d,), covariance (d, d), variances (d,), components (k, d) and count of stage 1, in a dict, and k."""
     path = variance.path("n_components.json")
     n_components = read_json(path).get("n_components")
     if type(n_components) is not int or not 1 <= n_components <= dim:
         raise damaged(path, f"{n_components!r} components of {dim}")
     with np.load(variance.path("moments.npz"), allow_pickle=False) as file:
         moments = dict(file)
-    shapes = {name: moments[name].shape for name in ("mean", "covariance", "variances")}
-    if shapes != {"mean": (dim,), "covariance": (dim, dim), "variances": (dim,)}:
+    expected = {"mean": (dim,), "covariance": (dim, dim), "variances": (dim,), "components": (n_components, dim)}
+    shapes = {name: moments[name].shape for name in expected}
+    if shapes != expected:
         raise damaged(variance.path("moments.npz"), f"shapes {shapes}")
     return moments, n_components
 
 
-def principal_axes(covariance, n_components):
-    """The first components, (k, d) float64, orthonormal rows.
-
-    Each component's largest entry is positive, as scikit-learn's `svd_flip` has it, so the signs are always the same.
-    """
-    _, vectors = engine.run_here(np.linalg.eigh, covariance, label="02 axes")
-    components = vectors[:, ::-1].T[:n_components].copy()
-    largest = np.argmax(np.abs(components), axis=1)
-    components *= np.sign(components[np.arange(n_components), largest])[:, None]
-    dim = components.shape[1]
-    deviation = np.linalg.norm(components @ components.T - np.eye(n_components), 2)
-    assert deviation <= dim * 2.0**-50, "the error bounds of the sketch rest on this"
-    return components
-
-
 def keep_model(stage):
-    """Take the files of the model of the finished run. Returns its components, as `principal_axes` made them."""
+    """Take the files of the model of the finished run."""
     for name in ("pca.npz", "pca.pkl"):
         stage.take_over(name)
-    with np.load(stage.previous.path("pca.npz"), allow_pickle=False) as file:
-        return file["components_"]
 
 
-def save_model(stage, components, moments):
+def save_model(stage, moments):
     """The model as a scikit-learn PCA in pca.pkl, for users, and the same numbers in pca.npz."""
     from sklearn.decomposition import PCA
 
+    count, variances, components = int(moments["count"]), moments["variances"], moments["components"]
     k, d = components.shape
-    count, variances = int(moments["count"]), moments["variances"]
     numbers = {
         "components_": components,
         "mean_": moments["mean"],
@@ -109,30 +91,31 @@ def save_model(stage, components, moments):
         pickle.dump(model, file, protocol=4)
 
 
-def project_all(stage, shards, model, config):
+def project_all(stage, shards, model, variance, config):
     """reduced_00000.npy, sketch_00000.npy, … , two files a piece; those that an interrupted run finished stay.
 
-    model: (mean, components), float64.
+    model: (mean, components), float64; variance: stage 1, which has the sketches of what is held against a second set.
+    Returns the coordinates of a sketch.
     """
     dim, n_components = shards[0].dim, len(model[1])
     bytes_per_row = 8 * dim + 12 * n_components
     block_rows = engine.block_rows(stage.memory, config.n_workers, bytes_per_row, _BLOCK_ROWS)
     sketch_dims = min(config.sketch_dims, n_components)
-    if stage.against:  # whose search projects again the few rows of which it needs more
-        model = model[0], model[1][:sketch_dims]
     some, kept = stage.growth.pieces() if stage.growth else (pieces(shard_starts(shards)), [])
+    for piece, then in kept:
+        for kind in ("sketch",) if stage.against else ("reduced", "sketch"):
+            stage.take_over(f"{kind}_{piece.name}.npy", f"{kind}_{then}.npy")
+    if stage.against:  # its search projects again the few rows of which it needs all coordinates
+        for piece in some:
+            stage.take_over(f"sketch_{piece.name}.npy", of=variance)
+        return sketch_dims
+    if not stage.growth:
+        engine.preload("sklearn.decomposition")
     cached = 4 * n_components * sum(piece.stop - piece.start for piece in some) <= _CACHED
     task = partial(project_piece, stage, open_shards(shards), geometry.projection(*model), (sketch_dims, cached))
-    if stage.growth:
-        for piece, then in kept:
-            for kind in ("sketch",) if stage.against else ("reduced", "sketch"):
-                stage.take_over(f"{kind}_{piece.name}.npy", f"{kind}_{then}.npy")
-    else:
-        engine.preload("sklearn.decomposition")
     engine.run(task, [(block_rows, piece) for piece in some], config.n_workers, "02 project")
-    if not stage.against:  # finished without being read
-        digests = [read_json(stage.part("digest", piece.name, suffix=".json"))["reduced"] for piece in some]
-        stage.files |= {f"reduced_{piece.name}.npy": d for piece, d in zip(some, digests, strict=True)}
+    digests = [read_json(stage.part("digest", piece.name, suffix=".json"))["reduced"] for piece in some]
+    stage.files |= {f"reduced_{piece.name}.npy": d for piece, d in zip(some, digests, strict=True)}  # not read again
     return sketch_dims
 
 
@@ -146,10 +129,9 @@ def project_piece(stage, rows, projection, how, block_rows, piece):
     if done.exists():
         return
     digest, shape = Digest(), (n_rows, len(projection[1]))
-    reduced_too = npy_rows(stage.path(f"reduced_{piece.name}.npy"), shape, digest=digest, cached=cached)
     with (
         npy_rows(done, (n_rows, sketch_dims + 1)) as write_sketches,
-        nullcontext(lambda _: None) if stage.against else reduced_too as write_reduced,
+        npy_rows(stage.path(f"reduced_{piece.name}.npy"), shape, digest=digest, cached=cached) as write_reduced,
     ):
         squares = np.zeros(2)
         for start, stop in block_ranges(piece[1:], block_rows):
@@ -161,8 +143,7 @@ def project_piece(stage, rows, projection, how, block_rows, piece):
                 squares += np.vecdot(reduced, reduced).sum(dtype=np.float64), distance.sum(dtype=np.float64)
         if stage.growth:
             write_npy(stage.part("squares", piece.name), squares)
-        if not stage.against:
-            write_json(stage.part("digest", piece.name, suffix=".json"), {"reduced": digest.hexdigest()})
+        write_json(stage.part("digest", piece.name, suffix=".json"), {"reduced": digest.hexdigest()})
 
 
 def since_basis(stage):

@@ -13,7 +13,7 @@ from neardup import NeardupError, engine, geometry, pairs
 from neardup.audit import audit_pairs, audit_tasks, chosen_rows
 from neardup.candidates import first_dims
 from neardup.clusters import Clusters, open_cluster, open_projection, open_reduced, prepare_cluster
-from neardup.couples import search_task
+from neardup.couples import search_task, visitors
 from neardup.embeddings import open_shards, pieces
 from neardup.files import damaged, hdf5, write_json, write_npy
 from neardup.ids import IdTable, store_ids
@@ -116,6 +116,7 @@ def find_candidates(stage, rows, labels, earlier, searched, config, beside):
     inside, across = search_tasks(stage, clusters, 4 * n_components, config, which)
     runs = [(task, inside, "04 search inside clusters"), (task, across, "04 search across borders")]
     done = [result for results in engine.run_in_turn(runs, beside, config.n_workers) for result in results]
+    visitors.cache_clear()
     names = [(*t[:2], part) for t, (n_parts, _) in zip(inside + across, done, strict=True) for part in range(n_parts)]
     return [stage.part(*n) for n in names], sum(compared for _, compared in done)
 

@@ -92,13 +92,13 @@ class Stage:
             )
         self._unseen[name] = None
 
-    def take_over(self, name, then=None):
-        """Have a file of the previous stage, as it is. then: its name there, where it is another."""
-        then = then or name
-        source = mirror.here(self.previous.folder / then)
+    def take_over(self, name, then=None, of=None):
+        """Have a file of another stage, as it is. then: its name there, if another; of: that stage, or the previous."""
+        then, of = then or name, of or self.previous
+        source = mirror.here(of.folder / then)
         if not self.path(name).exists():
-            link(source if source.exists() else self.previous.path(then), self.path(name))
-        self.files[name] = self.previous.files[then]
+            link(source if source.exists() else of.path(then), self.path(name))
+        self.files[name] = of.files[then]
 
     def needs(self, size):
         """Raises NeardupError where the disk has no room for so many bytes, less those that are there."""

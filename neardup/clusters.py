@@ -64,19 +64,25 @@ def _data_sets(path):
 class OpenCluster:
     """What the search needs of a cluster; the other arrays are opened where rows are near.
 
-    layout: (n, w) float32, of `candidates.lay_out`; visits: of `flatten_visits`; coordinates: a function of the row
-    numbers that opens all PCA coordinates of those; growth: a `Growth`, whose earlier rows have met each other.
+    prepared: visits and layout, of `prepare_cluster`; coordinates: a function of the row numbers that opens all PCA
+    coordinates of those; growth: a `Growth`, whose earlier rows have met each other.
     """
 
-    def __init__(self, clusters, number, layout, visits, coordinates, growth=None):
-        self._load, self.layout, self._coordinates = (lambda: clusters.load(number)), layout, coordinates
+    def __init__(self, clusters, number, prepared, coordinates, growth=None):
+        self._load, self._coordinates = (lambda: clusters.load(number)), coordinates
         self.number, self.growth = number, growth
+        visits, self._layout = prepared
         self.offsets = visits[: len(clusters) + 1].tolist()
         self.places, self.margins = visits[len(clusters) + 1 :].reshape(2, -1)
         self.margins = self.margins.view(np.float32)
 
     def __len__(self):
-        return len(self.layout)
+        return len(self._layout) or len(self.rows)
+
+    @cached_property
+    def layout(self):
+        """Sketches as of `candidates.lay_out`, (n, w) float32."""
+        return self._layout if len(self._layout) else lay_out(self.sketches, self._layout.shape[1] - 3)
 
     @cached_property
     def left(self):
@@ -151,7 +157,8 @@ def flatten_visits(packed, n_clusters, radius):
 def prepare_cluster(stage, clusters, n_first, centroids, radius_and_error, block_rows, cluster, numbers):
     """Write the sketches of a cluster as the search wants them, and its visits. Memory: 5 K bytes a row of a block.
 
-    n_first: coordinates that are compared first; numbers: of the clusters that it may meet, its own among them, (N,).
+    n_first: coordinates that are compared first; numbers: of the clusters that it may visit, its own among them, (N,).
+    Of one that visits no other, whoever meets it lays its sketches out, which is quicker than to write them.
     """
     path = stage.volatile("search", cluster)
     if path.exists():
@@ -163,14 +170,15 @@ def prepare_cluster(stage, clusters, n_first, centroids, radius_and_error, block
     for start, stop in block_ranges((0, len(sketches)), block_rows):
         visits.append(list_visits(sketches[start:stop], own, borders, radius, numbers) + np.uint64(start))
     visits = flatten_visits(np.sort(np.concatenate(visits)), len(clusters), radius)
-    layout = lay_out(sketches, n_first)
+    layout = lay_out(sketches if len(numbers) > 1 else sketches[:0], n_first)
     with atomic(path, flush=stage.boot is None) as temporary, temporary.open("wb") as file:
         for values in (np.uint32(layout.shape[1:]), visits, layout):  # plain: numpy's header takes long to read
             file.write(values.reshape(-1).view(np.uint8).data)
 
 
 def _open_prepared(stage, clusters, cluster):
-    """What `prepare_cluster` wrote: visits, as of `flatten_visits`, and the layout (n, w) float32; memory-mapped."""
+    """What `prepare_cluster` wrote: visits, as of `flatten_visits`, and the layout, (n, w) float32, or (0, w) of one
+    that isn't there; memory-mapped."""
     path = here(stage.volatile("search", cluster))
     values = map_array(path, np.dtype(np.uint32), 0, (path.stat().st_size // 4,))
     layout_at = len(clusters) + 2 + 2 * int(values[len(clusters) + 1])
@@ -212,9 +220,8 @@ class Projection:
 
 def open_cluster(stage, clusters, reduced, cluster):
     """An `OpenCluster`, memory-mapped."""
-    visits, layout = _open_prepared(stage, clusters, cluster)
     gather = partial(coordinates_of, stage, reduced, cluster)
-    return OpenCluster(clusters, cluster, layout, visits, gather, stage.growth)
+    return OpenCluster(clusters, cluster, _open_prepared(stage, clusters, cluster), gather, stage.growth)
 
 
 def coordinates_of(stage, reduced, cluster, rows):

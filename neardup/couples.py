@@ -1,5 +1,8 @@
 """The search of clusters, each by itself and two at a time across their border: candidates, in files a task."""
 
+from functools import cached_property, lru_cache
+from threading import Lock
+
 import numpy as np
 
 from neardup import pairs
@@ -9,6 +12,7 @@ from neardup.groups import joining
 from neardup.npy import read_npy
 
 _NONE = np.empty(0, dtype=np.uint64)
+_OPENING = Lock()  # one thread opens clusters whose rows all are to search with
 
 
 def search_task(stage, opened, reaches, most_bytes, joins, kind, number, homes, others):
@@ -61,12 +65,19 @@ def couples_across(opened, homes, others):
 
 def visitors_across(opened, homes, others):
     """Yield the rows of the homes that visit one of the others or lie in it, as `Visitors`, and that one, opened."""
-    everyone = Visitors([opened(home) for home in homes])
-    target, at = everyone.visits()
+    with _OPENING:
+        everyone = visitors(opened, tuple(homes))
+        target, at = everyone.visits
     bounds = (np.searchsorted(target, others, side).tolist() for side in ("left", "right"))
     for other, low, high in zip(others, *bounds, strict=True):
         if low < high:
             yield everyone.some(at[low:high]), opened(other)
+
+
+@lru_cache(maxsize=1)
+def visitors(opened, homes):
+    """All rows of the homes, a tuple, as `Visitors`; kept for the next task of this process."""
+    return Visitors([opened(home) for home in homes])
 
 
 class Visitors:
@@ -92,6 +103,7 @@ class Visitors:
         setattr(self, name, values)
         return values
 
+    @cached_property
     def visits(self):
         """Clusters that the rows visit, their own among them, and which rows do, two (v,) arrays, by cluster."""
         parts, start = [], 0

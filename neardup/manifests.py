@@ -4,7 +4,7 @@ from neardup import NeardupError
 from neardup.checksums import digest_of_values
 from neardup.files import read_json, write_json
 
-FORMAT = 6  # of the artifacts; a new one makes all older work stale
+FORMAT = 7  # of the artifacts; a new one makes all older work stale
 MANIFEST = "manifest.json"  # written last: a stage's folder that has one is whole
 
 

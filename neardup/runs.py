@@ -28,6 +28,7 @@ from neardup.manifests import FORMAT, MANIFEST, differences, read_manifest, sear
 from neardup.shards import Reading, blocks, find_shards, joined, wanted
 
 N_REFERENCE = 3  # the first stages, which a second set has of its own
+_SKETCHES = "01_pca_variance"  # what is held against a second set, as it reads it
 _CHOOSES = "045_merge"  # which reads metadata, whose change concerns no other stage, and all that can be chosen anew
 
 
@@ -97,6 +98,8 @@ def _earlier(run, name):
         if run.reference:
             second = run.reference.get(stage)
             key["settings"]["against"] = second and digest_of_values([second.key, second.files])
+            if stage == _SKETCHES:
+                key["settings"]["sketch_dims"] = run.config.sketch_dims
         if stage == name:
             break
         earlier[stage] = _finished_stage(run, stage, key)

@@ -260,8 +260,8 @@ def test_a_second_run_on_one_folder_leaves(copy, tmp_path):
 
 LONG = "numpy.linalg.svd(numpy.random.default_rng(0).normal(size=(6000, 6000)))"  # a minute in which Python has no say
 LONG_AT = {
-    0: (f"import numpy; numpy.linalg.eigvalsh = lambda c: {LONG}", "rejected_rows.npy"),
-    1: (f"import numpy; numpy.linalg.eigh = lambda c: {LONG}", "begun.json"),
+    0: (f"import numpy; numpy.linalg.eigh = lambda c: {LONG}", "rejected_rows.npy"),
+    1: (f"import numpy, neardup.geometry; neardup.geometry.project = lambda *_: {LONG}", "begun.json"),
     2: (f"import numpy, faiss; faiss.Kmeans.train = lambda *_: {LONG}", "begun.json"),
 }
 

@@ -176,12 +176,19 @@ def test_a_lower_threshold_needs_no_new_clusters(example, tmp_path):
 
 
 def test_from_the_shell_in_any_folder(tmp_path, example):
-    """Each script as its own process, by option and by environment, in a folder that is not the project's."""
+    """Each script as its own process, by option and by environment, in a folder that is not the project's.
+
+    None loads pandas, as Arrow and scikit-learn would.
+    """
+    (tmp_path / "modules").mkdir()
+    (tmp_path / "modules" / "pandas.py").write_text("print('pandas is loaded')")
     for script in SCRIPTS:
-        done = command(script, "--work-dir", "here", cwd=tmp_path, NEARDUP_DATA_DIR=str(EXAMPLE))
+        found = {"NEARDUP_DATA_DIR": str(EXAMPLE), "PYTHONPATH": str(tmp_path / "modules")}
+        done = command(script, "--work-dir", "here", cwd=tmp_path, **found)
         assert done.returncode == 0, done.stderr
         assert 2 <= len(done.stdout.splitlines()) <= (40 if script == SCRIPTS[-1] else 4)
         assert done.stderr == ""
+        assert "pandas is" not in done.stdout
     assert '"fonts-nanum-coding"' in done.stdout
     assert tree_bytes(tmp_path / "here") == tree_bytes(example)
 
