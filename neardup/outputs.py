@@ -53,13 +53,11 @@ def _neighbor_items(stage, names, budget):
     path, mirrored = stage.path("neighbors.h5"), stage.part("mirrored", suffix="")
     for low, high, pairs in both_ways(path, len(labels), budget / _BYTES_OF_NEIGHBOR, mirrored):
         rows, neighbors, similarity = named(range(low, high)), named(pairs["row_b"]), pairs["similarity"].tolist()
-        firsts = np.searchsorted(pairs["row_a"], np.arange(low, high + 1)).tolist()
-        for i, (row, cluster) in enumerate(zip(rows, labels[low:high].tolist(), strict=True)):
+        starts = np.searchsorted(pairs["row_a"], np.arange(low, high + 1)).tolist()
+        for row, cluster, start, stop in zip(rows, labels[low:high].tolist(), starts, starts[1:], strict=False):
             if cluster >= 0:
-                here, found = slice(firsts[i], firsts[i + 1]), {}
-                if here.start < here.stop:  # of few rows
-                    found = dict(zip(neighbors[here], similarity[here], strict=True))
-                yield row, {"cluster": cluster, "neighbors": found}
+                near = zip(neighbors[start:stop], similarity[start:stop], strict=True) if start < stop else ()
+                yield row, {"cluster": cluster, "neighbors": dict(near)}
 
 
 def write_hdf5(path, groups, ids, threshold):
