@@ -55,8 +55,8 @@ def digest_of_sample(path):
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_RANDOM)
         size = os.fstat(file.fileno()).st_size
         pieces = [str(size).encode()]
-        whole, last = size <= _SAMPLES * _SAMPLE_BYTES, max(size - _SAMPLE_BYTES, 0)
-        for offset in range(0, size, _SAMPLE_BYTES) if whole else np.linspace(0, last, _SAMPLES, dtype=np.int64):
-            file.seek(int(offset))
+        every = -(-size // _SAMPLE_BYTES)  # aligned, for the system reads whole pages
+        for place in np.linspace(0, every - 1, min(every, _SAMPLES), dtype=np.int64).tolist():
+            file.seek(place * _SAMPLE_BYTES)
             pieces.append(file.read(_SAMPLE_BYTES))
     return digest_of_bytes(*pieces)

@@ -10,6 +10,7 @@ import numpy as np
 from neardup import copies, engine, geometry
 from neardup.embeddings import open_shards
 from neardup.mirror import folder_for
+from neardup.moments import component_count
 from neardup.runs import find_input, reading_of
 from neardup.shards import find_shards, wanted
 
@@ -67,8 +68,7 @@ def _measure(rows, config):
     count = max(1, len(unit) - np.count_nonzero(bad))
     mean = unit.sum(axis=0, dtype=np.float64) / count
     variances = np.maximum(np.linalg.eigvalsh(gram / count - np.outer(mean, mean))[::-1], 0)
-    shares = np.cumsum(variances) / max(variances.sum(), 1e-30)
-    return seconds, min(rows.dim, int(np.searchsorted(shares, config.target_variance)) + 1)
+    return seconds, component_count(variances, config.target_variance)[0]
 
 
 def _existing(folder):

@@ -1,0 +1,95 @@
+"""What stage 5 found, in small values and in words."""
+
+import json
+
+import numpy as np
+
+_SHOWN_GROUPS, _SHOWN_IDS, _SHOWN_TEXT = 5, 6, 100
+
+
+def summary(groups, threshold, counts):
+    """What the run found, with the largest groups, as small JSON values."""
+    shown = []
+    for number in np.argsort(-groups.sizes, kind="stable")[:_SHOWN_GROUPS]:
+        members, representative = groups.rows[groups.members(number)], groups.representative[number]
+        first = members[members != representative][:_SHOWN_IDS]
+        shown.append(
+            {
+                "name": groups.name(number),
+                "rows": [int(representative), *first.tolist()],  # the representative, and some others
+                "size": len(members),
+                "weakest": float(groups.weakest[number]),
+            }
+        )
+    kept, dropped, rejected = counts
+    return {
+        "threshold": threshold,
+        "groups": len(groups),
+        "rows_in_groups": len(groups.rows),
+        "chains": int(np.count_nonzero(groups.weakest < threshold)),
+        "kept": kept,
+        "dropped": dropped,
+        "rejected": rejected,
+        "largest": shown,
+    }
+
+
+def report(preview, config, stage):
+    """Say what was found and where it is, and show the largest groups, with the texts of their ids where known."""
+    found = stage.results
+    total = found["kept"] + found["dropped"] + found["rejected"]
+    if config.target_rows:
+        print(f"threshold {found['threshold']!r}, the highest that leaves at most {config.target_rows:,} rows")
+    print(
+        f"{found['groups']:,} groups of {found['rows_in_groups']:,} rows, {found['chains']:,} of them chains "
+        "(a member lies below the threshold from the representative)"
+    )
+    single = total - found["rows_in_groups"] - found["rejected"]
+    print(
+        f"{total:,} rows = {found['rows_in_groups']:,} in groups + {single:,} single + {found['rejected']:,} rejected; "
+        f"keep {found['kept']:,} and drop {found['dropped']:,}"
+    )
+    if found["changes"]:
+        show_changes(found["changes"])
+    for name, other in found["groupings"].items():
+        if name != config.grouping:
+            print(f"with grouping {name!r}: {other['groups']:,} groups, {other['chains']:,} of them chains", end="; ")
+            print(f"drop {other['dropped']:,}")
+    if found["uncut"]:
+        print(f"grouping 'split' leaves chains of over 50,000 pairs uncut: {found['uncut']:,}")
+    if found["not_exported"]:
+        print(f"not exported, for no row of them is kept, or they aren't one a row: {', '.join(found['not_exported'])}")
+    for line in found["warnings"]:
+        print(f"look at this: {line}")
+    print(f"-> {stage.shown} (report.html to look at, groups.parquet, keep.txt, drop.txt; README.md lists all)")
+    if found["largest"]:
+        show_groups(found["largest"], preview)
+
+
+def show_changes(changes):
+    """Print what is otherwise than in the run before."""
+    print(f"since the run before: {changes['new_rows']:,} rows came, {changes['gone_rows']:,} went", end="; ")
+    print(f"groups grown {changes['grown']:,}, joined {changes['joined']:,}, new {changes['new']:,}", end="; ")
+    print(f"kept before and dropped now {changes['kept_before_and_dropped']:,}")
+
+
+def show_groups(largest, preview):
+    """Print the largest groups; and a line if none of their pictures is where `preview` says."""
+    rows = [row for group in largest for row in group["rows"]]
+    known = dict(zip(rows, zip(preview.ids.take(rows), preview.texts(rows), strict=True), strict=True))
+    print("largest groups, the representative first:")
+    for group in largest:
+        print(f"  {group['size']:,} rows, similarity >= {group['weakest']:.4f}")
+        for name, text in map(known.get, group["rows"]):
+            name, text = json.dumps(name, ensure_ascii=False), " ".join(text.split())
+            print(f"    {shorten(name)}  {shorten(text)}".rstrip())
+        if len(group["rows"]) < group["size"]:
+            print(f"    … {group['size'] - len(group['rows']):,} more")
+    missing = preview.missing([name for name, _ in known.values()])
+    if missing:
+        print(f"look at this: no picture of these rows is there, the first looked for was {missing}: set preview right")
+
+
+def shorten(text):
+    """Text that is too long for a line of a terminal, cut."""
+    return text if len(text) <= _SHOWN_TEXT else text[: _SHOWN_TEXT - 1] + "…"
