@@ -183,6 +183,7 @@ def recall(work, queries, by, found, n_rows):
 
 def ours(data, work, **settings):
     """Stages 3 and 4, after 1 and 2. Returns figures: seconds in the scripts' run(), and of both whole processes."""
+    shutil.rmtree(work, ignore_errors=True)
     measure.pipeline(data, work, measure.SCRIPTS[:2], **settings)
     options = json.dumps(settings, default=str)
     _, printed = measure.run([sys.executable, __file__, data, "--work", work, "--ours", options])

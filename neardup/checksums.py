@@ -51,12 +51,15 @@ def digest_of_file(path):
 def digest_of_sample(path):
     """Digest of a file's size and evenly spread pieces, its first and last bytes among them: at most 256 KB."""
     with path.open("rb", buffering=0) as file:
-        if hasattr(os, "posix_fadvise"):  # so that nothing is read ahead
-            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_RANDOM)
         size = os.fstat(file.fileno()).st_size
-        pieces = [str(size).encode()]
         every = -(-size // _SAMPLE_BYTES)  # aligned, for the system reads whole pages
-        for place in np.linspace(0, every - 1, min(every, _SAMPLES), dtype=np.int64).tolist():
-            file.seek(place * _SAMPLE_BYTES)
+        offsets = np.linspace(0, every - 1, min(every, _SAMPLES), dtype=np.int64) * _SAMPLE_BYTES
+        if hasattr(os, "posix_fadvise"):  # so that nothing else is read, and these are not waited for one by one
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_RANDOM)
+            for offset in offsets.tolist():
+                os.posix_fadvise(file.fileno(), offset, _SAMPLE_BYTES, os.POSIX_FADV_WILLNEED)
+        pieces = [str(size).encode()]
+        for offset in offsets.tolist():
+            file.seek(offset)
             pieces.append(file.read(_SAMPLE_BYTES))
     return digest_of_bytes(*pieces)
