@@ -235,8 +235,7 @@ def keep_rejected(stage, shards, rejected, bad_rows):
 
 def keep_components(stage):
     """Take the moments and the component count of the finished run. Returns what it said of them."""
-    for name in ("moments.npz", "n_components.json", "scree.png"):
-        stage.take_over(name)
+    stage.take_over([(name, name) for name in ("moments.npz", "n_components.json", "scree.png")])
     return {name: stage.previous.results[name] for name in ("n_components", "variance_kept", "basis_rows")}
 
 

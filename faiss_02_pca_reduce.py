@@ -31,7 +31,8 @@ def run(config):
         basis = earlier["01_pca_variance"].files["moments.npz"]
         if stage.growth and stage.previous.results["basis"] != basis:
             stage.growth = None
-        stage.needs(4 * total_rows(shards) * (n_components + min(config.sketch_dims, n_components) + 1))
+        values = min(config.sketch_dims, n_components) + 1 + (0 if stage.against else n_components)
+        stage.needs(4 * total_rows(shards) * values)
         sketch_dims = project_all(stage, shards, model, earlier["01_pca_variance"], config)
         keep_model(stage) if stage.growth else save_model(stage, moments)
         stage = stage.finish(
@@ -65,8 +66,7 @@ def read_moments(variance, dim):
 
 def keep_model(stage):
     """Take the files of the model of the finished run."""
-    for name in ("pca.npz", "pca.pkl"):
-        stage.take_over(name)
+    stage.take_over([(name, name) for name in ("pca.npz", "pca.pkl")])
 
 
 def save_model(stage, moments):
@@ -102,12 +102,11 @@ def project_all(stage, shards, model, variance, config):
     block_rows = engine.block_rows(stage.memory, config.n_workers, bytes_per_row, _BLOCK_ROWS)
     sketch_dims = min(config.sketch_dims, n_components)
     some, kept = stage.growth.pieces() if stage.growth else (pieces(shard_starts(shards)), [])
-    for piece, then in kept:
-        for kind in ("sketch",) if stage.against else ("reduced", "sketch"):
-            stage.take_over(f"{kind}_{piece.name}.npy", f"{kind}_{then}.npy")
+    kinds = ("sketch",) if stage.against else ("reduced", "sketch")
+    if kept:
+        stage.take_over([(f"{kind}_{p.name}.npy", f"{kind}_{then}.npy") for p, then in kept for kind in kinds])
     if stage.against:  # its search projects again the few rows of which it needs all coordinates
-        for piece in some:
-            stage.take_over(f"sketch_{piece.name}.npy", of=variance)
+        stage.take_over([(name, name) for name in (f"sketch_{piece.name}.npy" for piece in some)], of=variance)
         return sketch_dims
     if not stage.growth:
         engine.preload("sklearn.decomposition")

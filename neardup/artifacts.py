@@ -3,7 +3,7 @@
 import os
 import shutil
 import time
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 
 from neardup import NeardupError, copies, engine, mirror
@@ -92,13 +92,11 @@ class Stage:
             )
         self._unseen[name] = None
 
-    def take_over(self, name, then=None, of=None):
-        """Have a file of another stage, as it is. then: its name there, if another; of: that stage, or the previous."""
-        then, of = then or name, of or self.previous
-        source = mirror.here(of.folder / then)
-        if not self.path(name).exists():
-            link(source if source.exists() else of.path(then), self.path(name))
-        self.files[name] = of.files[then]
+    def take_over(self, names, of=None):
+        """Have files of another stage, as they are. names: [(name, name there)]; of: that stage, or the previous."""
+        of = of or self.previous
+        engine.run(partial(_take, of, self.folder), names, self.run.config.n_workers, "taken over")
+        self.files |= {name: of.files[then] for name, then in names}
 
     def needs(self, size):
         """Raises NeardupError where the disk has no room for so many bytes, less those that are there."""
@@ -169,6 +167,13 @@ class Stage:
     def drop_parts(self):
         """Remove all work in progress: it led to something that can't be."""
         remove(self.path(_PARTS), self.folder.with_name(f".{self.name}.removed"))
+
+
+def _take(of, folder, name, then):
+    """Have a file of a finished stage in another folder; those that an interrupted run took stay."""
+    source, path = of.folder / then, folder / name
+    if not path.exists() and (source.exists() or not mirror.copy(source, path)):
+        link(source if source.exists() else of.path(then), path)
 
 
 def _digest_if_there(path):

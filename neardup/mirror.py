@@ -152,6 +152,21 @@ def put(temporary, path):
             system.put_file(str(temporary), name)
 
 
+def copy(source, path):
+    """Copy a file to where its mirror's files are, if it comes from there: not by way of this machine.
+
+    Returns whether it does.
+    """
+    of, to = (_attached and _remote(p) for p in (source, path))
+    if not (of and to and to[2] and of[0] is to[0]):
+        return False
+    with _told(to[1]):
+        if of[0].isfile(of[1]):
+            to[0].copy(of[1], to[1])
+            return True
+    return False
+
+
 def files(folder):
     """Paths of all files below a folder, those that are only there included, sorted."""
     found = {p for p in folder.rglob("*") if p.is_file()}

@@ -1,13 +1,15 @@
 """A work folder behind a URL: the same files there, whatever this machine still has of other runs."""
 
+import json
 import os
 import shutil
 from uuid import uuid4
 
 import fsspec
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
-from conftest import NOTES, SCRIPTS, answer, lay_out, run_stages, tree_bytes
+from conftest import NOTES, SCRIPTS, lay_out, run_scripts, run_stages, settings_of, tree_bytes
 
 from neardup import NeardupError, mirror
 from neardup.artifacts import LEADING, STAGES
@@ -55,6 +57,45 @@ def test_files_are_the_same_there(remote, data, tmp_path):
         run(data, tmp_path / f"machine-{number}", [script])
     run_stages(data, tmp_path / "plain", threshold=0.9, n_clusters=4)
     assert there(remote) == tree_bytes(tmp_path / "plain")
+
+
+def test_a_run_grows_there(remote, data, tmp_path):
+    """Each script on a machine that has nothing; what is taken over doesn't come by way of it."""
+    run(data, tmp_path / "machine")
+    run_stages(data, tmp_path / "plain", threshold=0.9, n_clusters=4)
+    np.save(data / "part_9.npy", np.load(data / "part_0.npy")[:40] + np.float32(0.02))
+    (data / "part_9.txt").write_text(json.dumps([f"more-{i}" for i in range(40)]))
+    for number, script in enumerate(SCRIPTS):
+        mirror._attached.clear()
+        run(data, tmp_path / f"machine-{number}", [script])
+    run_stages(data, tmp_path / "plain", threshold=0.9, n_clusters=4)
+    assert there(remote) == tree_bytes(tmp_path / "plain")
+    second = tmp_path / "machine-1" / "02_pca_reduce"
+    assert (second / "sketch_00002.npy").exists()
+    assert not (second / "sketch_00000.npy").exists()
+
+
+def test_two_sets_there(remote, data, tmp_path):
+    """Each script on a machine that has nothing; sketches of stage 1 don't come by way of stage 2's."""
+    second = lay_out(tmp_path / "second", np.load(data / "part_0.npy")[:60] + np.float32(0.02))
+
+    def run_both(local, script):
+        config = settings_of(data, local, against_dir=second, threshold=0.9, n_clusters=4)
+        for one in [config.reference, config] if script in SCRIPTS[:3] else [config]:
+            run_scripts(one, [script])
+
+    for number, script in enumerate(SCRIPTS):
+        mirror._attached.clear()
+        start(tmp_path / f"machine-{number}")
+        mirror.attach(tmp_path / f"machine-{number}" / "against", f"{URL}/against", uuid4().hex, LEADING)
+        run_both(tmp_path / f"machine-{number}", script)
+        run_both(tmp_path / "plain", script)
+    mirror._attached.clear()
+    start(tmp_path / "last")
+    found = mirror.here(tmp_path / "last" / "045_merge" / "contaminated.parquet")
+    assert found.read_bytes() == (tmp_path / "plain" / "045_merge" / "contaminated.parquet").read_bytes()
+    assert len(pq.read_table(found)) > 50
+    assert [p.name for p in (tmp_path / "machine-1" / "02_pca_reduce").glob("sketch_*")] == ["sketch_00000.npy"]
 
 
 def test_what_a_machine_has_of_another_run_is_not_used(remote, data, tmp_path):
@@ -145,17 +186,3 @@ def test_a_file_that_is_damaged_there_is_told(remote, data, tmp_path):
     mirror._attached.clear()
     with pytest.raises(NeardupError, match=r"memory://bucket/work/02_pca_reduce/sketch_00001\.npy is missing"):
         run(data, tmp_path / "another", SCRIPTS[2:3])
-
-
-def test_a_run_grows_there(remote, data, tmp_path):
-    """On a machine that has nothing of it."""
-    run(data, tmp_path / "first")
-    mirror._attached.clear()
-    rows = np.random.default_rng(1).normal(size=(60, 16)).astype(np.float32)
-    lay_out(data, rows, ids=[f"more-{i}" for i in range(60)], stem="more")
-    run(data, tmp_path / "second")
-    run_stages(data, tmp_path / "plain", threshold=0.9, n_clusters=4)
-    assert answer(tmp_path / "second") == answer(tmp_path / "plain")
-    mirror._attached.clear()
-    start(tmp_path / "third")
-    assert mirror.here(tmp_path / "third" / "045_merge" / "keep.txt").read_text().count("more-") > 50
