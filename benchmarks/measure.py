@@ -74,7 +74,11 @@ def _watch(pid, peaks, ended):
 
 
 def pipeline(data, work, scripts=SCRIPTS, **settings):
-    """Run scripts, each as its own process. Returns figures a script."""
+    """Run scripts, each as its own process. Returns figures a script.
+
+    What was written before reaches the disk first: a script that flushes its files doesn't wait for those of others.
+    """
+    os.sync()
     options = [f"--{name.replace('_', '-')}={value}" for name, value in settings.items()]
     command = ["--data-dir", data, "--work-dir", work, *options]
     return {script: run([sys.executable, ROOT / script, *command])[0] for script in scripts}
