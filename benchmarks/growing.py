@@ -25,7 +25,7 @@ _DROP_CACHES = Path("/proc/sys/vm/drop_caches")
 _COUNTED = """
 import sys
 from pathlib import Path
-import faiss, h5py, pyarrow
+import h5py, pyarrow
 from neardup.query import main
 pyarrow.array(["libraries", "are", "no", "data"]).take(pyarrow.array([0]))
 def read_bytes():
