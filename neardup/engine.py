@@ -213,6 +213,7 @@ def run_in_turn(runs, beside, n_workers):
         return [run(function, arguments, n_workers, label) for function, arguments, label in runs]
 
     def in_turn():
+        """All of `runs`, one task after the other, in this thread."""
         results = []
         for function, arguments, label in runs:
             with _timed(label, len(arguments)):

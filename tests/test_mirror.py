@@ -9,7 +9,7 @@ import fsspec
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from conftest import NOTES, SCRIPTS, lay_out, run_scripts, run_stages, settings_of, tree_bytes
+from conftest import NOTES, SCRIPTS, answer, lay_out, run_scripts, run_stages, settings_of, tree_bytes
 
 from neardup import NeardupError, mirror
 from neardup.artifacts import LEADING, STAGES
@@ -186,3 +186,17 @@ def test_a_file_that_is_damaged_there_is_told(remote, data, tmp_path):
     mirror._attached.clear()
     with pytest.raises(NeardupError, match=r"memory://bucket/work/02_pca_reduce/sketch_00001\.npy is missing"):
         run(data, tmp_path / "another", SCRIPTS[2:3])
+
+
+def test_a_run_that_grows_there_ends_as_one_from_scratch(remote, data, tmp_path):
+    """On a machine that has nothing of it."""
+    run(data, tmp_path / "first")
+    mirror._attached.clear()
+    rows = np.random.default_rng(1).normal(size=(60, 16)).astype(np.float32)
+    lay_out(data, rows, ids=[f"more-{i}" for i in range(60)], stem="more")
+    run(data, tmp_path / "second")
+    run_stages(data, tmp_path / "plain", threshold=0.9, n_clusters=4)
+    assert answer(tmp_path / "second") == answer(tmp_path / "plain")
+    mirror._attached.clear()
+    start(tmp_path / "third")
+    assert mirror.here(tmp_path / "third" / "045_merge" / "keep.txt").read_text().count("more-") > 50
