@@ -53,7 +53,7 @@ class _DataSet(NamedTuple):
 def _data_sets(path):
     try:
         with h5py.File(here(path)) as file:
-            found = [_DataSet(file[n].shape, file[n].dtype, file[n].id.get_offset()) for n in ("row", "vector")]
+            found = [_DataSet(s.shape, s.dtype, s.id.get_offset()) for s in (file["row"], file["vector"])]
     except (OSError, KeyError, RuntimeError) as error:
         raise damaged(path, error) from error
     if found[0].shape != found[1].shape[:1] or found[0].dtype != np.int64 or found[1].dtype != np.float32:

@@ -38,6 +38,7 @@ _took = {}  # tasks, and the seconds they took together, by label
 def scheduled(config):
     """Let tasks run where `config.scheduler` says. Raises NeardupError where that isn't ready for them."""
     global _cluster
+    limit_threads(1)  # between tasks: a library's other threads, once used, wait for more by turning in circles
     if config.scheduler == "threads":
         yield
         return
@@ -279,10 +280,16 @@ def limit_threads(threads):
 
     Takes effect at once; as a context manager it also gives them back.
     """
-    return _controller(len(sys.modules)).limit(limits=max(1, threads))
+    return _controller(_n_libraries(len(sys.modules))).limit(limits=max(1, threads))
 
 
 @lru_cache(maxsize=1)
-def _controller(_n_modules):
-    """The thread pools of the libraries loaded by now; looked for anew when a module has come since."""
+def _n_libraries(_n_modules):
+    """How many modules loaded by now are libraries; counted anew when a module has come since."""
+    return sum(str(getattr(module, "__file__", "")).endswith(".so") for module in [*sys.modules.values()])
+
+
+@lru_cache(maxsize=1)
+def _controller(_n_libraries):
+    """The thread pools of the libraries loaded by now; looked for anew, in 10 ms, when one has come since."""
     return ThreadpoolController()

@@ -12,7 +12,7 @@ UNIT64 = 2.0**-53
 SIMILARITY_DECIMALS = 15  # a float64 dot product of unit rows carries no more
 _SAFE = 2.0**60  # squared lengths in float32 between 1 / this and this neither over- nor underflow in their terms
 LONGEST = 2.1  # no sketch, and no mean of sketches, is longer: |x - mean| <= 2, and the tail at least 0.25
-_VALUES_AT_ONCE = 1 << 17  # of either side of some pairs: 1 MB, which caches hold and the allocator keeps
+_VALUES_AT_ONCE = 1 << 15  # of either side of some pairs: 256 kB, which caches hold and the allocator keeps
 _SHORTEST_TAIL = 0.25  # tails are made at least this long: the error of a root falls with its size
 
 
@@ -92,7 +92,7 @@ def similarities(rows_a, rows_b):
 def similarities_among(rows, i, j):
     """As `similarities`, of the rows i with the rows j of one array, each cast once. rows: (n, d); i, j: (p,) int.
 
-    Returns (p,) float64. Memory: 8 n d bytes, and 2 MB.
+    Returns (p,) float64. Memory: 8 n d bytes, and 0.5 MB.
     """
     values = as_float64(rows)
     squares, dots = np.einsum("ij,ij->i", values, values), np.empty(len(i))
