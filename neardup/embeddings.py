@@ -14,7 +14,6 @@ MOST_ROWS = 2**32  # two row numbers make one integer of 64 bits
 PIECE_ROWS, _SMALL_PIECE = 32_768, 8192  # of a piece, at most; and of one that isn't cut for another core's sake
 _TASK_ROWS, _MOST_TASKS = 65_536, 2_000  # of a task that reads several pieces; and how many of those there are, about
 _FEW_TASKS = 8  # as few of them only where there is less to read
-_WINDOW_BYTES = 1 << 26  # of a file that is mapped at a time while rows are gathered
 
 
 @dataclass(frozen=True)
@@ -73,14 +72,10 @@ class RowFiles:
         """
         distinct, inverse = np.unique(np.asarray(rows, dtype=np.int64), return_inverse=True)
         out = np.empty((len(distinct), self.dim), dtype=np.result_type(*(layout.dtype for layout in self.layouts)))
-        window = max(1, _WINDOW_BYTES // (self.dim * out.itemsize))
-        low = 0
-        while low < len(distinct):
-            first = int(distinct[low])
-            stop = min(first + window, int(self.starts[self._file_of(first) + 1]))
-            high = int(np.searchsorted(distinct, stop))
-            out[low:high] = self.read(first, stop)[distinct[low:high] - first]
-            low = high
+        bounds = np.searchsorted(distinct, self.starts)
+        for file in np.nonzero(np.diff(bounds))[0].tolist():
+            here = slice(bounds[file], bounds[file + 1])
+            self.layouts[file].gather(distinct[here] - self.starts[file], out[here], self.here_and_there)
         return out if len(distinct) == len(rows) and np.array_equal(distinct, rows) else out[inverse]
 
     def read(self, start, stop):

@@ -6,7 +6,10 @@ from typing import NamedTuple
 import numpy as np
 
 from neardup import NeardupError
-from neardup.npy import map_array, read_header
+from neardup.npy import map_array, read_header, read_records
+
+_FAR_APART = 1 << 16  # bytes a row, as many as the system maps around one that is touched
+_WINDOW_BYTES = 1 << 26  # of a file that is mapped at a time while rows are gathered
 
 
 class Layout(NamedTuple):
@@ -40,6 +43,21 @@ class Layout(NamedTuple):
         if len(odd):
             raise NeardupError(f"{self.path}: row {low + odd[0]} is not of {dim} values like the first: mend the file")
         return records[:, self.lead :].view(self.dtype)
+
+    def gather(self, rows, out, here_and_there=False):
+        """Some rows, ascending, into out, (r, d): one by one where they lie far apart, else by windows that are mapped.
+
+        here_and_there: as of `map_array`, and read one by one, too. Memory: a window of 64 MB.
+        """
+        size = self.shape[1] * self.dtype.itemsize
+        apart = here_and_there or (rows[-1] - rows[0]) * size > _FAR_APART * len(rows)
+        if apart and out.dtype == self.dtype and not (self.lead or self.fortran_order):
+            read_records(self.path, self.offset, rows, out)
+            return
+        window = max(1, _WINDOW_BYTES // size)
+        for some in np.split(np.arange(len(rows)), np.nonzero(np.diff(rows // window))[0] + 1):
+            first, last = rows[some[[0, -1]]].tolist()
+            out[some[0] : some[-1] + 1] = self.read(first, last + 1, here_and_there)[rows[some] - first]
 
 
 def npy_layout(path):

@@ -101,6 +101,20 @@ def read_array(path, dtype, offset, shape):
     return array
 
 
+def read_records(path, offset, places, out):
+    """Some records of a file, one by one: where they lie far apart, quicker than to map what is between them.
+
+    offset: bytes into the file where the first record lies; places: (p,) int, ascending; out: (p, k), a record a row.
+    Raises NeardupError where the file ends early.
+    """
+    size, rows = out.strides[0], memoryview(out.reshape(-1).view(np.uint8))
+    read_ahead(path, offset, size, places)
+    with here(path).open("rb", buffering=0) as file:
+        for start, at in enumerate((offset + places * size).tolist()):
+            if os.preadv(file.fileno(), [rows[start * size : (start + 1) * size]], at) < size:
+                raise damaged(path, "it ends early")
+
+
 def read_ahead(path, offset, size, places):
     """Ask the system for some things of a file that soon are read here and there, all at once, not each in turn.
 
