@@ -13,7 +13,8 @@ from neardup.metadata import read_column
 from neardup.npy import read_npy
 
 _TIE = 1e-12  # mean similarities closer than this are equal: float64 sums over d <= 4096 are off by less
-_BLOCK_ROWS = 2048  # members of groups that a task reads, at most, of several groups: 16 MB in float64 at 1,024 values
+_BLOCK_ROWS = 2048  # members of groups that a task reads, at most, of several groups
+_COMPARED_ROWS = 256  # of those that are compared at a time: 2 MB in float64 at 1,024 values, which caches hold
 
 
 def preference(wanted, shards, lengths):
@@ -129,16 +130,34 @@ class Representatives:
 def _represent(stage, name, members_and_bounds, how, number, low, high):
     """Write the representatives of the groups low to high, and their members' similarities to them.
 
-    A group larger than so many rows is read in pieces.
+    how: the `RowFiles`, what is preferred and kept, and how many rows are read at once: a larger group in pieces.
     """
     if stage.part(name, "similarity", number).exists():
         return
-    rows, preferred, kept, most = how
-    members, bounds = members_and_bounds
+    (rows, *wanted, most), (members, bounds) = how, members_and_bounds
     members, bounds = members[bounds[low] : bounds[high]], bounds[low : high + 1] - bounds[low]
-    of_group = np.repeat(np.arange(high - low), np.diff(bounds))
     pieces = [slice(s, s + most) for s in range(0, len(members), most)]
     read = lru_cache(maxsize=1)(lambda i: rows.gather(members[pieces[i]]))
+    if len(pieces) > 1:
+        found = [_represent_some(rows, read, pieces, members, bounds, *wanted)]
+    else:
+        found = []
+        for first, last in engine.size_ranges(bounds, _COMPARED_ROWS):
+            here = slice(*bounds[[first, last]].tolist())
+            some, of_these = members[here], bounds[first : last + 1] - bounds[first]
+            stored = read(0)[here]
+            found.append(_represent_some(rows, lambda _, s=stored: s, [slice(0, len(some))], some, of_these, *wanted))
+    representative, similarity = map(np.concatenate, zip(*found, strict=True))
+    write_npy(stage.part(name, "representative", number), representative)
+    write_npy(stage.part(name, "similarity", number), similarity)
+
+
+def _represent_some(rows, read, pieces, members, bounds, preferred, kept):
+    """The representatives of some groups, (G,), and their members' similarities to them, (m,) float64.
+
+    read(i): the vectors of a piece of the members, as stored.
+    """
+    of_group = np.repeat(np.arange(len(bounds) - 1), np.diff(bounds))
     if preferred is None:
         best = first_best(_centrality(read, pieces, bounds, of_group, rows.dim), of_group, bounds)
     else:
@@ -146,14 +165,10 @@ def _represent(stage, name, members_and_bounds, how, number, low, high):
     if kept is not None:
         places = np.nonzero(kept[members])[0]
         best[of_group[places]] = places
-    representative = members[best]
     if len(pieces) == 1:
-        similarity = geometry.similarities_among(read(0), np.arange(len(members)), best[of_group])
-    else:
-        parts = [geometry.similarities(read(i), rows.gather(representative[of_group[p]])) for i, p in enumerate(pieces)]
-        similarity = np.concatenate(parts)
-    write_npy(stage.part(name, "representative", number), representative)
-    write_npy(stage.part(name, "similarity", number), similarity)
+        return members[best], geometry.similarities_among(read(0), np.arange(len(members)), best[of_group])
+    parts = [geometry.similarities(read(i), rows.gather(members[best[of_group[p]]])) for i, p in enumerate(pieces)]
+    return members[best], np.concatenate(parts)
 
 
 def _centrality(read, pieces, bounds, of_group, dim):
