@@ -12,7 +12,7 @@ import numpy as np
 from neardup import NeardupError, engine, geometry, pairs
 from neardup.audit import audit_pairs, audit_tasks, chosen_rows
 from neardup.candidates import first_dims
-from neardup.clusters import Clusters, open_cluster, open_projection, open_reduced, prepare_cluster
+from neardup.clusters import Clusters, OpenCluster, open_projection, open_reduced, prepare_cluster
 from neardup.couples import search_task, visitors
 from neardup.embeddings import open_shards, pieces
 from neardup.files import damaged, hdf5, write_json, write_npy
@@ -111,7 +111,7 @@ def find_candidates(stage, rows, labels, earlier, searched, config, beside):
     reaches = reaches[: 2 if n_components > reduction.results["sketch_dims"] else 1]  # else the sketch holds them all
     reduced = coordinates_opener(reduction, rows, len(reaches) == 2, config)
     budget = stage.memory / 8 / engine.worker_count(config.n_workers)
-    opened = partial(open_cluster, stage, clusters, reduced)
+    opened = partial(OpenCluster, stage, clusters, n_first, reduced)
     task = partial(search_task, stage, opened, reaches, budget, joins if config.pairs == "joining" else None)
     inside, across = search_tasks(stage, clusters, 4 * n_components, config, which)
     runs = [(task, inside, "04 search inside clusters"), (task, across, "04 search across borders")]
@@ -159,8 +159,8 @@ def find_visits(stage, prepare, labels, n_clusters, config):
     visit = stage.growth.each_is_fresh() == stage.growth.fresh_visit
     meet = ~visit if stage.growth.against else np.ones(len(visit), dtype=bool)
     visiting, meeting = (np.bincount(labels[of & (labels >= 0)], minlength=n_clusters) > 0 for of in (visit, meet))
-    numbers = [np.union1d(c, np.nonzero(meeting)[0]) if visiting[c] else every[c : c + 1] for c in every.tolist()]
-    engine.run(prepare, enumerate(numbers), config.n_workers, "04 visits")
+    numbers = [(c, np.union1d(c, np.nonzero(meeting)[0])) for c in np.nonzero(visiting)[0].tolist()]
+    engine.run(prepare, numbers, config.n_workers, "04 visits")
     return visiting, visiting & meeting
 
 

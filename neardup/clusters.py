@@ -1,6 +1,6 @@
 """Clusters on disk, and which of their rows come near which border, the visits."""
 
-from functools import cached_property, lru_cache, partial
+from functools import cached_property, lru_cache
 from threading import Lock
 from typing import NamedTuple
 
@@ -62,27 +62,29 @@ def _data_sets(path):
 
 
 class OpenCluster:
-    """What the search needs of a cluster; the other arrays are opened where rows are near.
+    """What the search needs of a cluster, memory-mapped; most arrays are opened where rows are near.
 
-    prepared: visits and layout, of `prepare_cluster`; coordinates: a function of the row numbers that opens all PCA
-    coordinates of those; growth: a `Growth`, whose earlier rows have met each other.
+    n_first: coordinates that are compared first; reduced: a function that opens all PCA coordinates of all rows;
+    visits: whether its rows are visitors, prepared by `prepare_cluster`. growth: a `Growth`, whose earlier rows have
+    met each other.
     """
 
-    def __init__(self, clusters, number, prepared, coordinates, growth=None):
-        self._load, self._coordinates = (lambda: clusters.load(number)), coordinates
-        self.number, self.growth = number, growth
-        visits, self._layout = prepared
-        self.offsets = visits[: len(clusters) + 1].tolist()
-        self.places, self.margins = visits[len(clusters) + 1 :].reshape(2, -1)
-        self.margins = self.margins.view(np.float32)
+    def __init__(self, stage, clusters, n_first, reduced, number, visits=True):
+        self._stage, self._load, self._n_first = stage, (lambda: clusters.load(number)), n_first
+        self.reduced, self.number, self.growth = reduced, number, stage.growth
+        if visits:
+            listed, self.layout = _open_prepared(stage, clusters, number)
+            self.offsets = listed[: len(clusters) + 1].tolist()
+            self.places, self.margins = listed[len(clusters) + 1 :].reshape(2, -1)
+            self.margins = self.margins.view(np.float32)
 
     def __len__(self):
-        return len(self._layout) or len(self.rows)
+        return len(self.layout)
 
     @cached_property
     def layout(self):
         """Sketches as of `candidates.lay_out`, (n, w) float32."""
-        return self._layout if len(self._layout) else lay_out(self.sketches, self._layout.shape[1] - 3)
+        return lay_out(self.sketches, self._n_first)
 
     @cached_property
     def left(self):
@@ -101,8 +103,14 @@ class OpenCluster:
 
     @cached_property
     def coordinates(self):
-        """All PCA coordinates, (n, k) float32."""
-        return self._coordinates(self.rows)
+        """All PCA coordinates, (n, k) float32, which the first one who needs them gathers."""
+        path, flush = self._stage.volatile("coordinates", self.number), self._stage.boot is None
+        with _GATHERING:
+            if not path.exists():
+                with npy_rows(path, (len(self), self.reduced().dim), flush=flush) as write:
+                    for start in range(0, len(self), _GATHERED_ROWS):
+                        write(self.reduced().gather(self.rows[start : start + _GATHERED_ROWS]))
+        return map_npy(path)
 
     @cached_property
     def fresh(self):
@@ -158,7 +166,6 @@ def prepare_cluster(stage, clusters, n_first, centroids, radius_and_error, block
     """Write the sketches of a cluster as the search wants them, and its visits. Memory: 5 K bytes a row of a block.
 
     n_first: coordinates that are compared first; numbers: of the clusters that it may visit, its own among them, (N,).
-    Of one that visits no other, whoever meets it lays its sketches out, which is quicker than to write them.
     """
     path = stage.volatile("search", cluster)
     if path.exists():
@@ -170,15 +177,14 @@ def prepare_cluster(stage, clusters, n_first, centroids, radius_and_error, block
     for start, stop in block_ranges((0, len(sketches)), block_rows):
         visits.append(list_visits(sketches[start:stop], own, borders, radius, numbers) + np.uint64(start))
     visits = flatten_visits(np.sort(np.concatenate(visits)), len(clusters), radius)
-    layout = lay_out(sketches if len(numbers) > 1 else sketches[:0], n_first)
+    layout = lay_out(sketches, n_first)
     with atomic(path, flush=stage.boot is None) as temporary, temporary.open("wb") as file:
         for values in (np.uint32(layout.shape[1:]), visits, layout):  # plain: numpy's header takes long to read
             file.write(values.reshape(-1).view(np.uint8).data)
 
 
 def _open_prepared(stage, clusters, cluster):
-    """What `prepare_cluster` wrote: visits, as of `flatten_visits`, and the layout, (n, w) float32, or (0, w) of one
-    that isn't there; memory-mapped."""
+    """What `prepare_cluster` wrote: visits, as of `flatten_visits`, and the layout, (n, w) float32; memory-mapped."""
     path = here(stage.volatile("search", cluster))
     values = map_array(path, np.dtype(np.uint32), 0, (path.stat().st_size // 4,))
     layout_at = len(clusters) + 2 + 2 * int(values[len(clusters) + 1])
@@ -216,20 +222,3 @@ class Projection:
             values, scales, _ = geometry.scaled_rows32(self._rows.gather(rows[start:stop]))
             out[start:stop] = geometry.project(values, scales, *self._projection)[0]
         return out
-
-
-def open_cluster(stage, clusters, reduced, cluster):
-    """An `OpenCluster`, memory-mapped."""
-    gather = partial(coordinates_of, stage, reduced, cluster)
-    return OpenCluster(clusters, cluster, _open_prepared(stage, clusters, cluster), gather, stage.growth)
-
-
-def coordinates_of(stage, reduced, cluster, rows):
-    """The reduced vectors of a cluster's rows, (n, k) float32, memory-mapped; gathered the first time."""
-    path = stage.volatile("coordinates", cluster)
-    with _GATHERING:
-        if not path.exists():
-            with npy_rows(path, (len(rows), reduced().dim), flush=stage.boot is None) as write:
-                for start in range(0, len(rows), _GATHERED_ROWS):
-                    write(reduced().gather(rows[start : start + _GATHERED_ROWS]))
-    return map_npy(path)

@@ -71,7 +71,7 @@ def visitors_across(opened, homes, others):
     bounds = (np.searchsorted(target, others, side).tolist() for side in ("left", "right"))
     for other, low, high in zip(others, *bounds, strict=True):
         if low < high:
-            yield everyone.some(at[low:high]), opened(other)
+            yield everyone.some(at[low:high]), opened(other, visits=False)
 
 
 @lru_cache(maxsize=1)
@@ -98,6 +98,8 @@ class Visitors:
         """What an `OpenCluster` has of each row: `rows`, `fresh`, `layout`, `left`, `sketches`, `coordinates`."""
         if self._everyone is not None:
             values = getattr(self._everyone, name).take(self._at, axis=0)
+        elif name == "coordinates":
+            values = self._clusters[0].reduced().gather(self.rows)
         else:
             values = np.concatenate([getattr(cluster, name) for cluster in self._clusters])
         setattr(self, name, values)

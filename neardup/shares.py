@@ -27,7 +27,9 @@ def search_tasks(stage, clusters, more, config, which=None):
         budget = stage.memory / 4 / engine.worker_count(config.n_workers)
         most = min(budget / (8 * clusters.width + more), clusters.bounds[-1] / _GROUPS)
         write_npy(path, np.array(engine.size_ranges(clusters.bounds, int(most))))
-    visits = np.stack([count_visits(stage, clusters, cluster) for cluster in range(n_clusters)])
+    visits = np.zeros((n_clusters, n_clusters), dtype=np.uint32)
+    for cluster in range(n_clusters) if which is None else np.nonzero(which[0])[0].tolist():
+        visits[cluster] = count_visits(stage, clusters, cluster)
     homes = [range(low, high) for low, high in read_npy(path).tolist()]
     sizes = np.diff(clusters.bounds).astype(float)
     if which is None:

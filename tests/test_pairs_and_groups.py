@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 
 from neardup import candidates, geometry, npy, pairs
 from neardup.artifacts import Stage
-from neardup.clusters import open_cluster, prepare_cluster
+from neardup.clusters import OpenCluster, prepare_cluster
 from neardup.couples import couples_across, couples_inside, search_two
 from neardup.groups import joining
 
@@ -331,7 +331,7 @@ def all_candidates(stage, clusters, coordinates, centroids, radius_and_error):
         prepare_cluster(stage, clusters, 32, centroids, radius_and_error, 70, cluster, np.arange(len(clusters)))
     radius, error = radius_and_error
     reduced = coordinates is not None and partial(Coordinates, coordinates)
-    opened = partial(open_cluster, stage, clusters, reduced)
+    opened = partial(OpenCluster, stage, clusters, 32, reduced)
     reaches, found = [radius + 2 * error] * (2 if reduced else 1), []
     numbers = range(len(clusters))
     for couple in [*couples_inside(opened, numbers), *couples_across(opened, numbers, numbers)]:
