@@ -45,9 +45,8 @@ def run(config):
         labels = read_labels(earlier["03_kmeans"], len(rows))
         repeated = read_npy(earlier["01_pca_variance"].path("repeated_rows.npy"))
         stage.needs(len(rows) * _BYTES_A_ROW + 2 * earlier["01_pca_variance"].path("ids.arrow").stat().st_size)
-        eligible = np.nonzero(labels >= 0)[0]
-        audited = chosen_rows(eligible, stage.growth, config)
-        audit = audited, audit_tasks(stage, rows, audited, eligible, config)
+        audited = chosen_rows(np.nonzero(labels >= 0)[0], stage.growth, config)
+        audit = audited, audit_tasks(stage, rows, audited, labels >= 0, config)
         clusters = open_clusters(earlier["03_kmeans"], config)
         n_first, nanoseconds = compared_first(stage, clusters, radius_and_error(rows, earlier, config))
         distances = _ACROSS * float(np.sum(np.diff(clusters.bounds).astype(float) ** 2) / 2)

@@ -18,15 +18,12 @@ _GATHERED = 70  # how much longer a coordinate takes where rows are compared one
 _SHOWN = 10  # missed or false pairs that are named
 
 
-def audit_tasks(stage, rows, audited, eligible, config):
+def audit_tasks(stage, rows, audited, counted, config):
     """Dask tasks that compare the audited rows with every row, a file each; they need no pairs.
 
-    eligible: (e,) int64, the rows that aren't rejected. Memory: a block of rows a worker, the audited rows twice, 10
-    bytes a row.
+    counted: which rows aren't rejected, (n,) bool. Memory: a block of rows a worker, and the audited rows twice.
     """
     stored = rows.gather(audited)
-    counted = np.zeros(len(rows), dtype=bool)
-    counted[eligible] = True
     unit = geometry.unit_rows32(stored)[0]
     sample = audited, stored, unit, best_stride(unit, config.search_threshold)
     bytes_per_row = 8 * rows.dim + 5 * len(audited)

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from neardup import NeardupError
 from neardup.files import damaged
 from neardup.mirror import here
 
@@ -105,14 +106,14 @@ def read_records(path, offset, places, out):
     """Some records of a file, one by one: where they lie far apart, quicker than to map what is between them.
 
     offset: bytes into the file where the first record lies; places: (p,) int, ascending; out: (p, k), a record a row.
-    Raises NeardupError where the file ends early.
+    Raises NeardupError where the file ends early, as one does that another program writes.
     """
     size, rows = out.strides[0], memoryview(out.reshape(-1).view(np.uint8))
     read_ahead(path, offset, size, places)
     with here(path).open("rb", buffering=0) as file:
         for start, at in enumerate((offset + places * size).tolist()):
             if os.preadv(file.fileno(), [rows[start * size : (start + 1) * size]], at) < size:
-                raise damaged(path, "it ends early")
+                raise NeardupError(f"{path} has become shorter while it was read: mend it, then run the scripts again")
 
 
 def read_ahead(path, offset, size, places):

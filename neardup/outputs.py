@@ -15,6 +15,7 @@ from neardup.thresholds import examples
 
 _BLOCK_ROWS = 1 << 16  # rows whose ids are handled together
 _EXAMPLES = 20  # pairs to look at, a threshold
+_AT_ONCE = 1 << 17  # rows and neighbours that are made Python objects together, at most
 _BYTES_OF_NEIGHBOR = 512  # of an id, its similarity and their places in a dict, with some to spare
 _PARQUET = pa.schema(
     [
@@ -34,7 +35,7 @@ def write_neighbors_pickle(stage, names, budget):
     """neighbors.pkl: id -> {"cluster": its k-means cluster, "neighbors": {id: similarity}}, for users.
 
     names: labels (n,), an `IdTable`, and the rows of repeated ids, for which (id, row) stands. Memory: the budget, in
-    bytes, and 24 bytes a row.
+    bytes, of 64 MB at most, and 16 bytes a row.
     """
     write_stream(stage.path("neighbors.pkl"), _neighbor_items(stage, names, budget))
 
@@ -51,7 +52,8 @@ def _neighbor_items(stage, names, budget):
         return found
 
     path, mirrored = stage.path("neighbors.h5"), stage.part("mirrored", suffix="")
-    for low, high, pairs in both_ways(path, len(labels), budget / _BYTES_OF_NEIGHBOR, mirrored):
+    most = min(budget / _BYTES_OF_NEIGHBOR, _AT_ONCE)
+    for low, high, pairs in both_ways(path, len(labels), most, mirrored):
         rows, neighbors, similarity = named(range(low, high)), named(pairs["row_b"]), pairs["similarity"].tolist()
         starts = np.searchsorted(pairs["row_a"], np.arange(low, high + 1)).tolist()
         for row, cluster, start, stop in zip(rows, labels[low:high].tolist(), starts, starts[1:], strict=False):

@@ -95,27 +95,32 @@ def both_ways(path, n_rows, most, folder):
 
     path: of neighbors.h5; most: rows and pairs of a range, as far as a single row has no more; folder: for a copy of
     the pairs seen from their other end, sorted into files by range, each removed when it was read. Memory: 40 bytes
-    for each of `most`, and 24 bytes a row.
+    for each of `most`, and 16 bytes a row.
     """
-    forward, back = np.zeros(n_rows, dtype=np.int64), np.zeros(n_rows, dtype=np.int64)
+    size = np.ones(n_rows + 1, dtype=np.int64)  # of each row, it and its pairs, after a 0
+    size[0] = 0
     for pairs in read_pairs(path, n_rows):
-        forward += np.bincount(pairs["row_a"], minlength=n_rows)
-        back += np.bincount(pairs["row_b"], minlength=n_rows)
-    ranges = size_ranges(np.concatenate([[0], np.cumsum(1 + forward + back)]), most)
-    starts = np.concatenate([[0], np.cumsum(forward)])
+        np.add.at(size[1:], pairs["row_a"], 1)
+        np.add.at(size[1:], pairs["row_b"], 1)
+    ranges = size_ranges(np.cumsum(size, out=size), most)
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    _mirror(path, n_rows, ranges, folder)
+    starts = _mirror(path, n_rows, np.array([low for low, _ in ranges]), folder)
     with h5py.File(path) as file:
         for number, (low, high) in enumerate(ranges):
-            pairs = np.concatenate([_some(file, starts[low], starts[high]), _read_mirrored(folder / f"{number}.bin")])
+            here = _some(file, starts[number], starts[number + 1])
+            pairs = np.concatenate([here, _read_mirrored(folder / f"{number}.bin")])
             yield low, high, pairs[np.lexsort((pairs["row_b"], pairs["row_a"]))]
 
 
-def _mirror(path, n_rows, ranges, folder):
-    """Write all pairs seen from row_b, those of a range of rows to a file of its own."""
-    lows = np.array([low for low, _ in ranges])
+def _mirror(path, n_rows, lows, folder):
+    """Write all pairs seen from row_b, those of a range of rows to a file of its own. lows: where the ranges begin.
+
+    Returns where the pairs seen from row_a begin of each range, and how many there are.
+    """
+    counts = np.zeros(len(lows), dtype=np.int64)
     for pairs in read_pairs(path, n_rows):
+        counts += np.bincount(np.searchsorted(lows, pairs["row_a"], side="right") - 1, minlength=len(lows))
         pairs["row_a"], pairs["row_b"] = pairs["row_b"].copy(), pairs["row_a"].copy()
         of_range = np.searchsorted(lows, pairs["row_a"], side="right") - 1
         order = np.argsort(of_range, kind="stable")
@@ -123,6 +128,7 @@ def _mirror(path, n_rows, ranges, folder):
         for number, some in zip(numbers, np.split(pairs[order], first[1:]), strict=True):
             with (folder / f"{number}.bin").open("ab") as file:
                 file.write(some.tobytes())
+    return np.concatenate([[0], np.cumsum(counts)])
 
 
 def _read_mirrored(path):

@@ -30,8 +30,10 @@ from conftest import (
 )
 
 from config import Config
-from neardup import NeardupError, copies
+from neardup import NeardupError, copies, layout
 from neardup.artifacts import STAGES
+from neardup.embeddings import RowFiles
+from neardup.layout import Layout, npy_layout
 from neardup.outputs import id_lines
 from neardup.plan import plan
 from neardup.shards import Reading, find_shards
@@ -1011,3 +1013,53 @@ def test_clip_retrieval_with_a_pattern(tmp_path, pattern):
     (tmp_path / "data" / "img_emb" / "img_emb_1.md").write_text("no shard")
     run_stages(tmp_path / "data", tmp_path / "work", SCRIPTS[:1], shard_pattern=pattern)
     assert read_ids(tmp_path / "work") == [f"{name}-1" for name in NAMES]
+
+
+def stored_as(path, values, kind):
+    """The `Layout` of a file of these rows."""
+    if kind == "leads":  # as in .fvecs: the number of values before each row
+        leads = np.full((len(values), 1), values.shape[1], dtype="<i4")
+        path.write_bytes(np.hstack([leads.view("<f4"), values.astype("<f4")]).tobytes())
+        return Layout(path, values.shape, np.dtype("<f4"), lead=4)
+    values = values.astype({"float16": "<f2", "other byte order": ">f4"}.get(kind, "<f4"))
+    np.save(path, np.asfortranarray(values) if kind == "columns" else values)
+    return npy_layout(path)
+
+
+@pytest.mark.parametrize("here_and_there", [False, True])
+@pytest.mark.parametrize("kinds", [("rows", "rows"), ("float16", "rows"), ("columns", "other byte order"), ("leads",)])
+def test_gathered_rows_are_those_asked_for(tmp_path, monkeypatch, kinds, here_and_there):
+    """Near each other and far apart, in any order, repeated, of one file or several, of which one is empty."""
+    rng, sizes = np.random.default_rng(0), [900, 0, 500][: 2 * len(kinds) - 1]
+    values = rng.integers(-9, 9, size=(sum(sizes), 256)).astype(np.float32)
+    starts = np.cumsum([0, *sizes])
+    some = zip(starts, starts[1:], [kinds[0], *kinds], strict=False)
+    layouts = [stored_as(tmp_path / f"{i}.npy", values[low:high], k) for i, (low, high, k) in enumerate(some)]
+    files, by = RowFiles(layouts, starts, here_and_there), {"mapped": 0, "one by one": 0}
+
+    def counted(name, function):
+        def call(*arguments, **options):
+            by[name] += 1
+            return function(*arguments, **options)
+
+        return call
+
+    monkeypatch.setattr(layout, "read_records", counted("one by one", layout.read_records))
+    monkeypatch.setattr(layout, "map_array", counted("mapped", layout.map_array))
+    monkeypatch.setattr(layout, "_WINDOW_BYTES", 1 << 16)
+    for size in (0, 1, 2, 4, 6, 8, 40, 700, 3000):
+        rows = rng.integers(0, len(values), size)
+        assert np.array_equal(files.gather(rows), values[rows])
+        assert np.array_equal(files.gather(np.sort(rows)), values[np.sort(rows)])
+    assert (by["one by one"] > 0) == ("rows" in kinds)
+    assert (by["mapped"] > 0) == (set(kinds) != {"rows"} or not here_and_there)
+
+
+def test_a_file_that_is_cut_while_rows_are_gathered(tmp_path):
+    values = np.arange(2000 * 256, dtype=np.float32).reshape(2000, 256)
+    np.save(tmp_path / "some.npy", values)
+    files = RowFiles([npy_layout(tmp_path / "some.npy")], [0, 2000])
+    assert np.array_equal(files.gather([3, 1990]), values[[3, 1990]])
+    os.truncate(tmp_path / "some.npy", 1000 * 1024)
+    with pytest.raises(NeardupError, match=r"some.npy has become shorter while it was read: mend it"):
+        files.gather([3, 1990])
