@@ -122,7 +122,9 @@ class Representatives:
         ranges = [(number, *r) for number, r in enumerate(read_npy(path).tolist())]
         task = partial(_represent, self.stage, name, (members, bounds), (self.rows, self.preferred, self.kept, most))
         engine.run(task, ranges, config.n_workers, "045 representatives")
-        kinds = [[read_npy(self.stage.part(name, k, r[0])) for r in ranges] for k in ("representative", "similarity")]
+        kinds = [
+            [read_npy(self.stage.volatile(name, k, r[0])) for r in ranges] for k in ("representative", "similarity")
+        ]
         representative, similarity = map(np.concatenate, kinds)
         return Groups(members, bounds, similarity, representative, self.labels[representative])
 
@@ -132,7 +134,7 @@ def _represent(stage, name, members_and_bounds, how, number, low, high):
 
     how: the `RowFiles`, what is preferred and kept, and how many rows are read at once: a larger group in pieces.
     """
-    if stage.part(name, "similarity", number).exists():
+    if stage.volatile(name, "similarity", number).exists():
         return
     (rows, *wanted, most), (members, bounds) = how, members_and_bounds
     members, bounds = members[bounds[low] : bounds[high]], bounds[low : high + 1] - bounds[low]
@@ -148,8 +150,8 @@ def _represent(stage, name, members_and_bounds, how, number, low, high):
             stored = read(0)[here]
             found.append(_represent_some(rows, lambda _, s=stored: s, [slice(0, len(some))], some, of_these, *wanted))
     representative, similarity = map(np.concatenate, zip(*found, strict=True))
-    write_npy(stage.part(name, "representative", number), representative)
-    write_npy(stage.part(name, "similarity", number), similarity)
+    write_npy(stage.volatile(name, "representative", number), representative, flush=stage.boot is None)
+    write_npy(stage.volatile(name, "similarity", number), similarity, flush=stage.boot is None)
 
 
 def _represent_some(rows, read, pieces, members, bounds, preferred, kept):
