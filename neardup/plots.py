@@ -48,10 +48,18 @@ def _figure(width=8, height=3.5, columns=1):
     return figure, axes
 
 
+def _plain_ticks(axis, at=(1,)):
+    """Ticks of an axis at these multiples of powers of ten, with plain numbers: matplotlib takes 0.1 s for more."""
+    from matplotlib.ticker import LogLocator, NullLocator
+
+    if axis.get_scale() == "log":
+        axis.set_major_locator(LogLocator(subs=at))
+        axis.set_minor_locator(NullLocator())
+    axis.set_major_formatter("{x:,.10g}")
+
+
 def scree(variances, n_components, target_variance):
     """The share of the variance that the first components keep, with the chosen count marked, and each one's own."""
-    from matplotlib.ticker import NullFormatter
-
     (figure, [axes]), numbers = _figure(height=4.5), np.arange(1, len(variances) + 1)
     figure.subplots_adjust(right=0.88)
     shares = np.cumsum(variances) / (variances.sum() or 1)
@@ -64,9 +72,8 @@ def scree(variances, n_components, target_variance):
     single = axes.twinx()
     single.plot(numbers, variances, color="tab:gray", linewidth=0.9)
     single.set(ylabel="variance of the component", yscale="log" if variances.any() else "linear")
-    for axis in (axes.xaxis, single.yaxis):  # plain numbers: matplotlib takes 0.1 s to set powers of ten
-        axis.set_major_formatter("{x:g}")
-        axis.set_minor_formatter(NullFormatter())
+    _plain_ticks(axes.xaxis, (1, 2, 5))
+    _plain_ticks(single.yaxis)
     axes.legend(loc="center left", frameon=False)
     return figure
 
@@ -76,8 +83,6 @@ def groups(counts, edges, threshold, sizes):
 
     counts: (b,), edges: (b + 1,) of a histogram; sizes: (G,) int64.
     """
-    from matplotlib.ticker import LogLocator, NullFormatter, NullLocator, ScalarFormatter
-
     figure, (left, right) = _figure(columns=2)
     left.stairs(counts, edges, fill=True, color=_BLUE)
     if threshold > edges[0]:
@@ -89,10 +94,7 @@ def groups(counts, edges, threshold, sizes):
     right.loglog(size, count, "o", color=_BLUE, markersize=5)
     right.set(xlabel="rows in the group", ylabel="groups", title=f"{len(sizes):,} groups")
     for axis in (right.xaxis, right.yaxis):
-        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axis.set_minor_locator(NullLocator())
-        axis.set_major_formatter(ScalarFormatter())
-        axis.set_minor_formatter(NullFormatter())
+        _plain_ticks(axis, (1, 2, 5))
     return figure
 
 
