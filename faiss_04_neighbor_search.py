@@ -41,10 +41,10 @@ def run(config):
     if not stage.finished:
         if stage.previous and (config.pairs == "joining" or not stage.growth.changes):
             stage.growth = None  # a pair that joined no components then may do so when rows are gone
-        rows, ids = open_shards(shards), IdTable.open(earlier["01_pca_variance"].path("ids.arrow"))
+        rows, ids = open_shards(shards), earlier["01_pca_variance"].path("ids.arrow")
         labels = read_labels(earlier["03_kmeans"], len(rows))
         repeated = read_npy(earlier["01_pca_variance"].path("repeated_rows.npy"))
-        stage.needs(len(rows) * _BYTES_A_ROW + 2 * earlier["01_pca_variance"].path("ids.arrow").stat().st_size)
+        stage.needs(len(rows) * _BYTES_A_ROW + 2 * ids.stat().st_size)
         audited = chosen_rows(np.nonzero(labels >= 0)[0], stage.growth, config)
         audit = audited, audit_tasks(stage, rows, audited, labels >= 0, config)
         clusters = open_clusters(earlier["03_kmeans"], config)
@@ -56,7 +56,7 @@ def run(config):
             candidates, compared = find_candidates(stage, rows, labels, earlier, searched, config, beside)
             parts = verify_candidates(stage, candidates, rows, config)
             n_pairs, rows_in_pairs = join_parts(stage, parts, len(rows), ids, config.search_threshold)
-            audit = audit_and_pickle(stage, rows, audit, (labels, ids, repeated), config)
+            audit = audit_and_pickle(stage, rows, audit, (labels, IdTable.open(ids), repeated), config)
         stage = stage.finish(
             {
                 "rows": len(rows),
@@ -221,7 +221,8 @@ def verified_at_once(stage, rows, config):
 def join_parts(stage, parts, n_rows, ids, threshold):
     """Put the files of pairs together as neighbors.h5, with those of a run that grows whose rows are still there.
 
-    Returns the numbers of pairs and of rows in them. Memory: 9 bytes a row.
+    ids: the path of ids.arrow, mapped no longer than needed. Returns the numbers of pairs and of rows in them. Memory:
+    9 bytes a row.
     """
     total, seen, at = sum(read_header(p).shape[0] for p in parts), np.zeros(n_rows, dtype=bool), 0
     total += sum(map(len, pairs_before(stage, threshold)))
@@ -235,7 +236,7 @@ def join_parts(stage, parts, n_rows, ids, threshold):
             at += len(part)
         rows = np.nonzero(seen)[0]
         file["row"] = rows
-        store_ids(file, ids, rows)
+        store_ids(file, IdTable.open(ids), rows)
         file.attrs["threshold"] = threshold
     return total, len(rows)
 
