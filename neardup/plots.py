@@ -43,17 +43,18 @@ def _figure(width=8, height=3.5, columns=1):
     figure = Figure(figsize=(width, height))
     axes = figure.subplots(1, columns, squeeze=False)[0]
     figure.subplots_adjust(
-        left=0.9 / width, right=1 - 0.3 / width, bottom=0.6 / height, top=1 - 0.4 / height, wspace=0.28
+        left=0.9 / width, right=1 - 0.3 / width, bottom=0.6 / height, top=1 - 0.4 / height, wspace=0.42
     )
     return figure, axes
 
 
-def _plain_ticks(axis, at=(1,)):
-    """Ticks of an axis at these multiples of powers of ten, with plain numbers: matplotlib takes 0.1 s for more."""
+def _plain_ticks(axis):
+    """Few ticks with plain numbers, on a logarithmic axis at powers of ten and what is between: more take 0.1 s."""
     from matplotlib.ticker import LogLocator, NullLocator
 
     if axis.get_scale() == "log":
-        axis.set_major_locator(LogLocator(subs=at))
+        low, high = axis.get_view_interval()
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 1000 * low else (1,)))
         axis.set_minor_locator(NullLocator())
     axis.set_major_formatter("{x:,.10g}")
 
@@ -72,7 +73,7 @@ def scree(variances, n_components, target_variance):
     single = axes.twinx()
     single.plot(numbers, variances, color="tab:gray", linewidth=0.9)
     single.set(ylabel="variance of the component", yscale="log" if variances.any() else "linear")
-    _plain_ticks(axes.xaxis, (1, 2, 5))
+    _plain_ticks(axes.xaxis)
     _plain_ticks(single.yaxis)
     axes.legend(loc="center left", frameon=False)
     return figure
@@ -94,7 +95,7 @@ def groups(counts, edges, threshold, sizes):
     right.loglog(size, count, "o", color=_BLUE, markersize=5)
     right.set(xlabel="rows in the group", ylabel="groups", title=f"{len(sizes):,} groups")
     for axis in (right.xaxis, right.yaxis):
-        _plain_ticks(axis, (1, 2, 5))
+        _plain_ticks(axis)
     return figure
 
 
