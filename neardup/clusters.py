@@ -31,7 +31,7 @@ class Clusters:
 
     def __init__(self, paths):
         self.paths = paths
-        self.rows, self.vectors = zip(*map(_data_sets, self.paths), strict=True)
+        self.rows, self.vectors = zip(*map(data_sets, self.paths), strict=True)
         self.bounds = np.cumsum([0] + [v.shape[0] for v in self.vectors])
         self.width = self.vectors[0].shape[1]
 
@@ -50,10 +50,15 @@ class _DataSet(NamedTuple):
     offset: int | None  # bytes into the file; None where there is nothing
 
 
-def _data_sets(path):
+def data_sets(path, *more):
+    """Where the rows of a cluster file lie, its vectors, and more of its data sets, [(shape, dtype, offset)].
+
+    Raises NeardupError where it is damaged.
+    """
     try:
         with h5py.File(here(path)) as file:
-            found = [_DataSet(s.shape, s.dtype, s.id.get_offset()) for s in (file["row"], file["vector"])]
+            sets = [file[name] for name in ("row", "vector", *more)]
+            found = [_DataSet(s.shape, s.dtype, s.id.get_offset()) for s in sets]
     except (OSError, KeyError, RuntimeError) as error:
         raise damaged(path, error) from error
     if found[0].shape != found[1].shape[:1] or found[0].dtype != np.int64 or found[1].dtype != np.float32:

@@ -290,6 +290,6 @@ def _n_libraries(_n_modules):
 
 
 @lru_cache(maxsize=1)
-def _controller(_n_libraries):
+def _controller(_count):
     """The thread pools of the libraries loaded by now; looked for anew, in 10 ms, when one has come since."""
     return ThreadpoolController()

@@ -12,7 +12,6 @@ import json
 from collections import deque
 from functools import cached_property, partial
 
-import h5py
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -20,9 +19,8 @@ import pyarrow.compute as pc
 from config import Config
 from neardup import NeardupError, geometry
 from neardup.candidates import within
-from neardup.clusters import CLUSTER_SHIFT, list_visits
+from neardup.clusters import CLUSTER_SHIFT, data_sets, list_visits
 from neardup.embeddings import open_shards
-from neardup.files import damaged
 from neardup.ids import IdTable
 from neardup.mirror import here
 from neardup.npy import UNREADABLE, map_array, read_ahead, read_array, read_npy
@@ -134,25 +132,17 @@ def near_in_short(kmeans, cluster, sketches, queries, reach):
     And its arrays; the sketches at these places have been asked for, and are read while other clusters are looked at.
     """
     path = here(kmeans.folder / cluster_name(cluster))
-    try:
-        with h5py.File(path) as file:
-            sets = {n: (file[n].shape, file[n].dtype, file[n].id.get_offset()) for n in ("row", "vector", "short")}
-    except (OSError, KeyError, RuntimeError) as error:
-        raise damaged(path, error) from error
-    arrays = {
-        name: (read_array if name == "short" else some_of)(path, dtype, offset, shape)
-        for name, (shape, dtype, offset) in sets.items()
-    }
-    stored = arrays.pop("short")
-    short, every = geometry.shorten(sketches[queries], stored.shape[1] - 1), np.arange(len(stored))
+    row, vector, short = data_sets(path, "short")
+    arrays = {n: some_of(path, s.dtype, s.offset, s.shape) for n, s in (("row", row), ("vector", vector))}
+    stored = read_array(path, short.dtype, short.offset, short.shape)
+    mine, every = geometry.shorten(sketches[queries], stored.shape[1] - 1), np.arange(len(stored))
     near = [
-        (query, every[within(short, stored, np.full(len(every), place), every, reach)])
+        (query, every[within(mine, stored, np.full(len(every), place), every, reach)])
         for place, query in enumerate(queries)
     ]
     needed = np.unique(np.concatenate([rows for _, rows in near]))
     if len(needed):
-        shape, dtype, offset = sets["vector"]
-        read_ahead(path, offset, dtype.itemsize * shape[1], needed)
+        read_ahead(path, vector.offset, vector.dtype.itemsize * vector.shape[1], needed)
     return arrays, near
 
 
