@@ -7,7 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
@@ -131,7 +131,8 @@ def finished_run(folder, shape, near, cut, **settings):
     """A finished run of random rows in two shards, of which `near` are near others: `data` and `work` in the folder."""
     rows = np.random.default_rng(0).normal(size=shape).astype(np.float32)
     rows[100 : 100 + near] = rows[:near] + 0.01
-    run_stages(lay_out(folder / "data", rows, cuts=[cut]), folder / "work", **settings)
+    with no_pictures():
+        run_stages(lay_out(folder / "data", rows, cuts=[cut]), folder / "work", **settings)
     return folder
 
 
@@ -206,14 +207,19 @@ def answer(work):
 
 
 @pytest.fixture(autouse=True)
-def no_plots(monkeypatch):
-    """In the reports of runs within a test, for drawing them takes longer than many a run; fixtures have theirs."""
-    monkeypatch.setattr("neardup.plots.page_svg", lambda *_: "")
+def quick(request, monkeypatch):
+    """A test draws no pictures, unless it is marked so, and waits for no disk: both take longer than many a run.
+
+    Fixtures of many tests do both, and so do scripts run from the shell.
+    """
+    monkeypatch.setattr("os.fsync", lambda _: None)
+    with nullcontext() if "pictures" in request.keywords else no_pictures():
+        yield
 
 
 @contextmanager
-def empty_pngs():
-    """Nor are PNG files drawn within the block: for many runs that are about files, not about what is in pictures."""
+def no_pictures():
+    """Within the block PNG files are no pictures, and a report has none."""
 
     class Figure:
         def savefig(self, path, **_):

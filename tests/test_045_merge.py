@@ -299,6 +299,7 @@ def test_ids_survive_every_output(ids):
         assert load_list(work / STAGE / "drop.txt") == [ids[1], ids[3]]
 
 
+@pytest.mark.pictures
 def test_no_groups_at_all(tmp_path, capsys):
     work = make_case(tmp_path, np.eye(7), 0.98).work
     assert "0 groups of 0 rows" in capsys.readouterr().out

@@ -6,7 +6,7 @@ import shutil
 import h5py
 import numpy as np
 import pytest
-from conftest import NOTES, empty_pngs, finished_run, run_scripts, settings_of, tree_bytes
+from conftest import NOTES, finished_run, run_scripts, settings_of, tree_bytes
 from faults import failing
 
 from neardup import NeardupError
@@ -46,8 +46,7 @@ def fail_each(name, whole, tmp_path, errors, every=1):
     """Make each so-manieth operation of a stage fail, then start it again. Returns how many operations there are."""
 
     def run(work):
-        with empty_pngs():
-            run_scripts(settings_of(whole / "data", work, **SETTINGS), [STAGES[name][0]])
+        run_scripts(settings_of(whole / "data", work, **SETTINGS), [STAGES[name][0]])
 
     with failing(tmp_path) as counted:
         run(work_before(name, whole, tmp_path / "counted"))

@@ -56,10 +56,8 @@ NAMES = [f"id-{i}" for i in range(20)]
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
-    """Several blocks a shard; and no pictures, for drawing takes half of the time."""
+    """Several blocks a shard."""
     monkeypatch.setattr("neardup.formats.BLOCK_BYTES", 1 << 16)
-    monkeypatch.setattr("matplotlib.figure.Figure.draw", lambda *_: None)
-    monkeypatch.setattr("neardup.plots.page_svg", lambda *_: "")
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from functools import lru_cache
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from conftest import EXAMPLE, SCRIPTS, answer, brute_force, pair_set, read_ids, run_stages, tree_bytes
+from conftest import EXAMPLE, SCRIPTS, answer, brute_force, no_pictures, pair_set, read_ids, run_stages, tree_bytes
 from faults import failing
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
@@ -85,10 +85,11 @@ def grown_run(tmp_path_factory):
     chosen = rng.permutation(len(example_rows()))
     put(folder / "data", "1", np.sort(chosen[:1200]))
     put(folder / "data", "3", np.sort(chosen[1200:1600]))
-    run_stages(folder / "data", folder / "before", **SETTINGS)
-    put(folder / "data", "2", np.sort(chosen[1600:2100]))
-    shutil.copytree(folder / "before", folder / "after")
-    run_stages(folder / "data", folder / "after", **SETTINGS)
+    with no_pictures():
+        run_stages(folder / "data", folder / "before", **SETTINGS)
+        put(folder / "data", "2", np.sort(chosen[1600:2100]))
+        shutil.copytree(folder / "before", folder / "after")
+        run_stages(folder / "data", folder / "after", **SETTINGS)
     return folder
 
 

@@ -16,7 +16,7 @@ import faiss
 import h5py
 import numpy as np
 import pytest
-from conftest import NOTES, SCRIPTS, brute_force, lay_out, pair_set, run_stages, tree_bytes, work_before
+from conftest import NOTES, SCRIPTS, brute_force, lay_out, no_pictures, pair_set, run_stages, tree_bytes, work_before
 
 import faiss_04_neighbor_search
 from config import ROOT
@@ -45,7 +45,8 @@ def whole(tmp_path_factory):
     """An undisturbed run: `data` and `work`."""
     folder = tmp_path_factory.mktemp("whole")
     data = lay_out(folder / "data", bundles(), cuts=[150, 170])
-    run_stages(data, folder / "work", **SETTINGS | {"n_workers": FIRST["n_workers"]})  # BLAS threads round otherwise
+    with no_pictures():  # and with as many workers, for BLAS threads round otherwise
+        run_stages(data, folder / "work", **SETTINGS | {"n_workers": FIRST["n_workers"]})
     return folder
 
 

@@ -12,8 +12,8 @@ import pytest
 from conftest import (
     SCRIPTS,
     brute_force,
-    empty_pngs,
     lay_out,
+    no_pictures,
     pair_set,
     run_scripts,
     run_stages,
@@ -63,7 +63,7 @@ def whole(tmp_path_factory):
     folder = tmp_path_factory.mktemp("whole")
     rows = np.random.default_rng(0).normal(size=(2 * ROWS, 8)).astype(np.float32)
     rows[5:9] = rows[15:19] + 0.02
-    with empty_pngs():
+    with no_pictures():
         run_stages(lay_out(folder / "data", rows, cuts=[ROWS]), folder / "work", **SETTINGS)
     return folder
 
@@ -132,8 +132,7 @@ def test_mutated_ids(whole, tmp_path, seed):
     folder, path = with_mutated("part_1.txt", whole, tmp_path / "mutated", seed)
     config = settings_of(folder / "data", folder / "work", duplicate_ids="allow", **SETTINGS)
     try:
-        with empty_pngs():
-            run_scripts(config, SCRIPTS[:1])
+        run_scripts(config, SCRIPTS[:1])
     except (NeardupError, OSError) as error:
         assert str(error)
         return
@@ -183,8 +182,7 @@ def test_mutated_artifacts(whole, tmp_path, seed):
     path.write_bytes(mutate(path.read_bytes(), rng))
     config = settings_of(whole / "data", work, **SETTINGS)
     try:
-        with empty_pngs():
-            run_scripts(config, SCRIPTS[stage : stage + 1])
+        run_scripts(config, SCRIPTS[stage : stage + 1])
     except (NeardupError, OSError) as error:
         assert str(error)
         return
