@@ -5,6 +5,7 @@ original vectors in float64. Then random rows are compared with all rows by brut
 run are searched against all; its pairs stay. Of two sets only pairs between them are searched.
 """
 
+import sys
 from functools import partial
 
 import numpy as np
@@ -25,7 +26,8 @@ from neardup.script import main, tell
 from neardup.shares import search_tasks
 from neardup.shuffle import cluster_name
 
-_BLOCK_PAIRS = 65_536  # candidates of a task that verifies, at most
+_BLOCK_PAIRS = 1 << 20  # candidates of a task that verifies, at most: of 20,000 rows that all meet 50 share a row
+_BYTES_A_CANDIDATE = 100  # meanwhile
 _NONE = np.empty(0, dtype=np.uint64)
 _LISTED, _LISTED_ROWS = 1 << 18, 256  # margins computed at a time, which caches hold; and rows, at least
 _MUCH = 0.8  # seconds of search in a thread, about, from which on processes repay their start
@@ -33,6 +35,8 @@ _ACROSS = 4  # distances for each inside clusters, about
 _QUICK = 0.4  # nanoseconds of a distance under which threads would wait for each other, more than search
 _SAMPLED_CLUSTERS, _SAMPLED_ROWS = 4, 512  # and rows of each, to choose what is compared first
 _BYTES_A_ROW = 700  # on disk while the search runs: layout, visits of about 20 other clusters, and the row's neighbours
+_BYTES_A_PAIR = 130  # on disk at most: verified, in neighbors.h5, mirrored for neighbors.pkl, and there in both rows
+_CROWDED = 200  # candidates a row, from which on some rows must repeat by the hundred
 
 
 def run(config):
@@ -54,6 +58,9 @@ def run(config):
             beside = audit[1] if nanoseconds < _QUICK else None
             searched = clusters, n_first
             candidates, compared = find_candidates(stage, rows, labels, earlier, searched, config, beside)
+            n_candidates = sum(read_header(path).shape[0] for path in candidates)
+            if config.pairs == "all" and n_candidates > _CROWDED * len(rows):
+                tell_of_crowds(n_candidates, len(rows))
             parts = verify_candidates(stage, candidates, rows, config)
             n_pairs, rows_in_pairs = join_parts(stage, parts, len(rows), ids, config.search_threshold)
             audit = audit_and_pickle(stage, rows, audit, (labels, IdTable.open(ids), repeated), config)
@@ -64,7 +71,7 @@ def run(config):
                 "pairs": n_pairs,
                 "rows_in_pairs": rows_in_pairs,
                 "compared": compared,
-                "candidates": sum(read_header(path).shape[0] for path in candidates),
+                "candidates": n_candidates,
                 "audit": audit,
             }
         )
@@ -163,18 +170,29 @@ def find_visits(stage, prepare, labels, n_clusters, config):
     return visiting, visiting & meeting
 
 
+def tell_of_crowds(n_candidates, n_rows):
+    """Say that there is a choice, while it is early."""
+    print(
+        f"{n_candidates:,} candidates for {n_rows:,} rows, up to {n_candidates * _BYTES_A_PAIR / 1e9:.2g} GB of pairs: "
+        "if groups are all you need, pairs = 'joining' makes the same ones of a few of them",
+        file=sys.stderr,
+        flush=True,
+    )
+
+
 def verify_candidates(stage, candidates, rows, config):
     """The pairs among the candidates, in files that follow each other; those an interrupted run finished stay.
 
     Returns the files.
     """
-    path, mapped = stage.part("cuts"), [map_npy(c) for c in candidates]
+    path = stage.part("cuts")
     if not path.exists():
-        share = sum(map(len, mapped)) // (4 * engine.task_slots(config.n_workers))
-        write_npy(path, cuts(mapped, min(_BLOCK_PAIRS, share)))
+        share = sum(read_header(c).shape[0] for c in candidates) // (4 * engine.task_slots(config.n_workers))
+        room = int(stage.memory / 8 / engine.worker_count(config.n_workers) / _BYTES_A_CANDIDATE)
+        write_npy(path, cuts(map(map_npy, candidates), min(_BLOCK_PAIRS, room, share)))  # none mapped for longer
     slices = [
         (block, [(c, s) for c, s in zip(candidates, some, strict=True) if s.start < s.stop])
-        for block, some in enumerate(slices_between(mapped, read_npy(path)))
+        for block, some in enumerate(slices_between([map_npy(c) for c in candidates], read_npy(path)))
     ]
     similarity = partial(similarity_of, rows, verified_at_once(stage, rows, config))
     task = partial(verify_block, stage, similarity, config.search_threshold)
@@ -198,11 +216,14 @@ def verify_block(stage, similarity, threshold, block, slices):
 
 
 def similarity_of(rows, step, rows_a, rows_b):
-    """Similarity of the rows rows_a[i] and rows_b[i], (p,) float64. Memory: that of `step` of them, two rows each."""
-    similarity = np.empty(len(rows_a))
-    for start in range(0, len(rows_a), step):
-        here = slice(start, start + step)
-        distinct, places = np.unique(np.concatenate([rows_a[here], rows_b[here]]), return_inverse=True)
+    """Similarity of the rows rows_a[i] and rows_b[i], (p,) float64. Memory: that of `step` of them, two rows each.
+
+    In the order of rows_b: of a crowd, where each row meets each other, few rows are then read for many pairs.
+    """
+    similarity, order = np.empty(len(rows_a)), np.argsort(rows_b, kind="stable")
+    for start in range(0, len(order), step):
+        here = order[start : start + step]
+        distinct, places = np.unique(np.concatenate([rows_b[here], rows_a[here]]), return_inverse=True)
         similarity[here] = geometry.similarities_among(rows.gather(distinct), *places.reshape(2, -1))
     return similarity
 
@@ -226,6 +247,7 @@ def join_parts(stage, parts, n_rows, ids, threshold):
     """
     total, seen, at = sum(read_header(p).shape[0] for p in parts), np.zeros(n_rows, dtype=bool), 0
     total += sum(map(len, pairs_before(stage, threshold)))
+    stage.needs(total * _BYTES_A_PAIR)
     with hdf5(stage.path("neighbors.h5")) as file:
         for name in PAIR.names:
             file.create_dataset(name, (total,), PAIR[name])

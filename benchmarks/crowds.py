@@ -1,8 +1,9 @@
 """All five scripts where a fifth of the rows are one and the same, or nearly.
 
-    python benchmarks/crowds.py [--rows 100000] [--folder FOLDER]
+    python benchmarks/crowds.py [--rows 100000] [--pairs joining] [--folder FOLDER]
 
-With the pairs that join groups only (`pairs = "joining"`), against the same number of rows without a crowd.
+Against the same number of rows without a crowd; with the pairs that join groups only, or with all of them, which take
+16 GB on disk.
 """
 
 import argparse
@@ -17,6 +18,7 @@ def main():
     """Measure the three sets, one after the other, and keep the figures."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rows", type=int, default=100_000)
+    parser.add_argument("--pairs", choices=["joining", "all"], default="joining")
     parser.add_argument("--folder", type=Path, default=Path("work-benchmark"))
     parser.add_argument("--name", default="crowds", help="of the results' files")
     given = parser.parse_args()
@@ -29,7 +31,7 @@ def main():
     }.items():
         data, work = given.folder / "crowd", given.folder / "work-crowd"
         generate(data, given.rows, **options)
-        stages = measure.pipeline(data, work, n_clusters="None", pairs="joining")
+        stages = measure.pipeline(data, work, n_clusters="None", pairs=given.pairs)
         groups = measure.results_of(work, "045_merge")
         table[name] = {
             "total_s": round(sum(s["wall_s"] for s in stages.values()), 2),
@@ -43,7 +45,7 @@ def main():
         print(name, table[name], flush=True)
         shutil.rmtree(data)
         shutil.rmtree(work)
-    measure.save(given.name, {"rows": given.rows, "crowd": crowd, "sets": table})
+    measure.save(given.name, {"rows": given.rows, "crowd": crowd, "pairs": given.pairs, "sets": table})
     measure.save_plot(given.name, lambda axes: draw(axes, table))
 
 

@@ -5,6 +5,8 @@ a dot product of length d is off by at most gamma_d |a||b|, gamma_d = d u / (1 -
 of its sums. A bound that is too wide only adds candidates; none can lose a pair.
 """
 
+from itertools import pairwise
+
 import numpy as np
 
 UNIT32 = 2.0**-24  # unit roundoff u of float32
@@ -13,6 +15,7 @@ SIMILARITY_DECIMALS = 15  # a float64 dot product of unit rows carries no more
 _SAFE = 2.0**60  # squared lengths in float32 between 1 / this and this neither over- nor underflow in their terms
 LONGEST = 2.1  # no sketch, and no mean of sketches, is longer: |x - mean| <= 2, and the tail at least 0.25
 _VALUES_AT_ONCE = 1 << 15  # of either side of some pairs: 256 kB, which caches hold and the allocator keeps
+_MANY = 8  # pairs of a row, from which on a call for each row costs less than a copy of it for each pair
 _SHORTEST_TAIL = 0.25  # tails are made at least this long: the error of a root falls with its size
 
 
@@ -92,14 +95,21 @@ def similarities(rows_a, rows_b):
 def similarities_among(rows, i, j):
     """As `similarities`, of the rows i with the rows j of one array, each cast once. rows: (n, d); i, j: (p,) int.
 
+    Where many in turn have the same i, that row isn't copied for each: 0.8 instead of 2.5 us a pair of 1,024 values.
     Returns (p,) float64. Memory: 8 n d bytes, and 0.5 MB.
     """
     values = as_float64(rows)
     squares, dots = np.einsum("ij,ij->i", values, values), np.empty(len(i))
-    step = max(1, _VALUES_AT_ONCE // rows.shape[1])
-    for start in range(0, len(i), step):
-        here = slice(start, start + step)
-        dots[here] = np.einsum("ij,ij->i", values.take(i[here], axis=0), values.take(j[here], axis=0))
+    step, ends = max(1, _VALUES_AT_ONCE // rows.shape[1]), np.nonzero(np.diff(i, append=-1))[0] + 1
+    if len(i) >= _MANY * len(ends):
+        for first, end in pairwise([0, *ends.tolist()]):
+            for start in range(first, end, 2 * step):
+                here = slice(start, min(start + 2 * step, end))
+                dots[here] = np.einsum("j,ij->i", values[i[start]], values.take(j[here], axis=0))
+    else:
+        for start in range(0, len(i), step):
+            here = slice(start, start + step)
+            dots[here] = np.einsum("ij,ij->i", values.take(i[here], axis=0), values.take(j[here], axis=0))
     return _cosines(dots, squares[i], squares[j])
 
 

@@ -29,9 +29,11 @@ def unpack(packed):
 def cuts(parts, most):
     """Where to cut sorted arrays of packed pairs so that between two cuts all together hold about `most`.
 
-    At most `most` + 64 an array. Returns (c,) uint64, ascending. Memory: 1/8 byte a pair.
+    At most `most` + 64 an array. parts: looked at one after the other. Returns (c,) uint64, ascending. Memory: 1/8 byte
+    a pair.
     """
-    samples = np.sort(np.concatenate([np.empty(0, np.uint64), *(p[_SAMPLED - 1 :: _SAMPLED] for p in parts)]))
+    samples = [p[_SAMPLED - 1 :: _SAMPLED].copy() for p in parts]
+    samples = np.sort(np.concatenate([np.empty(0, np.uint64), *samples]))
     step = max(1, most // _SAMPLED)
     return samples[step - 1 :: step]
 
@@ -49,25 +51,24 @@ def read_pairs(path, n_rows, threshold=0):
 
     Raises NeardupError where they aren't pairs of so many rows, in order.
     """
-    last = np.zeros(1, dtype=PAIR)
+    last = np.zeros(1, dtype=np.uint64)
     with h5py.File(path) as file:
         kinds = {name: (file[name].shape, file[name].dtype) for name in PAIR.names}
         if kinds != {name: (file["row_a"].shape[:1], PAIR[name]) for name in PAIR.names}:
             raise damaged(path, "other shapes or types")
         for start in range(0, len(file["row_a"]), _BLOCK):
-            some = _some(file, start, start + _BLOCK)
-            a, b = (np.concatenate([last[name], some[name]]) for name in ("row_a", "row_b"))
-            rising = (a[1:] > a[:-1]) | ((a[1:] == a[:-1]) & (b[1:] > b[:-1]))
-            if not (rising & (a[1:] >= 0) & (a[1:] < b[1:]) & (b[1:] < n_rows) & (some["similarity"] > 0)).all():
+            a, b, similarity = columns = [file[name][start : start + _BLOCK] for name in PAIR.names]
+            places = np.concatenate([last, a.view(np.uint64) << np.uint64(32) | b.view(np.uint64)])
+            rising = (a >= 0) & (a < b) & (b < n_rows) & (places[1:] > places[:-1])
+            if not (rising & (similarity > 0)).all():
                 raise damaged(path, "no pairs in order")
-            last = some[-1:].copy()  # whoever gets them may change them
-            yield some[some["similarity"] >= threshold] if threshold else some
+            last, wanted = places[-1:], similarity >= threshold
+            yield _as_pairs(columns if wanted.all() else [column[wanted] for column in columns])
 
 
-def _some(file, start, stop):
-    columns = {name: file[name][start:stop] for name in PAIR.names}
-    pairs = np.empty(len(columns["row_a"]), dtype=PAIR)
-    for name, values in columns.items():
+def _as_pairs(columns):
+    pairs = np.empty(len(columns[0]), dtype=PAIR)
+    for name, values in zip(PAIR.names, columns, strict=True):
         pairs[name] = values
     return pairs
 
@@ -108,7 +109,7 @@ def both_ways(path, n_rows, most, folder):
     starts = _mirror(path, n_rows, np.array([low for low, _ in ranges]), folder)
     with h5py.File(path) as file:
         for number, (low, high) in enumerate(ranges):
-            here = _some(file, starts[number], starts[number + 1])
+            here = _as_pairs([file[name][starts[number] : starts[number + 1]] for name in PAIR.names])
             pairs = np.concatenate([here, _read_mirrored(folder / f"{number}.bin")])
             yield low, high, pairs[np.lexsort((pairs["row_b"], pairs["row_a"]))]
 

@@ -9,6 +9,7 @@ from neardup.pairs import PAIR
 STEPS = 0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.92, 0.94, 0.95, 0.96, 0.97, 0.98, 0.99, 0.995, 1.0
 _BINS = 40  # of the histogram of similarities
 _AT_ONCE = 1 << 20  # pairs that are put into the forest together, at least
+_SHARES = 0.5, 0.9, 0.99  # of a block's pairs, up to whose similarities it is seen whether they are needed
 
 
 def steps(lowest, chosen):
@@ -20,14 +21,31 @@ def spanning_forest(pair_blocks):
     """The maximum spanning forest of the pairs, (f,) PAIR, by similarity, descending, then by rows.
 
     At every threshold its pairs join the same rows as all pairs do (Kruskal 1956: a pair that closes a cycle is the
-    weakest of it). Memory: 200 bytes for each pair of the forest, of a row at most one, and for each of a block.
+    weakest of it). pair_blocks: in order. Memory: 200 bytes for each pair of the forest, of a row at most one, and for
+    each of a block.
     """
     forest, held = np.empty(0, dtype=PAIR), []
     for pairs in pair_blocks:
-        held.append(pairs)
+        held.append(_still_needed(pairs, forest))
         if sum(map(len, held)) >= max(_AT_ONCE, len(forest)):  # so that the forest isn't sorted too often
             forest, held = _forest_of([forest, *held]), []
     return _forest_of([forest, *held])
+
+
+def _still_needed(pairs, forest):
+    """The pairs without those whose rows the forest of pairs before them joins by none weaker: in a crowd, most."""
+    for share in _SHARES:
+        if len(pairs) <= len(forest) or not len(forest):
+            break
+        level = np.quantile(pairs["similarity"], share, method="lower")
+        n_rows = 1 + max(pairs["row_b"].max(), forest["row_b"].max())
+        joined = components([forest[forest["similarity"] >= level]], n_rows)
+        needed = (pairs["similarity"] > level) | (joined[pairs["row_a"]] != joined[pairs["row_b"]])
+        few = len(pairs) - np.count_nonzero(needed) < share / 2 * len(pairs)
+        pairs = pairs[needed]
+        if few:
+            break
+    return pairs
 
 
 def _forest_of(parts):
@@ -90,13 +108,15 @@ def histogram(pair_blocks, lowest):
 def examples(pair_blocks, thresholds, count):
     """Some pairs from just above each of the thresholds to the next one, to look at: [(e,) PAIR]. descending.
 
-    Those of the lowest similarities in each, for it is these that a threshold decides on. Memory: a block.
+    Those of the lowest similarities in each, for it is these that a threshold decides on. pair_blocks: in order.
+    Memory: a block.
     """
     uppers = [np.inf, *thresholds[:-1]]
     found = [np.empty(0, dtype=PAIR) for _ in thresholds]
     for pairs in pair_blocks:
+        similarity = pairs["similarity"].copy()
         for i, (low, high) in enumerate(zip(thresholds, uppers, strict=True)):
-            some = pairs[(pairs["similarity"] >= low) & (pairs["similarity"] < high)]
-            some = np.concatenate([found[i], some])
-            found[i] = some[np.lexsort((some["row_b"], some["row_a"], some["similarity"]))[:count]]
+            weakest = found[i]["similarity"][-1] if len(found[i]) == count else high  # that may be shown
+            some = np.concatenate([found[i], pairs[(similarity >= low) & (similarity < min(high, weakest))]])
+            found[i] = some[np.argsort(some["similarity"], kind="stable")[:count]]
     return found

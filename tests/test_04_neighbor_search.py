@@ -24,6 +24,7 @@ from conftest import (
 )
 
 from config import ROOT
+from neardup import geometry
 
 STAGE = "04_neighbor_search"
 
@@ -84,6 +85,40 @@ def test_similarity_of_rows_of_different_lengths(small):
     assert not unclear
     assert len(near) > 100
     assert pair_set(small / "work") == near
+
+
+@pytest.mark.parametrize("dtype", ["f2", "f4", "f8"])
+@pytest.mark.parametrize("dim", [1, 3, 8, 50, 1000])
+def test_a_similarity_has_the_same_bits_whatever_it_is_computed_with(dim, dtype):
+    """One by one, with the pairs of other rows, with many of the same row, and the other way round."""
+    rng = np.random.default_rng(dim)
+    rows = rng.normal(size=(90, dim)).astype(dtype)
+    a, b = (ends.ravel() for ends in np.triu_indices(90, 1))
+    expected = geometry.similarities(rows[a], rows[b])
+    alone = [geometry.similarities(rows[[i]], rows[[j]])[0] for i, j in zip(a[:99], b[:99], strict=True)]
+    assert expected[:99].tolist() == alone
+    for order in (np.arange(len(a)), np.lexsort((a, b)), rng.permutation(len(a)), rng.integers(0, len(a), 50)):
+        for one, other in ((a, b), (b, a)):
+            found = geometry.similarities_among(rows, one[order], other[order])
+            assert found.tolist() == expected[order].tolist()
+    assert geometry.similarities_among(rows, a[:0], b[:0]).tolist() == []
+
+
+def test_rows_that_repeat_by_the_hundred_are_told_of(tmp_path, capsys):
+    """What else there is to do, before all pairs are verified; and they are the true ones."""
+    rng = np.random.default_rng(0)
+    rows = rng.normal(size=(600, 8))
+    rows[:500] = rows[0] + rng.normal(size=(500, 8)) * 0.01
+    rows = rows.astype(np.float32)
+    settings = {"threshold": 0.98, "n_clusters": 2, "audit_rows": 50}
+    run_stages(lay_out(tmp_path / "data", rows), tmp_path / "all", SCRIPTS[:4], **settings)
+    assert "pairs = 'joining' makes the same ones" in capsys.readouterr().err
+    near, unclear = brute_force(rows, 0.98)
+    assert len(near) > 124_000
+    assert not unclear
+    assert pair_set(tmp_path / "all") == near
+    run_stages(tmp_path / "data", tmp_path / "joining", SCRIPTS[:4], pairs="joining", **settings)
+    assert capsys.readouterr().err == ""
 
 
 def test_ids_of_the_rows_in_pairs_stand_beside_them(example):

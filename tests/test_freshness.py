@@ -304,6 +304,17 @@ def test_a_disk_without_room_is_named_before_anything_is_written(copy, monkeypat
         again(copy, SCRIPTS[stage : stage + 1])
 
 
+def test_a_disk_without_room_for_all_pairs_is_named_before_they_are_written(copy, monkeypatch):
+    expected = tree_bytes(copy / "work" / NAMES[3])
+    shutil.rmtree(copy / "work" / NAMES[3])
+    with monkeypatch.context() as patch:
+        patch.setattr("faiss_04_neighbor_search._BYTES_A_PAIR", 10**15)
+        with pytest.raises(NeardupError, match=r"needs about 1e\+08 GB more, and its disk has"):
+            again(copy, SCRIPTS[3:4])
+    again(copy, SCRIPTS[3:4])
+    assert tree_bytes(copy / "work" / NAMES[3]) == expected
+
+
 def test_small_shards_are_read_together(tmp_path):
     """What is kept for a task is larger than they are."""
     cuts = np.cumsum(np.random.default_rng(0).integers(0, 9, 200))
