@@ -131,8 +131,7 @@ def finished_run(folder, shape, near, cut, **settings):
     """A finished run of random rows in two shards, of which `near` are near others: `data` and `work` in the folder."""
     rows = np.random.default_rng(0).normal(size=shape).astype(np.float32)
     rows[100 : 100 + near] = rows[:near] + 0.01
-    with no_pictures():
-        run_stages(lay_out(folder / "data", rows, cuts=[cut]), folder / "work", **settings)
+    run_stages(lay_out(folder / "data", rows, cuts=[cut]), folder / "work", **settings)
     return folder
 
 

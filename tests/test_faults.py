@@ -6,7 +6,7 @@ import shutil
 import h5py
 import numpy as np
 import pytest
-from conftest import NOTES, finished_run, run_scripts, settings_of, tree_bytes
+from conftest import NOTES, finished_run, no_pictures, run_scripts, settings_of, tree_bytes
 from faults import failing
 
 from neardup import NeardupError
@@ -15,6 +15,7 @@ from neardup.files import atomic, hdf5
 
 NAMES = list(STAGES)
 SETTINGS = {"threshold": 0.9, "n_clusters": 3, "audit_rows": 20, "n_workers": 1}
+SHAPE = (300, 16), 40, 120
 
 
 LEFTOVERS = {"parts", *(f".{name}.{end}" for name in NAMES for end in ("partial", "old", "removed"))}
@@ -29,7 +30,8 @@ def harmless(what, name):
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     """A finished run of 300 rows, of which 40 are near others."""
-    return finished_run(tmp_path_factory.mktemp("whole"), (300, 16), 40, 120, **SETTINGS)
+    with no_pictures():
+        return finished_run(tmp_path_factory.mktemp("whole"), *SHAPE, **SETTINGS)
 
 
 def work_before(name, whole, to):

@@ -11,7 +11,7 @@ import time
 
 import numpy as np
 import pytest
-from conftest import SCRIPTS, answer, command, finished_run, lay_out, run_stages, tree_bytes
+from conftest import SCRIPTS, answer, command, finished_run, lay_out, no_pictures, run_stages, tree_bytes
 
 import faiss_01_pca_variance
 from config import ROOT
@@ -28,7 +28,8 @@ SETTINGS = {"threshold": 0.9, "n_clusters": 3, "audit_rows": 20}
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     """A finished run of 6,000 rows, so that samples don't see all of a shard: `data` and `work`."""
-    return finished_run(tmp_path_factory.mktemp("whole"), (6000, 32), 100, 5000, **SETTINGS)
+    with no_pictures():
+        return finished_run(tmp_path_factory.mktemp("whole"), (6000, 32), 100, 5000, **SETTINGS)
 
 
 @pytest.fixture

@@ -4,8 +4,14 @@ import os
 import subprocess
 
 import pytest
-from conftest import SCRIPTS, command, tree_bytes
-from test_faults import SETTINGS, whole  # noqa: F401
+from conftest import SCRIPTS, command, finished_run, tree_bytes
+from test_faults import SETTINGS, SHAPE
+
+
+@pytest.fixture
+def whole(tmp_path):
+    """A finished run of 300 rows, with its pictures."""
+    return finished_run(tmp_path / "whole", *SHAPE, **SETTINGS)
 
 
 @pytest.fixture
@@ -20,7 +26,8 @@ def small_disk(tmp_path):
     subprocess.run(["umount", folder], check=True)
 
 
-def test_a_disk_that_fills(whole, small_disk):  # noqa: F811
+@pytest.mark.pictures
+def test_a_disk_that_fills(whole, small_disk):
     """From the shell, each script on a disk that grows by 16 KB whenever it is full: one line, and it goes on."""
     (disk, grow), size, full = small_disk, 64, 0
     options = [w for k, v in SETTINGS.items() for w in (f"--{k.replace('_', '-')}", v)]
