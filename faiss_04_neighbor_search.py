@@ -18,17 +18,15 @@ from neardup.couples import search_task, visitors
 from neardup.embeddings import open_shards, pieces
 from neardup.files import damaged, hdf5, write_json, write_npy
 from neardup.ids import IdTable, store_ids
-from neardup.npy import map_npy, read_header, read_npy
+from neardup.npy import read_header, read_npy
 from neardup.outputs import write_neighbors_pickle
-from neardup.pairs import PAIR, cuts, read_pairs, slices_between
+from neardup.pairs import PAIR, read_pairs
 from neardup.runs import begin
 from neardup.script import main, tell
 from neardup.shares import search_tasks
 from neardup.shuffle import cluster_name
+from neardup.verification import are_pairs, verified_at_once, verify_candidates
 
-_BLOCK_PAIRS = 1 << 20  # candidates of a task that verifies, at most: of 20,000 rows that all meet 50 share a row
-_BYTES_A_CANDIDATE = 100  # meanwhile
-_NONE = np.empty(0, dtype=np.uint64)
 _LISTED, _LISTED_ROWS = 1 << 18, 256  # margins computed at a time, which caches hold; and rows, at least
 _MUCH = 0.8  # seconds of search in a thread, about, from which on processes repay their start
 _ACROSS = 4  # distances for each inside clusters, about
@@ -59,8 +57,7 @@ def run(config):
             searched = clusters, n_first
             candidates, compared = find_candidates(stage, rows, labels, earlier, searched, config, beside)
             n_candidates = sum(read_header(path).shape[0] for path in candidates)
-            if config.pairs == "all" and n_candidates > _CROWDED * len(rows):
-                tell_of_crowds(n_candidates, len(rows))
+            tell_of_crowds(n_candidates, len(rows), config)
             parts = verify_candidates(stage, candidates, rows, config)
             n_pairs, rows_in_pairs = join_parts(stage, parts, len(rows), ids, config.search_threshold)
             audit = audit_and_pickle(stage, rows, audit, (labels, IdTable.open(ids), repeated), config)
@@ -170,73 +167,16 @@ def find_visits(stage, prepare, labels, n_clusters, config):
     return visiting, visiting & meeting
 
 
-def tell_of_crowds(n_candidates, n_rows):
-    """Say that there is a choice, while it is early."""
-    print(
-        f"{n_candidates:,} candidates for {n_rows:,} rows, up to {n_candidates * _BYTES_A_PAIR / 1e9:.2g} GB of pairs: "
-        "if groups are all you need, pairs = 'joining' makes the same ones of a few of them",
-        file=sys.stderr,
-        flush=True,
-    )
-
-
-def verify_candidates(stage, candidates, rows, config):
-    """The pairs among the candidates, in files that follow each other; those an interrupted run finished stay.
-
-    Returns the files.
-    """
-    path = stage.part("cuts")
-    if not path.exists():
-        share = sum(read_header(c).shape[0] for c in candidates) // (4 * engine.task_slots(config.n_workers))
-        room = int(stage.memory / 8 / engine.worker_count(config.n_workers) / _BYTES_A_CANDIDATE)
-        write_npy(path, cuts(map(map_npy, candidates), min(_BLOCK_PAIRS, room, share)))  # none mapped for longer
-    slices = [
-        (block, [(c, s) for c, s in zip(candidates, some, strict=True) if s.start < s.stop])
-        for block, some in enumerate(slices_between([map_npy(c) for c in candidates], read_npy(path)))
-    ]
-    similarity = partial(similarity_of, rows, verified_at_once(stage, rows, config))
-    task = partial(verify_block, stage, similarity, config.search_threshold)
-    engine.run(task, slices, config.n_workers, "04 verify")
-    return [stage.part("pairs", block) for block, _ in slices]
-
-
-def verify_block(stage, similarity, threshold, block, slices):
-    """Write those candidates of a block that are pairs, by their similarity, as PAIR in order.
-
-    slices: of files of candidates, (path, slice).
-    """
-    path = stage.part("pairs", block)
-    if path.exists():
-        return
-    packed = np.sort(np.concatenate([_NONE, *(map_npy(path)[some] for path, some in slices)]))
-    found = np.empty(len(packed), dtype=PAIR)
-    found["row_a"], found["row_b"] = pairs.unpack(packed)
-    found["similarity"] = similarity(found["row_a"], found["row_b"])
-    write_npy(path, found[found["similarity"] >= threshold])
-
-
-def similarity_of(rows, step, rows_a, rows_b):
-    """Similarity of the rows rows_a[i] and rows_b[i], (p,) float64. Memory: that of `step` of them, two rows each.
-
-    In the order of rows_b: of a crowd, where each row meets each other, few rows are then read for many pairs.
-    """
-    similarity, order = np.empty(len(rows_a)), np.argsort(rows_b, kind="stable")
-    for start in range(0, len(order), step):
-        here = order[start : start + step]
-        distinct, places = np.unique(np.concatenate([rows_b[here], rows_a[here]]), return_inverse=True)
-        similarity[here] = geometry.similarities_among(rows.gather(distinct), *places.reshape(2, -1))
-    return similarity
-
-
-def are_pairs(rows, step, threshold, rows_a, rows_b):
-    """Which of the rows rows_a[i] and rows_b[i] are pairs, (p,) bool."""
-    return similarity_of(rows, step, rows_a, rows_b) >= threshold
-
-
-def verified_at_once(stage, rows, config):
-    """Candidates whose rows fit an eighth of the working memory, all workers together: as stored and in float64."""
-    budget = stage.memory / 8 / engine.worker_count(config.n_workers)
-    return max(1, int(budget / (2 * 16 * rows.dim)))
+def tell_of_crowds(n_candidates, n_rows, config):
+    """Where rows repeat by the hundred, say that there is a choice, while it is early."""
+    if config.pairs == "all" and config.against_dir is None and n_candidates > _CROWDED * n_rows:
+        size = f"up to {n_candidates * _BYTES_A_PAIR / 1e9:.2g} GB of pairs"
+        print(
+            f"{n_candidates:,} candidates for {n_rows:,} rows, {size}: if groups are all you need, pairs = 'joining' "
+            "makes the same ones of a few of them",
+            file=sys.stderr,
+            flush=True,
+        )
 
 
 def join_parts(stage, parts, n_rows, ids, threshold):

@@ -20,7 +20,7 @@ from conftest import NOTES, SCRIPTS, brute_force, lay_out, no_pictures, pair_set
 
 import faiss_04_neighbor_search
 from config import ROOT
-from neardup import NeardupError
+from neardup import NeardupError, verification
 from neardup.artifacts import STAGES
 
 NAMES = list(STAGES)
@@ -130,7 +130,7 @@ def test_clusters_killed_anywhere_then_other_blocks(monkeypatch, tmp_path, whole
 def test_search_killed_anywhere_then_other_blocks(monkeypatch, tmp_path, whole, first, then):
     """While it prepares clusters, searches inside and across, verifies, joins, audits, and before its last word."""
     monkeypatch.setattr("neardup.shares._LEAST_WORK", 0)
-    monkeypatch.setattr(faiss_04_neighbor_search, "_BLOCK_PAIRS", 256, raising=False)
+    monkeypatch.setattr(verification, "_BLOCK_PAIRS", 256)
     counts = killed_at_each_kind_of_file(monkeypatch, tmp_path, whole, SEARCH, first, then)
     assert len(counts) >= 10
     assert sum(counts.values()) > 60
@@ -141,12 +141,8 @@ def test_search_killed_anywhere_then_other_blocks(monkeypatch, tmp_path, whole, 
 @pytest.mark.parametrize("blocks", [1, 5])
 def test_search_killed_while_it_computes_similarities(monkeypatch, tmp_path, whole, blocks):
     """After so many blocks; the next run has other tasks, other memory, and no audit that would notice."""
-    monkeypatch.setattr(faiss_04_neighbor_search, "_BLOCK_PAIRS", 256, raising=False)
-    work, similarity_of, calls = (
-        work_before(SEARCH, whole, tmp_path / "work"),
-        faiss_04_neighbor_search.similarity_of,
-        [],
-    )
+    monkeypatch.setattr(verification, "_BLOCK_PAIRS", 256)
+    work, similarity_of, calls = work_before(SEARCH, whole, tmp_path / "work"), verification.similarity_of, []
 
     def die_later(*arguments):
         calls.append(arguments)
@@ -155,7 +151,7 @@ def test_search_killed_while_it_computes_similarities(monkeypatch, tmp_path, who
         return similarity_of(*arguments)
 
     with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(faiss_04_neighbor_search, "similarity_of", die_later)
+        patch.setattr(verification, "similarity_of", die_later)
         run_stage(whole, SEARCH, work, audit_rows=0, **FIRST)
     run_stage(whole, SEARCH, work, audit_rows=0, **MORE_TASKS)
     neighbors = Path("work", SEARCH, "neighbors.h5")
@@ -303,7 +299,7 @@ def test_killed_while_what_other_settings_began_is_removed(monkeypatch, tmp_path
 
 def forget_a_pair(patch):
     """From now on the first pair that is verified is taken for none."""
-    similarity_of, calls = faiss_04_neighbor_search.similarity_of, []
+    similarity_of, calls = verification.similarity_of, []
 
     def forget(*arguments):
         similarity = similarity_of(*arguments)
@@ -312,7 +308,7 @@ def forget_a_pair(patch):
         calls.append(arguments)
         return similarity
 
-    patch.setattr(faiss_04_neighbor_search, "similarity_of", forget)
+    patch.setattr(verification, "similarity_of", forget)
 
 
 @pytest.mark.parametrize("killed", [False, True], ids=["", "then killed"])

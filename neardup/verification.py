@@ -1,0 +1,77 @@
+"""Candidates -> pairs: the cosine of the original rows in float64, for many candidates at a time."""
+
+from functools import partial
+
+import numpy as np
+
+from neardup import engine, geometry
+from neardup.files import write_npy
+from neardup.npy import map_npy, read_header, read_npy
+from neardup.pairs import PAIR, cuts, slices_between, unpack
+
+_BLOCK_PAIRS = 1 << 20  # candidates of a task, at most: of 20,000 rows that all meet 50 share a row
+_BYTES_A_CANDIDATE = 100  # meanwhile
+_NONE = np.empty(0, dtype=np.uint64)
+
+
+def verify_candidates(stage, candidates, rows, config):
+    """The pairs among the candidates, in files that follow each other; those an interrupted run finished stay.
+
+    Returns the files.
+    """
+    path = stage.part("cuts")
+    if not path.exists():
+        share = sum(read_header(c).shape[0] for c in candidates) // (4 * engine.task_slots(config.n_workers))
+        room = int(_budget(stage, config) / _BYTES_A_CANDIDATE)
+        write_npy(path, cuts(map(map_npy, candidates), min(_BLOCK_PAIRS, room, share)))  # none mapped for longer
+    slices = [
+        (block, [(c, s) for c, s in zip(candidates, some, strict=True) if s.start < s.stop])
+        for block, some in enumerate(slices_between([map_npy(c) for c in candidates], read_npy(path)))
+    ]
+    similarity = partial(similarity_of, rows, verified_at_once(stage, rows, config))
+    task = partial(verify_block, stage, similarity, config.search_threshold)
+    engine.run(task, slices, config.n_workers, "04 verify")
+    return [stage.part("pairs", block) for block, _ in slices]
+
+
+def verify_block(stage, similarity, threshold, block, slices):
+    """Write those candidates of a block that are pairs, by their similarity, as PAIR in order.
+
+    slices: of files of candidates, (path, slice).
+    """
+    path = stage.part("pairs", block)
+    if path.exists():
+        return
+    packed = np.sort(np.concatenate([_NONE, *(map_npy(path)[some] for path, some in slices)]))
+    found = np.empty(len(packed), dtype=PAIR)
+    found["row_a"], found["row_b"] = unpack(packed)
+    found["similarity"] = similarity(found["row_a"], found["row_b"])
+    write_npy(path, found[found["similarity"] >= threshold])
+
+
+def similarity_of(rows, step, rows_a, rows_b):
+    """Similarity of the rows rows_a[i] and rows_b[i], (p,) float64. Memory: that of `step` of them, two rows each.
+
+    In the order of rows_b: of a crowd, where each row meets each other, few rows are then read for many pairs.
+    """
+    similarity, order = np.empty(len(rows_a)), np.argsort(rows_b, kind="stable")
+    for start in range(0, len(order), step):
+        here = order[start : start + step]
+        distinct, places = np.unique(np.concatenate([rows_b[here], rows_a[here]]), return_inverse=True)
+        similarity[here] = geometry.similarities_among(rows.gather(distinct), *places.reshape(2, -1))
+    return similarity
+
+
+def are_pairs(rows, step, threshold, rows_a, rows_b):
+    """Which of the rows rows_a[i] and rows_b[i] are pairs, (p,) bool."""
+    return similarity_of(rows, step, rows_a, rows_b) >= threshold
+
+
+def verified_at_once(stage, rows, config):
+    """Candidates whose rows fit an eighth of the working memory, all workers together: as stored and in float64."""
+    return max(1, int(_budget(stage, config) / (2 * 16 * rows.dim)))
+
+
+def _budget(stage, config):
+    """Bytes of a task: an eighth of the working memory, all workers together."""
+    return stage.memory / 8 / engine.worker_count(config.n_workers)
