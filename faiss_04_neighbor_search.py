@@ -18,7 +18,7 @@ from neardup.couples import search_task, visitors
 from neardup.embeddings import open_shards, pieces
 from neardup.files import damaged, hdf5, write_json, write_npy
 from neardup.ids import IdTable, store_ids
-from neardup.npy import read_header, read_npy
+from neardup.npy import read_npy, total_rows
 from neardup.outputs import write_neighbors_pickle
 from neardup.pairs import PAIR, read_pairs
 from neardup.runs import begin
@@ -56,7 +56,7 @@ def run(config):
             beside = audit[1] if nanoseconds < _QUICK else None
             searched = clusters, n_first
             candidates, compared = find_candidates(stage, rows, labels, earlier, searched, config, beside)
-            n_candidates = sum(read_header(path).shape[0] for path in candidates)
+            n_candidates = total_rows(candidates)
             tell_of_crowds(n_candidates, len(rows), config)
             parts = verify_candidates(stage, candidates, rows, config)
             n_pairs, rows_in_pairs = join_parts(stage, parts, len(rows), ids, config.search_threshold)
@@ -113,7 +113,7 @@ def find_candidates(stage, rows, labels, earlier, searched, config, beside):
     reaches = [radius + 2 * error, radius + 2 * geometry.projection_error(rows.dim, n_components)]
     reaches = reaches[: 2 if n_components > reduction.results["sketch_dims"] else 1]  # else the sketch holds them all
     reduced = coordinates_opener(reduction, rows, len(reaches) == 2, config)
-    budget = stage.memory / 8 / engine.worker_count(config.n_workers)
+    budget = engine.task_bytes(stage.memory, config.n_workers)
     opened = partial(OpenCluster, stage, clusters, n_first, reduced)
     task = partial(search_task, stage, opened, reaches, budget, joins if config.pairs == "joining" else None)
     inside, across = search_tasks(stage, clusters, 4 * n_components, config, which)
@@ -185,7 +185,7 @@ def join_parts(stage, parts, n_rows, ids, threshold):
     ids: the path of ids.arrow, mapped no longer than needed. Returns the numbers of pairs and of rows in them. Memory:
     9 bytes a row.
     """
-    total, seen, at = sum(read_header(p).shape[0] for p in parts), np.zeros(n_rows, dtype=bool), 0
+    total, seen, at = total_rows(parts), np.zeros(n_rows, dtype=bool), 0
     total += sum(map(len, pairs_before(stage, threshold)))
     stage.needs(total * _BYTES_A_PAIR)
     with hdf5(stage.path("neighbors.h5")) as file:

@@ -131,6 +131,11 @@ def block_rows(memory, n_workers, bytes_per_row, most=16_384):
     return int(max(1, min(most, memory / 2 / worker_count(n_workers) / bytes_per_row)))
 
 
+def task_bytes(memory, n_workers):
+    """What a task may hold of another kind than blocks: all together an eighth of the working memory."""
+    return memory / 8 / worker_count(n_workers)
+
+
 def size_ranges(bounds, most):
     """Ranges [low, high) of things that together hold at most `most`, or of a single larger one.
 

@@ -69,6 +69,11 @@ def read_npy(path):
         raise damaged(path, error) from error
 
 
+def total_rows(paths):
+    """How many rows some .npy files have together."""
+    return sum(read_header(path).shape[0] for path in paths)
+
+
 def map_npy(path):
     """A .npy file of ours as a read-only array, memory-mapped: what is touched counts as memory while it is held.
 

@@ -6,7 +6,7 @@ import numpy as np
 
 from neardup import engine, geometry
 from neardup.files import write_npy
-from neardup.npy import map_npy, read_header, read_npy
+from neardup.npy import map_npy, read_npy, total_rows
 from neardup.pairs import PAIR, cuts, slices_between, unpack
 
 _BLOCK_PAIRS = 1 << 20  # candidates of a task, at most: of 20,000 rows that all meet 50 share a row
@@ -21,8 +21,8 @@ def verify_candidates(stage, candidates, rows, config):
     """
     path = stage.part("cuts")
     if not path.exists():
-        share = sum(read_header(c).shape[0] for c in candidates) // (4 * engine.task_slots(config.n_workers))
-        room = int(_budget(stage, config) / _BYTES_A_CANDIDATE)
+        share = total_rows(candidates) // (4 * engine.task_slots(config.n_workers))
+        room = int(engine.task_bytes(stage.memory, config.n_workers) / _BYTES_A_CANDIDATE)
         write_npy(path, cuts(map(map_npy, candidates), min(_BLOCK_PAIRS, room, share)))  # none mapped for longer
     slices = [
         (block, [(c, s) for c, s in zip(candidates, some, strict=True) if s.start < s.stop])
@@ -69,9 +69,4 @@ def are_pairs(rows, step, threshold, rows_a, rows_b):
 
 def verified_at_once(stage, rows, config):
     """Candidates whose rows fit an eighth of the working memory, all workers together: as stored and in float64."""
-    return max(1, int(_budget(stage, config) / (2 * 16 * rows.dim)))
-
-
-def _budget(stage, config):
-    """Bytes of a task: an eighth of the working memory, all workers together."""
-    return stage.memory / 8 / engine.worker_count(config.n_workers)
+    return max(1, int(engine.task_bytes(stage.memory, config.n_workers) / (2 * 16 * rows.dim)))
