@@ -44,7 +44,8 @@ def run(config):
         if stage.previous and (config.pairs == "joining" or not stage.growth.changes):
             stage.growth = None  # a pair that joined no components then may do so when rows are gone
         rows, ids = open_shards(shards), earlier["01_pca_variance"].path("ids.arrow")
-        labels = read_labels(earlier["03_kmeans"], len(rows))
+        labels_path = earlier["03_kmeans"].path("labels.npy")
+        labels = read_labels(labels_path, len(rows), earlier["03_kmeans"].results["n_clusters"])
         repeated = read_npy(earlier["01_pca_variance"].path("repeated_rows.npy"))
         stage.needs(len(rows) * _BYTES_A_ROW + 2 * ids.stat().st_size)
         audited = chosen_rows(np.nonzero(labels >= 0)[0], stage.growth, config)
@@ -60,7 +61,7 @@ def run(config):
             tell_of_crowds(n_candidates, len(rows), config)
             parts = verify_candidates(stage, candidates, rows, config)
             n_pairs, rows_in_pairs = join_parts(stage, parts, len(rows), ids, config.search_threshold)
-            audit = audit_and_pickle(stage, rows, audit, (labels, IdTable.open(ids), repeated), config)
+            audit = audit_and_pickle(stage, rows, audit, (labels_path, IdTable.open(ids), repeated), config)
         stage = stage.finish(
             {
                 "rows": len(rows),
@@ -75,9 +76,8 @@ def run(config):
     tell(config, stage, report)
 
 
-def read_labels(kmeans, n_rows):
-    """The cluster of each row, (n,) int32, -1 for rejected rows."""
-    path, n_clusters = kmeans.path("labels.npy"), kmeans.results["n_clusters"]
+def read_labels(path, n_rows, n_clusters):
+    """The cluster of each row, (n,) int32, -1 for rejected rows. Raises NeardupError where the file holds others."""
     labels = read_npy(path)
     if labels.shape != (n_rows,) or labels.dtype != np.int32 or not -1 <= labels.min() <= labels.max() < n_clusters:
         raise damaged(path, "no clusters of these rows")
@@ -213,7 +213,7 @@ def pairs_before(stage, threshold):
 
 
 def audit_and_pickle(stage, rows, audit, names, config):
-    """Prove the result on a sample, in audit.json, and write neighbors.pkl meanwhile. names: labels, ids, repeated.
+    """Prove the result on a sample, in audit.json, and write neighbors.pkl meanwhile, for which `names` are.
 
     Returns what the audit counted. Raises NeardupError where it isn't 0.
     """

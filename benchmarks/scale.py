@@ -106,7 +106,7 @@ def time_alone(data, work):
     ids = IdTable.open(folder / "ids.arrow")
     repeated = repeated_rows(hashes, ids)
     found["01 ids"] = time.perf_counter() - began
-    names = np.load(work / "03_kmeans" / "labels.npy"), ids, repeated
+    names = work / "03_kmeans" / "labels.npy", ids, repeated
     shutil.copy(work / "04_neighbor_search" / "neighbors.h5", folder)
     stage = SimpleNamespace(path=lambda name: folder / name, part=lambda name, suffix: folder / (name + suffix))
     began = time.perf_counter()

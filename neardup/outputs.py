@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 from neardup.files import atomic, hdf5, write_csv, write_stream
 from neardup.groups import Groups
 from neardup.ids import store_ids
+from neardup.npy import map_npy
 from neardup.pairs import both_ways
 from neardup.thresholds import examples
 
@@ -34,15 +35,15 @@ _PARQUET = pa.schema(
 def write_neighbors_pickle(stage, names, budget):
     """neighbors.pkl: id -> {"cluster": its k-means cluster, "neighbors": {id: similarity}}, for users.
 
-    names: labels (n,), an `IdTable`, and the rows of repeated ids, for which (id, row) stands. Memory: the budget, in
-    bytes, of 64 MB at most, and 16 bytes a row.
+    names: the path of labels.npy, an `IdTable`, and the rows of repeated ids, for which (id, row) stands. Memory: the
+    budget, in bytes, of 64 MB at most, and 8 bytes a row until it begins to write.
     """
     write_stream(stage.path("neighbors.pkl"), _neighbor_items(stage, names, budget))
 
 
 def _neighbor_items(stage, names, budget):
     """Yield (id, cluster and neighbours) of every row that isn't rejected, in row order."""
-    labels, ids, repeated = names
+    labels, ids, repeated = map_npy(names[0]), *names[1:]
     repeated = set(repeated.tolist())
 
     def named(rows):

@@ -96,14 +96,9 @@ def both_ways(path, n_rows, most, folder):
 
     path: of neighbors.h5; most: rows and pairs of a range, as far as a single row has no more; folder: for a copy of
     the pairs seen from their other end, sorted into files by range, each removed when it was read. Memory: 40 bytes
-    for each of `most`, and 16 bytes a row.
+    for each of `most`; 8 bytes a row until the ranges are made.
     """
-    size = np.ones(n_rows + 1, dtype=np.int64)  # of each row, it and its pairs, after a 0
-    size[0] = 0
-    for pairs in read_pairs(path, n_rows):
-        np.add.at(size[1:], pairs["row_a"], 1)
-        np.add.at(size[1:], pairs["row_b"], 1)
-    ranges = size_ranges(np.cumsum(size, out=size), most)
+    ranges = size_ranges(_row_bounds(path, n_rows), most)
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     starts = _mirror(path, n_rows, np.array([low for low, _ in ranges]), folder)
@@ -112,6 +107,16 @@ def both_ways(path, n_rows, most, folder):
             here = _as_pairs([file[name][starts[number] : starts[number + 1]] for name in PAIR.names])
             pairs = np.concatenate([here, _read_mirrored(folder / f"{number}.bin")])
             yield low, high, pairs[np.lexsort((pairs["row_b"], pairs["row_a"]))]
+
+
+def _row_bounds(path, n_rows):
+    """How many rows and pairs, seen from both ends, come before each row, (n_rows + 1,) int64."""
+    size = np.ones(n_rows + 1, dtype=np.int64)
+    size[0] = 0
+    for pairs in read_pairs(path, n_rows):
+        np.add.at(size[1:], pairs["row_a"], 1)
+        np.add.at(size[1:], pairs["row_b"], 1)
+    return np.cumsum(size, out=size)
 
 
 def _mirror(path, n_rows, lows, folder):
