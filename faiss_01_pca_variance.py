@@ -16,7 +16,7 @@ from neardup.checksums import Digest
 from neardup.embeddings import block_ranges, open_shards, piece_groups, shard_starts, total_rows
 from neardup.files import atomic, npy_rows, read_csv, read_json, write_csv, write_json, write_npy, write_npz
 from neardup.freshness import content
-from neardup.ids import IdTable, repeated_rows, sources, write_table
+from neardup.ids import IdTable, expected_bytes, repeated_rows, sources, write_table
 from neardup.moments import Moments, component_count, components_of, mean_and_covariance, spectrum
 from neardup.npy import read_npy
 from neardup.runs import begin
@@ -58,8 +58,7 @@ def run(config):
 
 def disk_needed(shards):
     """Bytes that this stage writes, about: the ids, and a d x d matrix a task."""
-    dim, ids = shards[0].dim, sum(s.ids_path.stat().st_size if s.ids_path else 16 * s.rows for s in shards)
-    return ids + 8 * dim**2 * (len(piece_groups(open_shards(shards))) + 4)
+    return expected_bytes(shards) + 8 * shards[0].dim ** 2 * (len(piece_groups(open_shards(shards))) + 4)
 
 
 def read_all(stage, shards, config):

@@ -9,7 +9,8 @@ from functools import partial
 import faiss
 import numpy as np
 
-from neardup import engine
+from neardup import NeardupError, engine
+from neardup.clusters import MOST_CLUSTERS
 from neardup.embeddings import equal_parts, open_pieces, pieces, shard_starts
 from neardup.files import write_npy
 from neardup.ids import IdTable
@@ -48,6 +49,7 @@ def run(config):
         assign(stage, (sketches, ids), rejected, centroids, runs, in_place, config)
         most, n_kept = max(stop - start for start, stop in runs), len(kept.centroids)
         shuffle = Shuffle([read_npy(stage.volatile("bounds", number)) for number in range(len(runs))], most, n_kept)
+        check_count(stage, n_kept + len(shuffle.centroid))
         sources = (sketches, ids) if in_place else None
         shuffle.write_clusters(stage, sketches.dim, sources, most, config.n_workers)
         shuffle.label(stage, runs, kept.labels)
@@ -92,7 +94,9 @@ def train(stage, sketches, rejected, runs, config):
     path = stage.part("centroids")
     if not path.exists():
         n_rows = len(sketches) - len(rejected)
-        n_clusters = min(config.n_clusters or default_clusters(n_rows, config.is_reference), n_rows)
+        default = min(default_clusters(n_rows, config.is_reference), most_clusters(stage) // 2)
+        n_clusters = min(config.n_clusters or default, n_rows)
+        check_count(stage, n_clusters)
         rng = np.random.default_rng(config.random_state)
         size = min(n_rows, _SAMPLE_PER_CLUSTER * n_clusters)
         sample = np.sort(rng.choice(n_rows, size, replace=False))
@@ -102,6 +106,21 @@ def train(stage, sketches, rejected, runs, config):
         points = np.concatenate([read_npy(stage.volatile("sample", number)) for number in range(len(parts))])
         write_npy(path, engine.run_here(kmeans, points, n_clusters, config.random_state, label="03 k-means"))
     return read_npy(path)
+
+
+def most_clusters(stage):
+    """How many cluster files there may be: stage 4 counts visits, 4 bytes for any two, in half of its memory."""
+    return min(MOST_CLUSTERS, int((stage.memory / 8) ** 0.5))
+
+
+def check_count(stage, n_files):
+    """Raises NeardupError where there are more."""
+    most = most_clusters(stage)
+    if n_files > most:
+        raise NeardupError(
+            f"{n_files:,} cluster files are more than the {most:,} that memory_limit has room for: set n_clusters to "
+            f"at most {most // 2:,}, and remove the folder 03_kmeans of work_dir if it is there"
+        )
 
 
 def default_clusters(n_rows, is_reference=False):

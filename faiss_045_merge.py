@@ -10,7 +10,7 @@ from neardup.artifacts import REPORT
 from neardup.chains import explain_chains, split_chains
 from neardup.changes import Decisions, apart
 from neardup.embeddings import open_shards
-from neardup.export import write_copy, write_datacomp, write_graph
+from neardup.export import write_copies, write_graph
 from neardup.files import write_csv, write_json_items, write_npy
 from neardup.guard import losses, warnings
 from neardup.ids import IdTable
@@ -79,7 +79,9 @@ def run(config):
         within = forest[forest["similarity"] >= threshold]
         found |= write_warnings(stage, shards, (groups, within, threshold), neighbors, ids, config)
         found |= {"groupings": {name: outline(some, threshold) for name, some in groupings.items()}, "uncut": uncut}
-        found["not_exported"] = write_copies(stage, shards, groups.dropped(len(ids)), rejected, ids, config)
+        keep = ~groups.dropped(len(ids))
+        keep[rejected] = False
+        found["not_exported"] = write_copies(stage, shards, keep, ids, config)
         stage.note_times()
         write_report(earlier | {stage.name: stage}, (groups, found), config, preview)
         stage = stage.finish(found)
@@ -204,20 +206,6 @@ def write_warnings(stage, shards, found, neighbors, ids, config):
     if config.pairs == "joining":  # some that join a group, not the strongest
         pair_blocks = None
     return {"warnings": warnings(groups, lost, len(ids), pair_blocks)}
-
-
-def write_copies(stage, shards, dropped, rejected, ids, config):
-    """What is kept, in the formats of others: DataComp's subset file, if ids are its uids; a copy of the input.
-
-    Returns the names of the files that the copy leaves out.
-    """
-    keep = ~dropped
-    keep[rejected] = False
-    write_datacomp(stage.path("keep_datacomp.npy"), ids, keep)
-    if not config.export:
-        return []
-    stage.needs(sum(p.stat().st_size for s in shards for p in {s.path, s.ids_path, s.table} if p))
-    return write_copy(shards, keep, stage.path("export"), config.n_workers)
 
 
 def draw_graph(folder, stage, search, ids, number):

@@ -20,6 +20,7 @@ _GATHERED_ROWS = 8192  # reduced vectors that are copied together
 _PROJECTED_ROWS = 1024  # that are projected together
 _GATHERING = Lock()  # one thread at a time writes those of a cluster
 CLUSTER_SHIFT = np.uint64(_ROW_BITS + _STEP_BITS)
+MOST_CLUSTERS = 2 ** (64 - _ROW_BITS - _STEP_BITS) - 1  # files, of which one cluster may have several
 _ROW_MASK, _STEP_MASK = np.uint64(2**_ROW_BITS - 1), np.uint64(2**_STEP_BITS - 1)
 
 

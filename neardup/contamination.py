@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from neardup.artifacts import REPORT
-from neardup.export import write_copy
+from neardup.export import write_copies
 from neardup.files import atomic, write_csv
 from neardup.ids import IdTable
 from neardup.mirror import here
@@ -20,6 +20,7 @@ from neardup.preview import Preview
 from neardup.report import write_report_against
 from neardup.runs import begin
 from neardup.script import tell
+from neardup.summary import tell_not_exported
 from neardup.thresholds import pair_counts, steps
 
 _BLOCK_ROWS = 1 << 16  # rows whose ids are handled together
@@ -42,6 +43,7 @@ def run(config):
     preview = Preview(config.preview, shards, ids)
     preview.check()
     if not stage.finished:
+        stage.needs(4 * variance.path("ids.arrow").stat().st_size)
         n_before, lowest = stage.growth.sets[1], search.results["threshold"]
         pairs = partial(read_pairs, search.path("neighbors.h5"), len(ids))
         rejected, repeated = (read_npy(variance.path(f"{name}_rows.npy")) for name in ("rejected", "repeated"))
@@ -74,9 +76,8 @@ def run(config):
             "reference_matched": int(np.count_nonzero(matched)),
             "thresholds": table,
         }
-        if config.export:
-            own = [replace(shard, start=shard.start - n_before) for shard in shards[stage.run.n_before :]]
-            found["not_exported"] = write_copy(own, keep, stage.path("export"), config.n_workers)
+        own = [replace(shard, start=shard.start - n_before) for shard in shards[stage.run.n_before :]]
+        found["not_exported"] = write_copies(stage, own, keep, ids, config)
         stage.note_times()
         write_report_against(earlier | {stage.name: stage}, found, config, preview)
         stage = stage.finish(found)
@@ -95,6 +96,7 @@ def report(stage):
     )
     for line in found["thresholds"]:
         print(f"  at {line['threshold']:g}: {line['contaminated']:,} rows, {line['pairs']:,} pairs")
+    tell_not_exported(found["not_exported"])
     print(f"-> {stage.shown} (contaminated.parquet, keep.txt, drop.txt, report.html)")
 
 

@@ -2,7 +2,6 @@
 
 import os
 from functools import partial
-from pathlib import Path
 
 from neardup import NeardupError, engine
 from neardup.checksums import Digest, digest_of_bytes, digest_of_file, digest_of_sample
@@ -38,11 +37,12 @@ def tables_digest(config, shards):
 
     Of tables just those columns, wherever they are; all of them where a copy of them is made. Raises as `read_column`.
     """
-    preview = Preview(config.preview, shards, ids=None)
-    columns = {*config.tabulated, *([preview.setting] if preview.is_column else [])}
-    columns |= {config.representative.partition(":")[2]} - {""}
+    preview, columns = Preview(config.preview, shards, ids=None), set()
+    if config.against_dir is None:  # else there are no groups
+        columns = {*config.tabulated, config.representative.partition(":")[2]} - {""}
+    columns |= {preview.setting} if preview.is_column else set()
     tables = [shard for shard in shards if shard.table]
-    found = [digest_of_file(Path(preview.setting))] if preview.is_file else []
+    found = [digest_of_file(path) for path in dict.fromkeys(preview.files) if path]
     found += [digest_of_file(shard.table) for shard in tables if config.export]
     return found + [digest_of_column(s.table, column, s.rows) for column in sorted(columns) for s in tables]
 
@@ -103,8 +103,9 @@ def remember(work_dir, shards, seen, found):
 
 def _names(shards):
     """The shards' paths below the folder that holds them all."""
-    folder = os.path.commonpath([shard.path.parent for shard in shards])
-    return [str(shard.path.relative_to(folder)) for shard in shards]
+    paths = [shard.path.absolute() for shard in shards]
+    folder = os.path.commonpath([path.parent for path in paths])
+    return [str(path.relative_to(folder)) for path in paths]
 
 
 def changed_shards(work_dir, shards, recorded, n_workers, all_of_them=False):

@@ -5,6 +5,7 @@ a dot product of length d is off by at most gamma_d |a||b|, gamma_d = d u / (1 -
 of its sums. A bound that is too wide only adds candidates; none can lose a pair.
 """
 
+from functools import reduce
 from itertools import pairwise
 
 import numpy as np
@@ -16,6 +17,7 @@ _SAFE = 2.0**60  # squared lengths in float32 between 1 / this and this neither 
 LONGEST = 2.1  # no sketch, and no mean of sketches, is longer: |x - mean| <= 2, and the tail at least 0.25
 _VALUES_AT_ONCE = 1 << 15  # of either side of some pairs: 256 kB, which caches hold and the allocator keeps
 _MANY = 8  # pairs of a row, from which on a call for each row costs less than a copy of it for each pair
+_SUMMED = 8192  # values of a row that einsum takes at once, whatever other rows there are
 _SHORTEST_TAIL = 0.25  # tails are made at least this long: the error of a root falls with its size
 
 
@@ -89,7 +91,16 @@ def similarities(rows_a, rows_b):
     alone: the same bits in whatever block the rows come. Memory: 16 n d bytes.
     """
     a, b = as_float64(rows_a), as_float64(rows_b)
-    return _cosines(np.einsum("ij,ij->i", a, b), np.einsum("ij,ij->i", a, a), np.einsum("ij,ij->i", b, b))
+    return _cosines(_dots(a, b), _dots(a, a), _dots(b, b))
+
+
+def _dots(a, b):
+    """Products of each row of a, (n, d), or of the one that it is, (d,), with the row of b, (n, d); float64, (n,).
+
+    Some values at a time: of more, einsum cuts the rows of a block otherwise than a single one.
+    """
+    parts = [slice(start, start + _SUMMED) for start in range(0, b.shape[1], _SUMMED)]
+    return reduce(np.add, (np.einsum("...j,...j->...", a[..., some], b[:, some]) for some in parts))
 
 
 def similarities_among(rows, i, j):
@@ -99,17 +110,17 @@ def similarities_among(rows, i, j):
     Returns (p,) float64. Memory: 8 n d bytes, and 0.5 MB.
     """
     values = as_float64(rows)
-    squares, dots = np.einsum("ij,ij->i", values, values), np.empty(len(i))
+    squares, dots = _dots(values, values), np.empty(len(i))
     step, ends = max(1, _VALUES_AT_ONCE // rows.shape[1]), np.nonzero(np.diff(i, append=-1))[0] + 1
     if len(i) >= _MANY * len(ends):
         for first, end in pairwise([0, *ends.tolist()]):
             for start in range(first, end, 2 * step):
                 here = slice(start, min(start + 2 * step, end))
-                dots[here] = np.einsum("j,ij->i", values[i[start]], values.take(j[here], axis=0))
+                dots[here] = _dots(values[i[start]], values.take(j[here], axis=0))
     else:
         for start in range(0, len(i), step):
             here = slice(start, start + step)
-            dots[here] = np.einsum("ij,ij->i", values.take(i[here], axis=0), values.take(j[here], axis=0))
+            dots[here] = _dots(values.take(i[here], axis=0), values.take(j[here], axis=0))
     return _cosines(dots, squares[i], squares[j])
 
 

@@ -15,10 +15,21 @@ from neardup.npy import map_array
 
 _BLOCK_ROWS = 1 << 16  # rows whose ids are handled together
 _CHUNK = 1 << 16  # bytes of a chunk of the HDF5 data set that holds their text, where it is written in blocks
+_BYTES_A_ROW = 64  # of an id in a table, about
 _TEXT = pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view
 _BYTES = pa.types.is_binary, pa.types.is_large_binary, pa.types.is_binary_view, pa.types.is_fixed_size_binary
 ANOTHER = "set id_column to another, or to '' to number the rows"
 _SCHEMA = pa.schema([("id", pa.large_string())])
+
+
+def expected_bytes(shards):
+    """Bytes that the ids of some shards take, about; of a table, which holds more, no more than usual."""
+    found = 0
+    for shard in shards:
+        size = shard.ids_path.stat().st_size if shard.ids_path else 16 * shard.rows
+        is_list = shard.ids_path and shard.ids_path.suffix == ".txt"
+        found += size if is_list else min(size, _BYTES_A_ROW * shard.rows)
+    return found
 
 
 def id_blocks(shard):

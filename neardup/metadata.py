@@ -30,8 +30,14 @@ def column_names(path):
 
 def read_column(path, name, rows, kind=None):
     """A column of a table as one Arrow array. Arguments and errors as of `column_blocks`. Memory: the column, twice."""
-    found = [*column_blocks(path, name, rows, kind)]
+    found = [_with_room(values) for values in column_blocks(path, name, rows, kind)]
     return pa.chunked_array(found).combine_chunks() if found else pa.array([], kind)
+
+
+def _with_room(values):
+    """Values of which the sizes of texts and bytes may add up to over 2 GiB."""
+    wide = {pa.string(): pa.large_string(), pa.binary(): pa.large_binary()}
+    return values.cast(wide[values.type]) if values.type in wide else values
 
 
 def column_blocks(path, name, rows, kind=None):

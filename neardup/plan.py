@@ -9,6 +9,7 @@ import numpy as np
 
 from neardup import copies, engine, geometry
 from neardup.embeddings import open_shards
+from neardup.ids import expected_bytes
 from neardup.mirror import folder_for
 from neardup.moments import component_count
 from neardup.runs import find_input, reading_of
@@ -22,9 +23,21 @@ _BYTES_A_ROW = 700  # kept of each row on disk while stage 4 runs
 
 
 def plan(config):
-    """Rows, shards, disk, memory and time as small values. Reads headers, and a few thousand rows where they lie."""
-    if not isinstance(config.work_dir, Path):
-        config = config.model_copy(update={"work_dir": folder_for(config.work_dir)})
+    """Rows, shards, disk, memory and time as small values. Reads headers, and a few thousand rows where they lie.
+
+    Of two sets also those of the second one, but for the time, as `second_set`.
+    """
+    folders = {name: getattr(config, name) for name in ("work_dir", "against_work_dir")}
+    folders = {name: folder_for(url) for name, url in folders.items() if isinstance(url, str)}
+    config = config.model_copy(update=folders)
+    found = _plan_of(config)
+    if config.against_dir is not None:
+        found["second_set"] = {name: v for name, v in _plan_of(config.reference).items() if name != "seconds"}
+    return found
+
+
+def _plan_of(config):
+    """As `plan`, of one set."""
     if isinstance(config.data_dir, Path):
         shards = find_input(config)
     else:
@@ -39,8 +52,7 @@ def plan(config):
     readable = [s for s in shards if copies.is_current(s)]
     seconds_a_row, components = _measure(open_shards(readable), config) if readable else (None, dim // 3)
     sketch = min(config.sketch_dims, components) + 1
-    ids = sum(s.ids_path.stat().st_size if s.ids_path and s.ids_path != s.path else 16 * s.rows for s in shards)
-    disk = copied + rows * (4 * components + 8 * sketch + 16 + _BYTES_A_ROW) + 3 * ids
+    disk = copied + rows * (4 * components + 8 * sketch + 16 + _BYTES_A_ROW) + 3 * expected_bytes(shards)
     least = engine.least_memory(rows)
     memory = max(least, min(config.memory_limit, least + 8 * rows * dim))
     found |= {
@@ -86,10 +98,13 @@ def print_plan(found):
     print(f"disk: about {found['disk_bytes'] / 1e9:.3g} GB, of {found['disk_free_bytes'] / 1e9:.3g} GB free")
     more = found["memory_bytes"] > found["memory_limit_bytes"]
     print(f"memory: at most about {found['memory_bytes'] / 1e9:.3g} GB" + more * ": set memory_limit to as much")
-    if found["seconds"] is None:
-        print("time: not known before the input is decoded")
-    else:
+    if "second_set" in found:
+        print("the second set, whose stages are made first where they aren't there yet:")
+        print_plan(found["second_set"])
+    if found.get("seconds"):
         print(f"time: about {_in_words(found['seconds'])} for all five scripts, at thresholds of 0.95 and above")
+    elif "seconds" in found:
+        print("time: not known before the input is decoded")
 
 
 def _in_words(seconds):

@@ -35,8 +35,9 @@ class Pool:
 
         Raises NeardupError where a process ended.
         """
-        futures = [self._executor.submit(engine.limited, function, self._threads, *a) for a in arguments]
+        futures = []
         try:
+            futures += [self._executor.submit(engine.limited, function, self._threads, *a) for a in arguments]
             with tqdm(total=len(futures), **bar) as shown:
                 for future in as_completed(futures):
                     future.result()

@@ -5,7 +5,7 @@ import json
 import os
 import struct
 import warnings
-from functools import cache
+from functools import lru_cache
 from pathlib import Path
 from urllib.parse import quote
 
@@ -23,18 +23,22 @@ _LINKED = "https://", "http://"  # what a page links to
 class Preview:
     """The setting `preview` of a run: a JSON file of id: text, a column of the tables, a pattern of images, or None.
 
-    Of None it is texts.json beside the shards, if that is there. ids: an `IdTable`.
+    Of None it is the texts.json beside each shard, where that is there. ids: an `IdTable`. files: the JSON file of the
+    texts of each shard, or None.
     """
 
     def __init__(self, setting, shards, ids):
-        beside = shards[0].path.parent / "texts.json"
-        self.shards, self.ids = shards, ids
-        self.named = setting is not None
-        self.setting = setting if self.named else str(beside) if beside.is_file() else None
+        self.shards, self.ids, self.setting = shards, ids, setting
+        beside = {folder: folder / "texts.json" for folder in {shard.path.parent for shard in shards}}
+        if setting is None:
+            there = {folder: path for folder, path in beside.items() if path.is_file()}
+            self.files = [there.get(shard.path.parent) for shard in shards]
+        else:
+            self.files = [Path(setting) if setting.endswith(".json") else None] * len(shards)
 
     @property
     def is_file(self):
-        return self.setting is not None and self.setting.endswith(".json")
+        return any(self.files)
 
     @property
     def is_pattern(self):
@@ -66,20 +70,22 @@ class Preview:
     def texts(self, rows, most=None):
         """The first `most` characters of the texts of these rows, "" where there is none.
 
-        Reads the JSON file once, or the column of each shard that has some of the rows: better once for many rows.
+        Reads a JSON file once, or the column of each shard that has some of the rows: better once for many rows.
         Memory: that file, or a column of a shard.
         """
-        if self.is_file:
-            return [self._text_of(name)[:most] for name in self.ids.take(rows)]
-        if not self.is_column:
+        if not (self.is_file or self.is_column):
             return [""] * len(rows)
         rows, found = np.asarray(rows, dtype=np.int64), [""] * len(rows)
-        for shard in self.shards:
+        for shard, path in zip(self.shards, self.files, strict=True):
             here = np.nonzero((rows >= shard.start) & (rows < shard.start + shard.rows))[0]
-            if len(here):
-                values = self._column(shard).take(pa.array(rows[here] - shard.start))
-                for i, value in zip(here.tolist(), values, strict=True):
-                    found[i] = str(value.as_py())[:most] if value.is_valid else ""
+            if not len(here):
+                continue
+            if self.is_column:
+                values = self._column(shard).take(pa.array(rows[here] - shard.start)).to_pylist()
+            else:
+                values = self._texts_of(path, self.ids.take(rows[here]))
+            for i, value in zip(here.tolist(), values, strict=True):
+                found[i] = "" if value is None else str(value)[:most]
         return found
 
     def lengths(self):
@@ -93,15 +99,18 @@ class Preview:
         if not self.is_file:
             raise NeardupError("representative 'longest_text' needs texts: set preview to a JSON file or a column")
         found = np.empty(len(self.ids), dtype=np.int64)
-        for start in range(0, len(found), _BLOCK_ROWS):
-            names = self.ids.take(np.arange(start, min(start + _BLOCK_ROWS, len(found))))
-            found[start : start + len(names)] = [len(self._text_of(name)) for name in names]
+        for shard, path in zip(self.shards, self.files, strict=True):
+            end = shard.start + shard.rows
+            for start in range(shard.start, end, _BLOCK_ROWS):
+                rows = np.arange(start, min(start + _BLOCK_ROWS, end))
+                texts = self._texts_of(path, self.ids.take(rows))
+                found[rows] = [0 if text is None else len(str(text)) for text in texts]
         return found
 
     def check(self):
         """Raises NeardupError where the setting names what isn't there."""
-        if self.is_file:
-            self._load()
+        for path in dict.fromkeys(self.files):
+            self._texts_of(path, [])
         if self.is_column:  # whose names were looked at when the stage began
             self._table(self.shards[0])
         if self.is_pattern and not (self.is_of_files or self.setting.startswith(_LINKED)):
@@ -115,9 +124,10 @@ class Preview:
         paths = [path for path in map(self.image, names) if path]
         return next(iter(paths), None) if not any(os.access(path, os.R_OK) for path in paths) else None
 
-    def _text_of(self, name):
-        text = self._load().get(name)
-        return "" if text is None else str(text)
+    def _texts_of(self, path, names):
+        """What the JSON file of a shard, or None, has of these ids."""
+        texts = {} if path is None else load_texts(path, self.setting is not None)
+        return [texts.get(name) for name in names]
 
     def _column(self, shard):
         return read_column(self._table(shard), self.setting, shard.rows)
@@ -127,18 +137,19 @@ class Preview:
             raise NeardupError(f"preview {self.setting!r} is a column, but {shard.path} has no table: set it right")
         return shard.table
 
-    @cache  # noqa: B019 - one a run
-    def _load(self):
-        """{id: text}. A texts.json that wasn't named and isn't such a file is somebody else's."""
-        try:
-            texts = json.loads(Path(self.setting).read_text(encoding="utf-8"))
-        except (ValueError, RecursionError) as error:
-            texts, reason = None, f"is not JSON in UTF-8 ({error})"
-        else:
-            reason = f"holds a JSON {type(texts).__name__}"
-        if self.named and not isinstance(texts, dict):
-            raise NeardupError(f"preview {self.setting} {reason}: name a JSON file of id: text")
-        return texts if isinstance(texts, dict) else {}
+
+@lru_cache(maxsize=2)  # of two sets each has one
+def load_texts(path, named):
+    """{id: text} of a JSON file. named: else it is a texts.json that may be somebody else's, and then holds nothing."""
+    try:
+        texts = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        texts, reason = None, f"is not JSON in UTF-8 ({error})"
+    else:
+        reason = f"holds a JSON {type(texts).__name__}"
+    if named and not isinstance(texts, dict):
+        raise NeardupError(f"preview {path} {reason}: name a JSON file of id: text")
+    return texts if isinstance(texts, dict) else {}
 
 
 def thumbnail(path, pixels):

@@ -11,6 +11,7 @@ import argparse
 import json
 from collections import deque
 from functools import cached_property, partial
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -23,13 +24,15 @@ from neardup.clusters import CLUSTER_SHIFT, data_sets, list_visits
 from neardup.embeddings import open_shards
 from neardup.ids import IdTable
 from neardup.mirror import here
-from neardup.npy import UNREADABLE, map_array, read_ahead, read_array, read_npy
+from neardup.npy import UNREADABLE, map_array, read_ahead, read_array, read_header, read_npy
 from neardup.outputs import read_groups
 from neardup.runs import open_finished
-from neardup.script import report_errors
+from neardup.script import on_this_machine, report_errors
 from neardup.shuffle import cluster_name
 
 _AHEAD = 16  # clusters, whose rows are being read
+_BLOCK_ROWS = 1024  # that are verified together
+_LAST = "045_merge"
 
 some_of = partial(map_array, here_and_there=True)
 
@@ -39,11 +42,8 @@ class FinishedRun:
 
     def __init__(self, config):
         self.stages, shards = open_finished(config)
-        self.rows, self.threshold = open_shards(shards, here_and_there=True), config.threshold
+        self.rows, self.threshold = open_shards(shards, here_and_there=True), self.stages[_LAST].results["threshold"]
         self.ids = IdTable.open(self.stages["01_pca_variance"].folder / "ids.arrow", here_and_there=True)
-        searched = self.stages["04_neighbor_search"].results["threshold"]
-        if self.threshold < searched:
-            raise NeardupError(f"groups were made at {searched:g}: set threshold to no less")
 
     def rows_of(self, names):
         """The rows of these ids, [(id, row)]. Raises NeardupError where there is none."""
@@ -84,20 +84,24 @@ class FinishedRun:
         return [self._verified(*both) for both in zip(vectors, found, strict=True)]
 
     def _verified(self, vector, rows):
-        rows = np.sort(rows)
-        similarity = geometry.similarities(self.rows.gather(rows), np.broadcast_to(vector, (len(rows), len(vector))))
+        rows, similarity = np.sort(rows), np.empty(len(rows))
+        for start in range(0, len(rows), _BLOCK_ROWS):
+            some = self.rows.gather(rows[start : start + _BLOCK_ROWS])
+            similarity[start : start + len(some)] = geometry.similarities(some, np.broadcast_to(vector, some.shape))
         near = np.nonzero(similarity >= self.threshold)[0]
         near = near[np.argsort(-similarity[near], kind="stable")]
         return rows[near], similarity[near]
 
     @cached_property
     def _groups(self):
-        groups = read_groups(here(self.stages["045_merge"].folder / "merged_clusters.h5"))
+        groups = read_groups(here(self.stages[_LAST].folder / "merged_clusters.h5"))
         return groups, np.argsort(groups.rows)
 
     def groups_of(self, rows):
         """The names of the groups of some rows, None of single ones."""
         groups, order = self._groups
+        if not len(order):
+            return [None] * len(rows)
         places = np.searchsorted(groups.rows[order], rows)
         known = (places < len(order)) & (groups.rows[order[np.minimum(places, len(order) - 1)]] == rows)
         numbers = np.searchsorted(groups.bounds, order[np.minimum(places, len(order) - 1)], side="right") - 1
@@ -149,6 +153,7 @@ def near_in_short(kmeans, cluster, sketches, queries, reach):
 def read_vectors(path, dim):
     """The vectors of a .npy file, (q, d). Raises NeardupError where it holds others."""
     try:
+        read_header(Path(path))  # np.load also reads other kinds of files
         vectors = np.load(path, allow_pickle=False)
     except UNREADABLE as error:
         raise NeardupError(f"{path} is no .npy file of vectors ({error})") from error
@@ -181,10 +186,10 @@ def main():
     parser = argparse.ArgumentParser(prog="python -m neardup.query", description=__doc__.split("\n\n")[0])
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--ids", nargs="+", help="rows of the run")
-    what.add_argument("--vectors", help="a .npy file of new vectors")
+    what.add_argument("--vectors", help="a .npy file of new vectors (of the setting of that name: NEARDUP_VECTORS)")
     given, settings = parser.parse_known_args()
     with report_errors("neardup.query"):
-        config = Config(_cli_parse_args=settings)
+        config = on_this_machine(Config(_cli_parse_args=settings))
         for found in answer(FinishedRun(config), given):
             if config.json_output:
                 print(json.dumps(found))

@@ -41,6 +41,7 @@ def write_report_against(stages, found, config, preview):
         "found": found,
         "audit": stages["04_neighbor_search"].results["audit"],
         "examples": [(step, _fitting(shown, pairs)) for step, pairs in examples],
+        **_pictures(shown),
         **_of_run(stages, config),
     }
     _write_page(merge, "against.html", content)
@@ -184,8 +185,13 @@ def _looked_at(merge, groups, threshold, preview):
     found = {kind: groups_of(kind) for kind in ("largest", "random")}
     examples = [(step, _fitting(shown, pairs)) for step, pairs in examples]
     found["chains"] = groups_of("chains")
+    return {"examples": examples, "groups": found, **_pictures(shown)}
+
+
+def _pictures(shown):
+    """What pages say of those that aren't shown. shown: `Shown`, of which all is done."""
     unread = [shorten(path, _TEXT, _TEXT // 2) for path in shown.unread.values()]
-    return {"examples": examples, "groups": found, "unread": unread, "without_room": shown.without_room}
+    return {"unread": unread, "without_room": shown.without_room}
 
 
 def _fitting(shown, pairs):

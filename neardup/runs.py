@@ -30,6 +30,7 @@ from neardup.shards import Reading, blocks, find_shards, joined, wanted
 N_REFERENCE = 3  # the first stages, which a second set has of its own
 _SKETCHES = "01_pca_variance"  # what is held against a second set, as it reads it
 _CHOOSES = "045_merge"  # which reads metadata, whose change concerns no other stage, and all that can be chosen anew
+_OF_GROUPS = "target_rows", "grouping", "representative", "keep_previous", "tabulate"  # of two sets there are none
 
 
 class Run:
@@ -60,7 +61,7 @@ def begin(config, name):
     else its folder holds what an interrupted run of the same left. `earlier` maps names to finished stages.
     Raises NeardupError if an earlier stage is missing or was made from something else.
     """
-    _check_folders(config.data_dir, config.work_dir)
+    check_folders(config)
     shards, reference, n_before = _shards_of(config), None, 0
     if config.against_dir is not None:
         second = Run(config.reference, _shards_of(config.reference))
@@ -73,7 +74,7 @@ def begin(config, name):
 
 
 def open_finished(config):
-    """All five stages, finished, by name, and the shards. Raises NeardupError as `begin`; writes nothing."""
+    """All five stages, finished, by name, and the shards, of which copies are made as by `begin`. Raises as that."""
     last = list(STAGES)[-1]
     run = Run(config, _shards_of(config))
     stages, key = _earlier(run, last)
@@ -96,6 +97,7 @@ def _earlier(run, name):
         if stage == _CHOOSES:
             key["settings"]["tables"] = tables_digest(run.config, run.shards)
         if run.reference:
+            key["settings"] = {s: v for s, v in key["settings"].items() if s not in _OF_GROUPS}
             second = run.reference.get(stage)
             key["settings"]["against"] = second and digest_of_values([second.key, second.files])
             if stage == _SKETCHES:
@@ -126,12 +128,20 @@ def find_input(config):
     return find_shards(data_dir, reading, copy_dir / copies.DECODED, ours)
 
 
-def _check_folders(data_dir, work_dir):
-    """Raises NeardupError where a stage's folder would replace what isn't a stage's."""
-    for folder in stage_folders(work_dir):
-        if isinstance(data_dir, Path) and data_dir.resolve().is_relative_to(folder.resolve()):
-            raise NeardupError(f"data_dir {data_dir} lies in {folder}, which a stage replaces: set another work_dir")
-    for folder in (work_dir / name for name in STAGES):
+def check_folders(config):
+    """Raises NeardupError where a stage's folder would replace what isn't a stage's; of two sets also those of both."""
+    inputs, work_dirs = {"data_dir": config.data_dir}, [config.work_dir]
+    if config.against_dir is not None:
+        inputs["against_dir"] = config.against_dir
+        work_dirs.append(config.reference.work_dir)
+        if work_dirs[0].resolve() == work_dirs[1].resolve():
+            raise NeardupError(f"against_work_dir {work_dirs[1]} is work_dir: set it to a folder of that set's own")
+    folders = [folder for work_dir in work_dirs for folder in stage_folders(work_dir)]
+    for setting, place in inputs.items():
+        for folder in folders:
+            if isinstance(place, Path) and place.resolve().is_relative_to(folder.resolve()):
+                raise NeardupError(f"{setting} {place} lies in {folder}, which a stage replaces: set another work_dir")
+    for folder in (work_dir / name for work_dir in work_dirs for name in STAGES):
         if folder.exists() and not ((folder / MANIFEST).exists() or replaced(folder).exists()):
             raise NeardupError(f"{folder} exists but no stage made it: move it away, or set another work_dir")
 

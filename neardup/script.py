@@ -19,7 +19,7 @@ from neardup import NeardupError, engine, mirror
 from neardup.artifacts import LEADING, STAGES
 from neardup.lock import lock
 from neardup.plan import plan, print_plan
-from neardup.runs import N_REFERENCE
+from neardup.runs import N_REFERENCE, check_folders
 
 _OF_EACH_SET = [script for script, _ in STAGES.values()][:N_REFERENCE]
 EXIT_ERROR, EXIT_SETTING, EXIT_INTERRUPTED, EXIT_TERMINATED = 1, 2, 130, 143
@@ -28,8 +28,6 @@ EXIT_ERROR, EXIT_SETTING, EXIT_INTERRUPTED, EXIT_TERMINATED = 1, 2, 130, 143
 def main(run, description):
     """Read the settings, call run(config), exit. run: the script's function. description: its first line of --help."""
     name = Path(sys.argv[0]).name
-    for stream in (sys.stdout, sys.stderr):  # ids may hold what a terminal can't show
-        stream.reconfigure(errors="backslashreplace")
     Config.__doc__ = description
     with report_errors(name) as places:
         config = Config(_cli_settings_source=_command_line(name))
@@ -37,8 +35,6 @@ def main(run, description):
         _open_more_files()
         gc.freeze()  # what was imported stays: to look through it for garbage takes 5 % of a short script
         sys.meta_path.insert(0, _NoPandas)
-        signal.signal(signal.SIGINT, lambda *_: _leave(name, EXIT_INTERRUPTED, "interrupted"))
-        signal.signal(signal.SIGTERM, lambda *_: _leave(name, EXIT_TERMINATED, "terminated"))
         if config.dry_run:
             tell(config, plan(config), print_plan)
         else:
@@ -57,13 +53,11 @@ class _NoPandas:
 
 def _run(run, config, name):
     """Run a script; of two sets first on the second one, where that has a stage of its own."""
-    config = _here(config)
-    reference = None if config.against_dir is None else _here(config.reference)
-    if reference:
-        folders = {"against_dir": reference.data_dir, "against_work_dir": reference.work_dir}
-        config = config.model_copy(update=folders)
-        if name in _OF_EACH_SET:
-            lock(reference.work_dir, name)
+    config = on_this_machine(config)
+    reference = config.reference if config.against_dir is not None else None
+    check_folders(config)
+    if reference and name in _OF_EACH_SET:
+        lock(reference.work_dir, name)
     lock(config.work_dir, name)
     with engine.scheduled(config):
         if reference and name in _OF_EACH_SET:
@@ -78,6 +72,10 @@ def report_errors(name):
     Yields a list, for the folder to name where the system doesn't say which file failed.
     """
     places = ["a file"]
+    for stream in (sys.stdout, sys.stderr):  # ids may hold what a terminal can't show
+        stream.reconfigure(errors="backslashreplace")
+    signal.signal(signal.SIGINT, lambda *_: _leave(name, EXIT_INTERRUPTED, "interrupted"))
+    signal.signal(signal.SIGTERM, lambda *_: _leave(name, EXIT_TERMINATED, "terminated"))
     try:
         yield places
     except ValidationError as error:
@@ -95,8 +93,11 @@ def report_errors(name):
         _fail(name, EXIT_ERROR, "out of memory: set a lower memory_limit or n_workers, then start it again to go on")
 
 
-def _here(config):
-    """The settings with a work folder of this machine, and with paths that workers in other folders know, too."""
+def on_this_machine(config):
+    """The settings with work folders of this machine, and with paths that workers in other folders know, too."""
+    if config.against_dir is not None:
+        second = on_this_machine(config.reference)
+        config = config.model_copy(update={"against_dir": second.data_dir, "against_work_dir": second.work_dir})
     paths, url = {name: getattr(config, name) for name in ("data_dir", "work_dir")}, config.work_dir
     if not isinstance(url, Path):
         paths["work_dir"] = mirror.folder_for(url)
@@ -107,10 +108,10 @@ def _here(config):
 
 
 def tell(config, found, report):
-    """Print what was found: by report(found), or as one JSON object where that is wanted."""
+    """Print what was found: by report(found), or as one JSON object where that is wanted, of two sets just of both."""
     if not config.json_output:
         report(found)
-    else:
+    elif not config.is_reference:
         print(json.dumps(found if isinstance(found, dict) else found.results | {"folder": str(found.shown)}))
 
 

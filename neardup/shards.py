@@ -149,6 +149,8 @@ def _choose(glob, place, reading):
         return names, "clip-retrieval", reading.vectors
     formats = FORMATS if kind is None else {kind: FORMATS[kind]}
     names = glob(pattern or "*")
+    if pattern is None and PurePath(STATE) in names:  # caches of what was done to the dataset, rows once more
+        names = [n for n in names if not n.match("cache-*.arrow")]
     found = {k: [n for n in names if n.suffix in suffixes] for k, suffixes in formats.items()}
     found = {k: some for k, some in found.items() if some}
     if any(k not in _TABLES for k in found):  # then tables are their metadata

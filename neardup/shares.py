@@ -27,27 +27,37 @@ def search_tasks(stage, clusters, more, config, which=None):
         budget = stage.memory / 4 / engine.worker_count(config.n_workers)
         most = min(budget / (8 * clusters.width + more), clusters.bounds[-1] / _GROUPS)
         write_npy(path, np.array(engine.size_ranges(clusters.bounds, int(most))))
+    homes, alone = [range(low, high) for low, high in read_npy(path).tolist()], np.arange(n_clusters)
+    met = np.ones(n_clusters, dtype=bool)
+    if which is not None:
+        visiting, met = which[0], ~which[0] | which[1]
+        homes, alone = [h for h in ([c for c in some if visiting[c]] for some in homes) if h], alone[:0]
+    path = stage.part("shares")  # kept: visits that are listed anew, on another processor, may differ by a row
+    if not path.exists():
+        write_npy(path, shares_across(stage, clusters, homes, which))
+    across = [(homes[i], (low + np.nonzero(met[low:high])[0]).tolist()) for i, low, high in read_npy(path).tolist()]
+    of_each = np.diff(clusters.bounds)[alone].astype(float) ** 2 / 2 + _OPENED
+    inside = [(alone[slice(*share)].tolist(), ()) for share in shares(of_each, most_work(of_each.sum()))]
+    return [[(kind, i, *t) for i, t in enumerate(ts)] for kind, ts in (("inside", inside), ("across", across))]
+
+
+def shares_across(stage, clusters, homes, which):
+    """The search across borders in tasks: which of `homes`, with clusters from which on to before which, (t, 3)."""
+    n_clusters = len(clusters)
     visits = np.zeros((n_clusters, n_clusters), dtype=np.uint32)
     for cluster in range(n_clusters) if which is None else np.nonzero(which[0])[0].tolist():
         visits[cluster] = count_visits(stage, clusters, cluster)
-    homes = [range(low, high) for low, high in read_npy(path).tolist()]
-    sizes = np.diff(clusters.bounds).astype(float)
     if which is None:
-        work, alone = [meetings(visits, h[0], h[-1] + 1) for h in homes], np.arange(n_clusters)
-        others = [np.arange(h[0] + 1, n_clusters) for h in homes]
+        starts = [h[0] + 1 for h in homes]
+        work = [meetings(visits, h[0], h[-1] + 1) for h in homes]
     else:
-        (visiting, meeting), alone = which, np.empty(0, dtype=int)
+        sizes, meeting, starts = np.diff(clusters.bounds), which[1], [0] * len(homes)
         visits[meeting, meeting] = sizes[meeting]
-        homes = [h for h in ([c for c in some if visiting[c]] for some in homes) if h]
         come = [visits[h].sum(axis=0, dtype=float) for h in homes]
-        others = [np.nonzero(c)[0] for c in come]
-        work = [c[o] * sizes[o] + _OPENED for c, o in zip(come, others, strict=True)]
-    most, across = most_work(sum(w.sum() for w in work)), []
-    for group, some, of_group in zip(homes, others, work, strict=True):
-        across += [(group, some[slice(*share)].tolist()) for share in shares(of_group, most)]
-    of_each = sizes[alone] ** 2 / 2 + _OPENED
-    inside = [(alone[slice(*share)].tolist(), ()) for share in shares(of_each, most_work(of_each.sum()))]
-    return [[(kind, i, *t) for i, t in enumerate(ts)] for kind, ts in (("inside", inside), ("across", across))]
+        work = [c * sizes + _OPENED * (c > 0) for c in come]
+    most = most_work(sum(w.sum() for w in work))
+    ranges = [(i, *share) for i, of_group in enumerate(work) for share in shares(of_group, most) if of_group.any()]
+    return np.array([(i, starts[i] + low, starts[i] + high) for i, low, high in ranges], np.int64).reshape(-1, 3)
 
 
 def meetings(visits, low, high):

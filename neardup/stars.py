@@ -5,6 +5,7 @@ import numpy as np
 from neardup.groups import Groups, members_and_bounds
 
 _BYTES_OF_EDGE = 100  # of a pair whose rows are both undecided
+_EDGES_AT_ONCE = 1 << 16  # of those, as Python's numbers
 
 
 def stars(neighbors, preferred_and_labels, n_rows, budget, kept=None):
@@ -38,38 +39,53 @@ def centres(neighbors, rank, budget, kept=None):
     """The rows that a greedy choice takes, (n,) bool: in order of their ranks each row that is near none taken before.
 
     neighbors(): yields the pairs; rank: (n,) int64, a permutation; budget: pairs that are held in memory at once; kept:
-    rows that are taken whatever they are near, (n,) bool. All rows that no undecided neighbour comes before are taken
-    together, which gives the same (Blelloch, Fineman and Shun 2012, "Greedy sequential maximal independent set and
-    matching are parallel on average").
+    rows that are taken whatever they are near, (n,) bool. Where more are undecided, all rows that no undecided
+    neighbour comes before are taken together, which gives the same (Blelloch, Fineman and Shun 2012, "Greedy sequential
+    maximal independent set and matching are parallel on average"). Of chains whose ranks follow them that takes a row
+    at a time, so where it leaves over half of the pairs, those of the first ranks are decided one by one.
     """
     kept = np.zeros(len(rank), dtype=bool) if kept is None else kept
-    covered, beaten = kept.copy(), np.zeros(len(rank), dtype=bool)
+    covered, before = kept.copy(), np.inf
     for pairs in neighbors() if kept.any() else ():
         covered[pairs["row_b"][kept[pairs["row_a"]]]] = covered[pairs["row_a"][kept[pairs["row_b"]]]] = True
     while True:
+        of_rank, beaten = np.zeros(len(rank), dtype=np.int64), np.zeros(len(rank), dtype=bool)
         held, left = [], 0
         for first, second in _undecided(neighbors, rank, covered):
+            np.add.at(of_rank, rank[first], 1)
             beaten[second] = True
             left += len(first)
             held = [*held, (first, second)] if left <= budget else []
         if left <= budget:
-            break
-        taken = [np.unique(f[~beaten[f]]) for f, _ in _undecided(neighbors, rank, covered)]
-        taken = np.unique(np.concatenate(taken))
-        is_taken = np.zeros(len(rank), dtype=bool)
-        is_taken[taken] = True
-        for first, second in _undecided(neighbors, rank, covered):
-            covered[second[is_taken[first]]] = True
-        beaten[:] = False
-    first, second = (np.concatenate([np.empty(0, np.int64), *(h[end] for h in held)]) for end in (0, 1))
-    while len(first):
-        taken = ~beaten[first]
-        covered[second[taken]] = True
-        left = ~(taken | covered[first] | covered[second])
-        beaten[second] = False
-        first, second = first[left], second[left]
-        beaten[second] = True
-    return ~covered | kept
+            _cover_in_order(held, rank, covered)
+            return ~covered | kept
+        if left <= before / 2:
+            _take_unbeaten(neighbors, rank, covered, beaten)
+        else:
+            end = max(np.searchsorted(np.cumsum(of_rank), budget, side="right"), np.argmax(of_rank > 0) + 1)
+            of_first = ((f[rank[f] < end], s[rank[f] < end]) for f, s in _undecided(neighbors, rank, covered))
+            _cover_in_order([*of_first], rank, covered)
+        before = left
+
+
+def _take_unbeaten(neighbors, rank, covered, beaten):
+    """Cover the neighbours of all rows that no undecided one comes before. beaten: the other rows, (n,) bool."""
+    is_taken = np.zeros(len(rank), dtype=bool)
+    for first, _ in _undecided(neighbors, rank, covered):
+        is_taken[first[~beaten[first]]] = True
+    for first, second in _undecided(neighbors, rank, covered):
+        covered[second[is_taken[first]]] = True
+
+
+def _cover_in_order(blocks, rank, covered):
+    """Cover the neighbours of each row that isn't covered when its turn comes. blocks: [(earlier rows, later rows)]."""
+    first, second = (np.concatenate([np.empty(0, np.int64), *(b[end] for b in blocks)]) for end in (0, 1))
+    order, is_covered = np.argsort(rank[first]), memoryview(covered)
+    for start in range(0, len(order), _EDGES_AT_ONCE):
+        here = order[start : start + _EDGES_AT_ONCE]
+        for before, after in zip(first[here].tolist(), second[here].tolist(), strict=True):
+            if not is_covered[before]:
+                is_covered[after] = True
 
 
 def _undecided(neighbors, rank, covered):

@@ -57,13 +57,18 @@ def report(preview, config, stage):
             print(f"drop {other['dropped']:,}")
     if found["uncut"]:
         print(f"grouping 'split' leaves chains of over 50,000 pairs uncut: {found['uncut']:,}")
-    if found["not_exported"]:
-        print(f"not exported, for no row of them is kept, or they aren't one a row: {', '.join(found['not_exported'])}")
+    tell_not_exported(found["not_exported"])
     for line in found["warnings"]:
         print(f"look at this: {line}")
     print(f"-> {stage.shown} (report.html to look at, groups.parquet, keep.txt, drop.txt; README.md lists all)")
     if found["largest"]:
         show_groups(found["largest"], preview)
+
+
+def tell_not_exported(names):
+    """Print which files a copy of the input leaves out."""
+    if names:
+        print(f"not exported, for no row of them is kept, or they aren't one a row: {', '.join(names)}")
 
 
 def show_changes(changes):

@@ -133,6 +133,22 @@ def test_a_path_in_the_order_of_its_ranks(budget):
     assert np.nonzero(stars.centres(lambda: iter(blocks), np.arange(1001), budget))[0].tolist() == [*range(0, 1001, 2)]
 
 
+@pytest.mark.parametrize("n", [1001, 100_000])
+def test_a_path_that_does_not_fit_takes_few_reads(n):
+    """Some pairs of the first ranks are decided each time, however long the chain."""
+    reads, path = [], packed(dict.fromkeys(pairwise(range(n)), 0.9))
+
+    def neighbors():
+        reads.append(1)
+        return iter([path])
+
+    for rank in (np.arange(n), np.arange(n)[::-1]):
+        reads.clear()
+        taken = np.nonzero(stars.centres(neighbors, rank, n // 8))[0]
+        assert taken.tolist() == sorted(range(n)[:: 2 if rank[0] == 0 else -2])
+        assert len(reads) < 40
+
+
 def lists_of(groups):
     """[(representative, {row: similarity})] of `Groups`, as of `load_groups`."""
     found = []
