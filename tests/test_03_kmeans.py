@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 from conftest import EXAMPLE, SCRIPTS, flat_ids, lay_out, read_ids, run_stages
 
+from neardup import NeardupError
+
 
 def stages_1_to_3(folder, rows, cuts=(), ids=None, **settings):
     """Run them. Returns the work folder."""
@@ -167,3 +169,24 @@ def test_the_manifest_counts_them(example):
     assert manifest["settings"]["n_clusters"] == 50
     counted = {"rows": 3054, "n_clusters": 50, "smallest": sizes.min(), "largest": sizes.max()}
     assert {name: manifest["results"][name] for name in counted} == counted
+
+
+def test_more_files_than_visits_have_room_for(tmp_path):
+    """Said by stage 3, before it writes any: stage 4 would count visits between any two."""
+    lay_out(tmp_path / "data", normal(5000, 8))
+    settings = {"n_clusters": 4000, "memory_limit": "320MiB"}
+    run_stages(tmp_path / "data", tmp_path / "work", SCRIPTS[:2], **settings)
+    with pytest.raises(NeardupError, match=r"4,000 cluster files are more .*: set n_clusters to at most 1,\d\d\d,"):
+        run_stages(tmp_path / "data", tmp_path / "work", SCRIPTS[2:3], **settings)
+    assert not (tmp_path / "work" / "03_kmeans").exists()
+    assert not [*(tmp_path / "work").rglob("cluster_*")]
+
+
+def test_a_run_that_grows_by_more_files_than_visits_have_numbers_for(tmp_path, monkeypatch):
+    """It has a file for each centroid more."""
+    monkeypatch.setattr("faiss_03_kmeans.MOST_CLUSTERS", 9)
+    lay_out(tmp_path / "data", normal(300, 8))
+    run_stages(tmp_path / "data", tmp_path / "work", SCRIPTS[:3], n_clusters=5)
+    lay_out(tmp_path / "data", normal(300, 8, seed=1), stem="more", ids=[f"more-{i}" for i in range(300)])
+    with pytest.raises(NeardupError, match="10 cluster files are more than the 9"):
+        run_stages(tmp_path / "data", tmp_path / "work", SCRIPTS[:3], n_clusters=5)

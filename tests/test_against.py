@@ -1,13 +1,26 @@
 """One set against another, and a few rows against a finished run: what brute force finds, from either side."""
 
 import json
+import os
 import subprocess
 import sys
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from conftest import SCRIPTS, answer, command, found_pairs, lay_out, load_npz, read_ids, run_scripts, settings_of
+from conftest import (
+    SCRIPTS,
+    answer,
+    command,
+    found_pairs,
+    lay_out,
+    load_npz,
+    read_csv,
+    read_ids,
+    run_scripts,
+    settings_of,
+    tree_bytes,
+)
 from test_growing import NAMES, SETTINGS, example_rows, put
 
 from config import ROOT
@@ -15,7 +28,7 @@ from neardup import NeardupError, geometry
 from neardup.clusters import Projection
 from neardup.embeddings import open_shards
 from neardup.manifests import MANIFEST, read_manifest
-from neardup.query import FinishedRun
+from neardup.query import FinishedRun, read_vectors
 from neardup.shards import find_shards
 
 
@@ -251,3 +264,141 @@ def test_rows_that_share_an_id_and_rejected_ones_add_up(tmp_path):
     assert [found[name] for name in ("kept", "dropped", "rejected", "rows")] == [3, 2, 1, 6]
     assert (merge / "keep.txt").read_text().split() == ["y", "z", "z"]
     assert (merge / "drop.txt").read_text().split() == ["x", "x"]
+
+
+def two_sets(folder, **beside):
+    """Two shards that share some rows, in folders a and b. beside: what lies beside each, by its name."""
+    put(folder / "a", "0", np.arange(0, 600))
+    put(folder / "b", "0", np.arange(500, 800))
+    for name, write in beside.items():
+        write(folder / name)
+
+
+@pytest.mark.parametrize("place", ["045_merge/export", "against/02_pca_reduce", ".04_neighbor_search.partial"])
+@pytest.mark.parametrize("setting", ["data_dir", "against_dir"])
+def test_neither_set_is_where_a_stage_of_either_is_written(tmp_path, setting, place):
+    put(tmp_path / "other", "0", np.arange(600))
+    put((tmp_path / place).parent, "x", np.arange(9))
+    put(tmp_path / place, "0", np.arange(500, 800))
+    before = tree_bytes(tmp_path)
+    folders = {"data_dir": tmp_path / "other", "against_dir": tmp_path / "other", setting: tmp_path / place}
+    options = [f"--{name.replace('_', '-')}={folder}" for name, folder in folders.items()]
+    done = command(SCRIPTS[0], *options, "--work-dir", tmp_path)
+    assert done.returncode == 1
+    assert f"{setting} {tmp_path / place} lies in " in done.stderr
+    assert tree_bytes(tmp_path) == before
+
+
+def test_both_sets_have_work_folders_of_their_own(tmp_path):
+    two_sets(tmp_path)
+    folders = "--data-dir", tmp_path / "a", "--against-dir", tmp_path / "b", "--work-dir", tmp_path / "w"
+    done = command(SCRIPTS[0], *folders, "--against-work-dir", tmp_path / "x" / ".." / "w")
+    assert done.returncode == 1
+    assert "is work_dir: set it to a folder of that set's own" in done.stderr
+    assert not (tmp_path / "w").exists()
+
+
+def test_one_set_by_a_relative_path_and_a_line_of_json_of_both(tmp_path):
+    """Nothing else is printed that isn't JSON."""
+    two_sets(tmp_path)
+    for script in SCRIPTS:
+        done = command(script, "--data-dir", "a", "--against-dir", tmp_path / "b", "--json", cwd=tmp_path,
+                       NEARDUP_WORK_DIR="w")  # fmt: skip
+        assert (done.returncode, done.stderr) == (0, "")
+        assert json.loads(done.stdout)["folder"].startswith("w")
+    assert json.loads(done.stdout)["contaminated"] >= 100
+
+
+def test_a_dry_run_of_two_sets(tmp_path):
+    """Also where their work folders are somewhere else."""
+    two_sets(tmp_path)
+    options = "--data-dir", tmp_path / "a", "--against-dir", tmp_path / "b", "--dry-run"
+    urls = "--work-dir", "memory://bucket/w", "--against-work-dir", "memory://bucket/b"
+    found = json.loads(command(SCRIPTS[0], *options, *urls, "--json").stdout)
+    assert (found["rows"], found["second_set"]["rows"]) == (600, 300)
+    lines = command(SCRIPTS[0], *options, "--work-dir", tmp_path / "w").stdout.splitlines()
+    assert " ".join(line.split()[0] for line in lines) == "600 disk: memory: the 300 disk: memory: time:"
+
+
+def test_each_set_has_its_own_texts(tmp_path):
+    """Of rows of the same ids."""
+    rows = example_rows()[:40].astype(np.float32)
+    for name, some in (("a", rows[:30]), ("b", rows[20:])):
+        lay_out(tmp_path / name, some, ids=[str(i) for i in range(len(some))])
+        texts = {str(i): f"{name} {i}" for i in range(len(some))}
+        (tmp_path / name / "texts.json").write_text(json.dumps(texts))
+    run_against(tmp_path / "a", tmp_path / "work", tmp_path / "b", threshold=1)
+    lines = read_csv(tmp_path / "work", "examples.csv")
+    assert len(lines) >= 10
+    for line in lines:
+        assert (line["text_a"], line["text_b"]) == (f"b {line['id_a']}", f"a {line['id_b']}")
+
+
+def test_columns_that_only_groups_need_are_not_looked_for(tmp_path):
+    two_sets(tmp_path)
+    of_groups = {"representative": "highest:width", "tabulate": "source", "grouping": "star"}
+    run_against(tmp_path / "a", tmp_path / "work", tmp_path / "b", **of_groups)
+    inode = (tmp_path / "work" / NAMES[4] / MANIFEST).stat().st_ino
+    run_against(tmp_path / "a", tmp_path / "work", tmp_path / "b")
+    assert (tmp_path / "work" / NAMES[4] / MANIFEST).stat().st_ino == inode
+
+
+def test_what_lies_beside_is_told_or_made_of_two_sets_too(tmp_path, capsys):
+    """What a copy leaves out, and the subset of DataComp; pictures that can't be read."""
+    rows = example_rows()[:60].astype(np.float32)
+    uids = [f"{i:032x}" for i in range(60)]
+    lay_out(tmp_path / "a", rows, ids=uids)
+    lay_out(tmp_path / "b", rows[50:], ids=uids[50:])
+    (tmp_path / "a" / "part_0.csv").write_text("only,two\n1,2\n")
+    (tmp_path / "pictures").mkdir()
+    for name in uids:
+        (tmp_path / "pictures" / f"{name}.png").write_text("no picture")
+    pictures = tmp_path / "pictures" / "{id}.png"
+    run_against(tmp_path / "a", tmp_path / "work", tmp_path / "b", export=True, preview=str(pictures), threshold=0.98)
+    assert "not exported" in capsys.readouterr().out
+    merge = tmp_path / "work" / NAMES[4]
+    kept = (merge / "keep.txt").read_text().split()
+    assert [f"{first:016x}{last:016x}" for first, last in np.load(merge / "keep_datacomp.npy").tolist()] == kept
+    assert 0 < len(kept) <= 50
+    assert "of the pictures looked for couldn't be read" in (merge / "report.html").read_text()
+
+
+@pytest.mark.parametrize("name", ["new.npz", "zip.npy", "empty.npy"])
+def test_a_file_that_holds_no_vectors(tmp_path, name):
+    np.savez(tmp_path / "new.npz", x=np.ones((2, 384)))
+    (tmp_path / "zip.npy").write_bytes(b"PK but no archive")
+    (tmp_path / "empty.npy").touch()
+    with pytest.raises(NeardupError, match=f"{name} is no .npy file of vectors"):
+        read_vectors(tmp_path / name, 384)
+
+
+def test_a_query_of_a_run_without_groups(tmp_path):
+    lay_out(tmp_path / "data", np.eye(5, dtype=np.float32))
+    config = settings_of(tmp_path / "data", tmp_path / "work")
+    run_scripts(config)
+    run = FinishedRun(config)
+    assert [run.groups_of(rows) for rows, _ in run.matches(np.eye(5)[:2])] == [[None], [None]]
+
+
+def test_a_query_searches_at_the_threshold_that_groups_were_made_at(tmp_path):
+    put(tmp_path / "data", "0", np.arange(1500))
+    config = settings_of(tmp_path / "data", tmp_path / "work", target_rows=1300, report_threshold=0.8)
+    run_scripts(config)
+    threshold = read_manifest(tmp_path / "work" / NAMES[4] / MANIFEST)["results"]["threshold"]
+    assert 0.8 < threshold < 0.98
+    rows = example_rows()[:1500]
+    near, unclear = cross_pairs(rows, rows, threshold)
+    found = {(q, row) for q, (some, _) in enumerate(FinishedRun(config).matches(rows)) for row in some.tolist()}
+    assert found - unclear == near - unclear
+
+
+def test_ids_that_the_terminal_cannot_show(tmp_path):
+    lay_out(tmp_path / "data", np.eye(4, dtype=np.float32)[[0, 0, 1, 2]], ids=["é", "重複", "c", "d"])
+    run_scripts(settings_of(tmp_path / "data", tmp_path / "work"))
+    asked = [sys.executable, "-m", "neardup.query", "--ids", "é", f"--data-dir={tmp_path / 'data'}"]
+    done = subprocess.run(
+        [*asked, f"--work-dir={tmp_path / 'work'}"], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False,
+        env={**os.environ, "PYTHONIOENCODING": "ascii"},
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "")
+    assert '"\\u91cd\\u8907"' in done.stdout

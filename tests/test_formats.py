@@ -33,7 +33,9 @@ from config import Config
 from neardup import NeardupError, copies, layout
 from neardup.artifacts import STAGES
 from neardup.embeddings import RowFiles
+from neardup.ids import expected_bytes
 from neardup.layout import Layout, npy_layout
+from neardup.metadata import read_column
 from neardup.outputs import id_lines
 from neardup.plan import plan
 from neardup.shards import Reading, find_shards
@@ -1061,3 +1063,30 @@ def test_a_file_that_is_cut_while_rows_are_gathered(tmp_path):
     os.truncate(tmp_path / "some.npy", 1000 * 1024)
     with pytest.raises(NeardupError, match=r"some.npy has become shorter while it was read: mend it"):
         files.gather([3, 1990])
+
+
+def test_what_was_done_to_a_dataset_is_not_read_once_more(tmp_path):
+    """`datasets` leaves its caches beside the files of `save_to_disk`."""
+    for name in ("data-00000-of-00001.arrow", "cache-0123abcd.arrow", "cache-0123_00000_of_00002.arrow"):
+        write_table(tmp_path / name, {"id": NAMES, "emb": LISTS})
+    assert len(find_shards(tmp_path)) == 3
+    (tmp_path / "state.json").write_text('{"_data_files": [{"filename": "data-00000-of-00001.arrow"}]}')
+    assert [shard.name for shard in find_shards(tmp_path)] == ["data-00000-of-00001.arrow"]
+    assert len(find_shards(tmp_path, Reading("*.arrow"))) == 3
+
+
+def test_ids_in_the_table_of_the_vectors_take_no_room_of_those(tmp_path):
+    """Of what stage 1 asks the disk for."""
+    rows = np.random.default_rng(0).normal(size=(len(NAMES), 99))
+    write_table(tmp_path / "p.parquet", {"id": NAMES, "emb": rows.tolist()})
+    [shard] = find_shards(tmp_path)
+    assert shard.path.stat().st_size > expected_bytes([shard]) >= sum(map(len, NAMES))
+
+
+@pytest.mark.parametrize("kind", ["string", "binary"])
+def test_columns_have_room_for_more_than_two_gibibytes(tmp_path, kind):
+    """Their sizes add up in 64 bits."""
+    write_table(tmp_path / "p.parquet", {"text": pa.array(["a", None, "b"], kind)})
+    found = read_column(tmp_path / "p.parquet", "text", 3)
+    assert found.type == f"large_{kind}"
+    assert len(found) == 3

@@ -13,6 +13,8 @@ from conftest import NOTES, SCRIPTS, answer, lay_out, run_scripts, run_stages, s
 
 from neardup import NeardupError, mirror
 from neardup.artifacts import LEADING, STAGES
+from neardup.query import FinishedRun
+from neardup.script import on_this_machine
 
 URL = "memory://bucket/work"
 
@@ -200,3 +202,13 @@ def test_a_run_that_grows_there_ends_as_one_from_scratch(remote, data, tmp_path)
     mirror._attached.clear()
     start(tmp_path / "third")
     assert mirror.here(tmp_path / "third" / "045_merge" / "keep.txt").read_text().count("more-") > 50
+
+
+def test_a_query_of_a_run_there(remote, data, tmp_path):
+    """On a machine that has nothing of it."""
+    run(data, tmp_path / "machine")
+    mirror._attached.clear()
+    there = on_this_machine(settings_of(data, URL, threshold=0.9, n_clusters=4))
+    rows = np.concatenate([np.load(path) for path in sorted(data.glob("*.npy"))])
+    [(found, _)] = FinishedRun(there).matches(rows[3:4])
+    assert found.tolist() == [3, 203]

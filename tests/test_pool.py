@@ -123,3 +123,16 @@ def test_sums_are_the_same_in_processes():
     with engine.in_processes(settings_of(EXAMPLE, ROOT, n_workers=2), MEMORY, True):
         there = engine.run(np.dot, [(rows, rows.T)], 2, "there")[0]
     assert np.array_equal(here, there)
+
+
+def test_a_process_that_ends_while_nothing_is_to_do_is_noticed():
+    with started(2, 1) as pool:
+        pids = pool.run(where, [(i,) for i in range(9)], {"disable": True})
+        os.kill(pids[0], signal.SIGKILL)
+        deadline = time.monotonic() + 20
+        while is_there(pids[0]) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        with pytest.raises(NeardupError, match="a process of this script was ended"):
+            for _ in range(99):
+                pool.run(where, [(0,)], {"disable": True})
+                time.sleep(0.05)

@@ -20,7 +20,7 @@ from conftest import NOTES, SCRIPTS, brute_force, lay_out, no_pictures, pair_set
 
 import faiss_04_neighbor_search
 from config import ROOT
-from neardup import NeardupError, verification
+from neardup import NeardupError, shares, verification
 from neardup.artifacts import STAGES
 
 NAMES = list(STAGES)
@@ -326,3 +326,32 @@ def test_a_failed_audit_leaves_nothing_to_go_on_with(monkeypatch, tmp_path, whol
     run_stage(whole, SEARCH, work, audit_rows=400)
     neighbors = Path("work", SEARCH, "neighbors.h5")
     assert (tmp_path / neighbors).read_bytes() == (whole / neighbors).read_bytes()
+
+
+@pytest.mark.parametrize("grows", [False, True])
+def test_a_search_whose_visits_are_listed_anew_and_count_otherwise(monkeypatch, tmp_path, whole, grows):
+    """As products of another processor may: the tasks across borders stay those of which some are done."""
+    data, work, settings = tmp_path / "data", tmp_path / "work", SETTINGS | {"n_clusters": 40}
+    shutil.copytree(whole / "data", data)
+    if grows:
+        run_stages(data, work, **settings)
+        lay_out(data, bundles()[::3] * 1.01, ids=[f"more-{i}" for i in range(134)], stem="more")
+    for name in ("_LEAST_WORK", "_OPENED"):
+        monkeypatch.setattr(shares, name, 1)
+    run_stages(data, work, SCRIPTS[:3], **settings)
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(faiss_04_neighbor_search, "verify_candidates", lambda *_: raise_killed())
+        run_stages(data, work, SCRIPTS[3:4], **settings)
+    done = sorted((work / f".{SEARCH}.partial" / "parts").glob("across_*_done.npy"))
+    assert len(done) > 8
+    for path in done[::2]:
+        path.unlink()
+    count = shares.count_visits
+    monkeypatch.setattr(shares, "count_visits", lambda *a: count(*a) * np.arange(len(a[1])) ** 2)
+    run_stages(data, work, SCRIPTS[3:4], **settings)
+    rows = np.concatenate([np.load(data / name) for name in sorted(p.name for p in data.glob("*.npy"))])
+    assert (pair_set(work), set()) == brute_force(rows, 0.9)
+
+
+def raise_killed():
+    raise Killed
