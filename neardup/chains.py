@@ -1,6 +1,6 @@
 """Groups with members below the threshold from the representative: what holds them together, and where to cut them."""
 
-from itertools import pairwise
+from itertools import count, pairwise
 
 import numpy as np
 
@@ -9,6 +9,7 @@ from neardup.groups import members_and_bounds
 from neardup.pairs import PAIR
 
 _CHAIN_PAIRS = 50_000  # pairs of a chain that networkx looks into, about 40 MB; larger chains are flagged only
+_ROUNDS = 100  # of cuts: one that falls into halves takes few, but one whose first link is always the weakest all
 
 
 def explain_chains(groups, chains, neighbors, ids, all_pairs, memory):
@@ -89,16 +90,16 @@ def split_chains(representatives, connected, neighbors, threshold, budget):
     """The connected groups, chains cut at bridges until no member that is too far can be cut off.
 
     representatives: `Representatives`; neighbors, budget: as of `cut_chains`. Returns them, and how many chains are
-    left as they are because they have over 50,000 pairs.
+    left as they are because they have over 50,000 pairs, or have been cut 100 times.
     """
     representatives.learn(connected)
     groups, n_rows = connected, len(representatives.rows)
     smallest = np.arange(n_rows)
     smallest[groups.rows] = np.repeat(groups.smallest, groups.sizes)
-    while True:
+    for number in count():
         rows, parts, uncut = cut_chains(groups, threshold, neighbors, (n_rows, budget))
-        if not len(rows):
-            return groups, uncut
+        if not len(rows) or number == _ROUNDS:
+            return groups, uncut + len(np.unique(smallest[rows]))
         smallest[rows] = parts
         groups = representatives.of(*members_and_bounds(smallest))
 

@@ -38,12 +38,13 @@ def cuts(parts, most):
     return samples[step - 1 :: step]
 
 
-def slices_between(parts, cuts):
-    """Yield, for each piece between two cuts, a slice of each of the sorted arrays."""
-    ends = [[*np.searchsorted(p, cuts, side="right").tolist(), len(p)] for p in parts]
-    starts = [[0, *e[:-1]] for e in ends]
-    for low, high in zip(zip(*starts, strict=True), zip(*ends, strict=True), strict=True):
-        yield [slice(a, b) for a, b in zip(low, high, strict=True)]
+def bounds_between(parts, cuts):
+    """Where the pieces between cuts begin in each of the sorted arrays, and where the last one ends, (c + 2, P) int64.
+
+    parts: looked at one after the other.
+    """
+    found = [[0, *np.searchsorted(p, cuts, side="right").tolist(), len(p)] for p in parts]
+    return np.ascontiguousarray(np.array(found, dtype=np.int64).reshape(-1, len(cuts) + 2).T)
 
 
 def read_pairs(path, n_rows, threshold=0):

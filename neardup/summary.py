@@ -56,7 +56,7 @@ def report(preview, config, stage):
             print(f"with grouping {name!r}: {other['groups']:,} groups, {other['chains']:,} of them chains", end="; ")
             print(f"drop {other['dropped']:,}")
     if found["uncut"]:
-        print(f"grouping 'split' leaves chains of over 50,000 pairs uncut: {found['uncut']:,}")
+        print(f"grouping 'split' leaves chains of over 50,000 pairs, or 100 cuts, as they are: {found['uncut']:,}")
     tell_not_exported(found["not_exported"])
     for line in found["warnings"]:
         print(f"look at this: {line}")

@@ -6,8 +6,8 @@ import numpy as np
 
 from neardup import engine, geometry
 from neardup.files import write_npy
-from neardup.npy import map_npy, read_npy, total_rows
-from neardup.pairs import PAIR, cuts, slices_between, unpack
+from neardup.npy import map_npy, total_rows
+from neardup.pairs import PAIR, bounds_between, cuts, unpack
 
 _BLOCK_PAIRS = 1 << 20  # candidates of a task, at most: of 20,000 rows that all meet 50 share a row
 _BYTES_A_CANDIDATE = 100  # meanwhile
@@ -19,30 +19,27 @@ def verify_candidates(stage, candidates, rows, config):
 
     Returns the files.
     """
-    path = stage.part("cuts")
+    path = stage.part("bounds")
     if not path.exists():
         share = total_rows(candidates) // (4 * engine.task_slots(config.n_workers))
         room = int(engine.task_bytes(stage.memory, config.n_workers) / _BYTES_A_CANDIDATE)
-        write_npy(path, cuts(map(map_npy, candidates), min(_BLOCK_PAIRS, room, share)))  # none mapped for longer
-    slices = [
-        (block, [(c, s) for c, s in zip(candidates, some, strict=True) if s.start < s.stop])
-        for block, some in enumerate(slices_between([map_npy(c) for c in candidates], read_npy(path)))
-    ]
+        at = cuts(map(map_npy, candidates), min(_BLOCK_PAIRS, room, share))  # none of them mapped for longer
+        write_npy(path, bounds_between(map(map_npy, candidates), at))
+    blocks = range(total_rows([path]) - 1)
     similarity = partial(similarity_of, rows, verified_at_once(stage, rows, config))
-    task = partial(verify_block, stage, similarity, config.search_threshold)
-    engine.run(task, slices, config.n_workers, "04 verify")
-    return [stage.part("pairs", block) for block, _ in slices]
+    task = partial(verify_block, stage, candidates, similarity, config.search_threshold)
+    engine.run(task, [(block,) for block in blocks], config.n_workers, "04 verify")
+    return [stage.part("pairs", block) for block in blocks]
 
 
-def verify_block(stage, similarity, threshold, block, slices):
-    """Write those candidates of a block that are pairs, by their similarity, as PAIR in order.
-
-    slices: of files of candidates, (path, slice).
-    """
+def verify_block(stage, candidates, similarity, threshold, block):
+    """Write those candidates of a block that are pairs, by their similarity, as PAIR in order. candidates: files."""
     path = stage.part("pairs", block)
     if path.exists():
         return
-    packed = np.sort(np.concatenate([_NONE, *(map_npy(path)[some] for path, some in slices)]))
+    starts, stops = map_npy(stage.part("bounds"))[block : block + 2]
+    some = [map_npy(candidates[i])[starts[i] : stops[i]] for i in np.nonzero(starts < stops)[0].tolist()]
+    packed = np.sort(np.concatenate([_NONE, *some]))
     found = np.empty(len(packed), dtype=PAIR)
     found["row_a"], found["row_b"] = unpack(packed)
     found["similarity"] = similarity(found["row_a"], found["row_b"])

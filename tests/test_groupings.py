@@ -223,6 +223,16 @@ def test_a_chain_of_too_many_pairs_is_left_as_it_is(monkeypatch):
     assert (after[0] != before[0], uncut) == (True, 0)
 
 
+def test_a_chain_that_loses_a_link_at_a_time_is_cut_so_often(monkeypatch):
+    """Where the first row is kept, and each link is stronger than the one before."""
+    links = {(row, row + 1): 0.8 + 0.001 * row for row in range(40)} | {(50, 51): 0.9, (51, 52): 0.9}
+    _, after, uncut = split(links, 53)
+    assert (len(after), uncut) == (1 + 1, 0)
+    monkeypatch.setattr(chains, "_ROUNDS", 10)
+    _, after, uncut = split(links, 53)
+    assert (sorted(after[0][1]), uncut) == ([*range(10, 41)], 1)
+
+
 def many_chains(count):
     """As `Groups`, each of three rows of which the first and the last are apart, and what yields their pairs."""
     rows, similarity = np.arange(3 * count), np.tile([1, 0.9, 0.5], count)

@@ -52,7 +52,8 @@ def test_every_pair_is_in_one_piece(seed, sizes, most):
     rng = np.random.default_rng(seed)
     packed = rng.permutation(np.unique(rng.integers(0, 2**64, 2 * sum(sizes), dtype=np.uint64)))[: sum(sizes)]
     parts = [np.sort(p) for p in np.split(packed, np.cumsum(sizes)[:-1])]
-    slices = list(pairs.slices_between(parts, pairs.cuts(parts, most)))
+    bounds = pairs.bounds_between(parts, pairs.cuts(parts, most)).tolist()
+    slices = [[slice(*ends) for ends in zip(*some, strict=True)] for some in itertools.pairwise(bounds)]
     for number, part in enumerate(parts):  # what is cut off follows what was cut off before
         assert np.concatenate([part[s[number]] for s in slices]).tolist() == part.tolist()
     pieces = [np.sort(np.concatenate([p[s] for p, s in zip(parts, piece, strict=True)])) for piece in slices]

@@ -326,8 +326,14 @@ def test_chains_that_are_too_large_to_cut_are_counted(tmp_path, monkeypatch, cap
     explained = json.loads((tmp_path / "work" / "045_merge" / "chains.json").read_text())
     uncut = sum("path" not in chain for chain in explained.values())
     assert len(explained) > uncut > 0
-    assert f"grouping 'split' leaves chains of over 50,000 pairs uncut: {uncut}\n" in capsys.readouterr().out
-    assert f"but for {uncut} of over 50,000 pairs, left as they are" in (tmp_path / "work" / REPORT).read_text()
+    assert (
+        f"grouping 'split' leaves chains of over 50,000 pairs, or 100 cuts, as they are: {uncut}\n"
+        in capsys.readouterr().out
+    )
+    assert (
+        f"but for {uncut} of over 50,000 pairs, or 100 cuts, left as they are"
+        in (tmp_path / "work" / REPORT).read_text()
+    )
 
 
 def test_a_threshold_for_a_number_of_rows_is_said_with_all_its_digits(tmp_path, capsys):

@@ -1,8 +1,8 @@
 """What embeddings come in: a module a format, which knows its files by the library that owns the format.
 
-Each has `describe(path, name)`, which returns `Vectors` without reading them, and `blocks(path, name)`, which yields
-them in order, (r, d) as stored; name: which of several (a column, an array, a data set), or None. `write_kept` copies a
-file with just some of its rows.
+Each has `describe(path, name)`, which returns `Vectors` without reading them, and, where they may have to be decoded,
+`blocks(path, name)`, which yields them in order, (r, d) as stored; name: which of several (a column, an array, a data
+set), or None. `write_kept` copies a file with just some of its rows.
 """
 
 from typing import NamedTuple
