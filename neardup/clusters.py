@@ -18,7 +18,7 @@ _STEPS = 30_000  # of a visit's margin, from 0 to the reach
 _ROW_BITS, _STEP_BITS = 32, 16  # of a packed visit; the cluster it goes to has the rest
 _GATHERED_ROWS = 8192  # reduced vectors that are copied together
 _PROJECTED_ROWS = 1024  # that are projected together
-_GATHERING = Lock()  # one thread at a time writes those of a cluster
+_GATHERING = Lock()  # one thread at a time writes those of a cluster, whichever
 CLUSTER_SHIFT = np.uint64(_ROW_BITS + _STEP_BITS)
 MOST_CLUSTERS = 2 ** (64 - _ROW_BITS - _STEP_BITS) - 1  # files, of which one cluster may have several
 _ROW_MASK, _STEP_MASK = np.uint64(2**_ROW_BITS - 1), np.uint64(2**_STEP_BITS - 1)
@@ -111,11 +111,12 @@ class OpenCluster:
     def coordinates(self):
         """All PCA coordinates, (n, k) float32, which the first one who needs them gathers."""
         path, flush = self._stage.volatile("coordinates", self.number), self._stage.boot is None
-        with _GATHERING:
-            if not path.exists():
-                with npy_rows(path, (len(self), self.reduced().dim), flush=flush) as write:
-                    for start in range(0, len(self), _GATHERED_ROWS):
-                        write(self.reduced().gather(self.rows[start : start + _GATHERED_ROWS]))
+        if not path.exists():
+            with _GATHERING:
+                if not path.exists():
+                    with npy_rows(path, (len(self), self.reduced().dim), flush=flush) as write:
+                        for start in range(0, len(self), _GATHERED_ROWS):
+                            write(self.reduced().gather(self.rows[start : start + _GATHERED_ROWS]))
         return map_npy(path)
 
     @cached_property
@@ -169,7 +170,9 @@ def flatten_visits(packed, n_clusters, radius):
 
 
 def prepare_cluster(stage, clusters, n_first, centroids, radius_and_error, block_rows, cluster, numbers):
-    """Write the sketches of a cluster as the search wants them, and its visits. Memory: 5 K bytes a row of a block.
+    """Write the sketches of a cluster as the search wants them, and its visits.
+
+    Memory: 5 K bytes a row of a block, and 40 bytes a visit.
 
     n_first: coordinates that are compared first; numbers: of the clusters that it may visit, its own among them, (N,).
     """
