@@ -49,7 +49,7 @@ def run(config):
         assign(stage, (sketches, ids), rejected, centroids, runs, in_place, config)
         most, n_kept = max(stop - start for start, stop in runs), len(kept.centroids)
         shuffle = Shuffle([read_npy(stage.volatile("bounds", number)) for number in range(len(runs))], most, n_kept)
-        check_count(stage, n_kept + len(shuffle.centroid))
+        check_count(stage, n_kept + len(shuffle.centroid), len(sketches))
         sources = (sketches, ids) if in_place else None
         shuffle.write_clusters(stage, sketches.dim, sources, most, config.n_workers)
         shuffle.label(stage, runs, kept.labels)
@@ -94,9 +94,9 @@ def train(stage, sketches, rejected, runs, config):
     path = stage.part("centroids")
     if not path.exists():
         n_rows = len(sketches) - len(rejected)
-        default = min(default_clusters(n_rows, config.is_reference), most_clusters(stage) // 2)
+        default = min(default_clusters(n_rows, config.is_reference), most_clusters(stage, len(sketches)) // 2)
         n_clusters = min(config.n_clusters or default, n_rows)
-        check_count(stage, n_clusters)
+        check_count(stage, n_clusters, len(sketches))
         rng = np.random.default_rng(config.random_state)
         size = min(n_rows, _SAMPLE_PER_CLUSTER * n_clusters)
         sample = np.sort(rng.choice(n_rows, size, replace=False))
@@ -108,14 +108,17 @@ def train(stage, sketches, rejected, runs, config):
     return read_npy(path)
 
 
-def most_clusters(stage):
-    """How many cluster files there may be: stage 4 counts visits, 4 bytes for any two, in half of its memory."""
-    return min(MOST_CLUSTERS, int((stage.memory / 8) ** 0.5))
+def most_clusters(stage, n_rows):
+    """How many cluster files there may be: stage 4 counts visits, 4 bytes for any two.
+
+    In half of its memory, and 8 of the bytes that go with each row.
+    """
+    return min(MOST_CLUSTERS, int(((stage.memory / 2 + 8 * n_rows) / 4) ** 0.5))
 
 
-def check_count(stage, n_files):
+def check_count(stage, n_files, n_rows):
     """Raises NeardupError where there are more."""
-    most = most_clusters(stage)
+    most = most_clusters(stage, n_rows)
     if n_files > most:
         raise NeardupError(
             f"{n_files:,} cluster files are more than the {most:,} that memory_limit has room for: set n_clusters to "
