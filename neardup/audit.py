@@ -60,9 +60,8 @@ def audit_pairs(stage, found, rows, audited, tasks, config, others=()):
     joined = components(found(), len(rows)) if config.pairs == "joining" else None
     count, both, missed, is_true = 0, [], [], np.zeros(len(listed), dtype=bool)
     for true in _blocks([stage.part("audit", number, suffix=".bin") for number in range(len(tasks))]):
-        at = np.searchsorted(listed, true)
-        known = (at < len(listed)) & (np.append(listed, 0)[at] == true)
-        is_true[at[known]] = True
+        known, places = pairs.among(true, listed)
+        is_true[places] = True
         a, b = pairs.unpack(true)
         missed.append(true[~known & (True if joined is None else joined[a] != joined[b])])
         twice = chosen[a] & chosen[b]  # in the files of both, or of one

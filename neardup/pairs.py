@@ -26,6 +26,14 @@ def unpack(packed):
     return (packed >> np.uint64(32)).astype(np.int64), (packed & np.uint64(MOST_ROWS - 1)).astype(np.int64)
 
 
+def among(packed, listed):
+    """Which of some packed pairs are among others, (p,) bool, and at which places. listed: (l,) uint64, ascending."""
+    at = np.searchsorted(listed, packed)
+    found = at < len(listed)
+    found[found] = listed[at[found]] == packed[found]
+    return found, at[found]
+
+
 def cuts(parts, most):
     """Where to cut sorted arrays of packed pairs so that between two cuts all together hold about `most`.
 

@@ -29,6 +29,7 @@ class Preview:
 
     def __init__(self, setting, shards, ids):
         self.shards, self.ids, self.setting = shards, ids, setting
+        self._load = lru_cache(maxsize=2)(load_texts)  # of two sets each has one
         beside = {folder: folder / "texts.json" for folder in {shard.path.parent for shard in shards}}
         if setting is None:
             there = {folder: path for folder, path in beside.items() if path.is_file()}
@@ -126,7 +127,7 @@ class Preview:
 
     def _texts_of(self, path, names):
         """What the JSON file of a shard, or None, has of these ids."""
-        texts = {} if path is None else load_texts(path, self.setting is not None)
+        texts = {} if path is None else self._load(path, self.setting is not None)
         return [texts.get(name) for name in names]
 
     def _column(self, shard):
@@ -138,7 +139,6 @@ class Preview:
         return shard.table
 
 
-@lru_cache(maxsize=2)  # of two sets each has one
 def load_texts(path, named):
     """{id: text} of a JSON file. named: else it is a texts.json that may be somebody else's, and then holds nothing."""
     try:

@@ -62,6 +62,17 @@ def test_every_pair_is_in_one_piece(seed, sizes, most):
     assert max(map(len, pieces)) <= max(most // 64, 1) * 64 + 63 * len(parts)
 
 
+@pytest.mark.parametrize("first", [0, 2**30, 2**32 - 20])
+def test_pairs_among_others_of_neighbouring_numbers(first):
+    """Which float64 couldn't tell apart."""
+    a, b = (first + ends for ends in np.triu_indices(20, 1))
+    packed = pairs.pack(a, b)
+    for listed in (packed[::2], packed[:0], packed[1:2], packed):
+        found, places = pairs.among(packed[::-1], listed)
+        assert found.tolist() == [p in set(listed.tolist()) for p in packed[::-1].tolist()]
+        assert listed[places].tolist() == packed[::-1][found].tolist()
+
+
 @given(seed=SEEDS, n_rows=st.integers(2, 40), share=st.sampled_from([0, 0.05, 0.3, 1]), most=st.integers(1, 4000))
 @settings(deadline=None)
 def test_pairs_seen_from_both_ends(seed, n_rows, share, most):
