@@ -3,7 +3,7 @@
 import shutil
 from contextlib import contextmanager
 from functools import partial
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 
@@ -15,6 +15,7 @@ from neardup.metadata import SUFFIXES
 
 FOLDER = "input"  # in the work folder
 _FETCHED, DECODED = "fetched", "decoded"  # in that
+_TEXTS = "texts.json"  # of all shards of a folder
 _BESIDE = ".txt", *SUFFIXES  # what a shard's ids and metadata may be in
 
 
@@ -66,6 +67,7 @@ def _listed(url, wanted):
         found = {path: info for path, info in system.find(root, detail=True).items() if info.get("type") != "directory"}
         if root in found:  # a single file, and what may lie beside it
             beside = [f"{root.removesuffix(PurePosixPath(root).suffix)}{suffix}" for suffix in _BESIDE]
+            beside.append(f"{root.rpartition('/')[0]}/{_TEXTS}")
             found |= {path: system.info(path) for path in beside if system.exists(path)}
     above = root if root not in found else root.rpartition("/")[0]
     names = {path.removeprefix(above).lstrip("/"): path for path in found}
@@ -103,21 +105,26 @@ def known(path, name, copy):
 
     path: the file; name: of its vectors; copy: where its copy is, beside which lies a note of both files' times.
     """
-    if not _is_of(copy, _source(path, name)):
+    try:
+        others = read_json(_note(copy)).get("others", [])
+        if not _is_of(copy, _source(path, name, others)):
+            return None
+    except (FileNotFoundError, NeardupError):  # it is made anew
         return None
     found = read_json(_note(copy))
     return Vectors(found["rows"], found["dim"], np.dtype(found["dtype"]))
 
 
-def make(shards, blocks_of, n_workers):
+def make(shards, blocks_of, others_of, n_workers):
     """Decode those shards that have to be, and whose copy isn't as it should be, a file a task. Memory: a block each.
 
-    blocks_of(path, name): yields a file's vectors. Raises NeardupError where the disk has no room.
+    blocks_of(path, name): yields a file's vectors; others_of(path, name): other files that hold some of them. Raises
+    NeardupError where the disk has no room.
     """
     missing = [s for s in shards if not is_current(s)]
     if missing:
         _need_room(missing[0].copy.parent, sum(s.rows * s.dim * s.dtype.itemsize for s in missing))
-        engine.run_in_threads(_make, [(s, blocks_of) for s in missing], n_workers, "decode input")
+        engine.run_in_threads(_make, [(s, blocks_of, others_of) for s in missing], n_workers, "decode input")
 
 
 def is_current(shard):
@@ -125,16 +132,17 @@ def is_current(shard):
     return shard.copy is None or known(shard.path, shard.vectors, shard.copy) is not None
 
 
-def _make(shard, blocks_of):
-    before, copy, rows = _source(shard.path, shard.vectors), shard.copy, 0
+def _make(shard, blocks_of, others_of):
+    others = [str(path.resolve()) for path in others_of(shard.path, shard.vectors)]
+    before, copy, rows = _source(shard.path, shard.vectors, others), shard.copy, 0
     with npy_rows(copy, (shard.rows, shard.dim), shard.dtype) as write:
         _note(copy).unlink(missing_ok=True)
         for block in blocks_of(shard.path, shard.vectors):
             write(block)
             rows += len(block)
-    if rows != shard.rows or _source(shard.path, shard.vectors) != before:
+    if rows != shard.rows or _source(shard.path, shard.vectors, others) != before:
         raise NeardupError(f"the input ({shard.name}) changed while it was read: run the script again")
-    found = {"rows": shard.rows, "dim": shard.dim, "dtype": shard.dtype.str}
+    found = {"rows": shard.rows, "dim": shard.dim, "dtype": shard.dtype.str, "others": others}
     write_json(_note(copy), {"of": before, "copy": _state(copy)} | found)
 
 
@@ -162,9 +170,9 @@ def _is_of(copy, identity):
     return copy.exists() and note.get("of") == identity and note.get("copy") == _state(copy)
 
 
-def _source(path, name):
-    """What a copy is of: a file as it is, and the name of its vectors."""
-    return [str(path.resolve()), *_state(path), name]
+def _source(path, name, others):
+    """What a copy is of: a file as it is, the name of its vectors, and other files as they are. others: their paths."""
+    return [str(path.resolve()), *_state(path), name, *(_state(Path(other)) for other in others)]
 
 
 def _state(path):

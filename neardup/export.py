@@ -66,6 +66,14 @@ def write_copy(shards, keep, folder, n_workers):
     return left_out
 
 
+def copied_too(shards):
+    """Paths of all that a copy holds beside rows that are memory-mapped, one a file, in order."""
+    paths = {s.path for s in shards}
+    found = [_root(s) / name for s in shards for name in _names_beside(s, paths)]
+    found += [_root(shards[0]) / name for name in _names_about(shards)] + [s.path for s in shards if s.copy]
+    return [*dict.fromkeys(found)]
+
+
 def _root(shard):
     """The folder that its name starts from."""
     return shard.path.parents[len(PurePath(shard.name).parts) - 1]

@@ -6,9 +6,10 @@ from functools import partial
 from neardup import NeardupError, engine
 from neardup.checksums import Digest, digest_of_bytes, digest_of_file, digest_of_sample
 from neardup.embeddings import block_ranges, open_shards, piece_groups, pieces
+from neardup.export import copied_too
 from neardup.files import read_json, write_json
 from neardup.ids import bytes_of, id_blocks
-from neardup.metadata import digest_of_column
+from neardup.metadata import SUFFIXES, digest_of_column
 from neardup.preview import Preview
 
 _MEMO = ".input.json"  # in the work folder: when which shard was last seen to hold what
@@ -35,7 +36,8 @@ def fingerprint(shards):
 def tables_digest(config, shards):
     """What identifies the texts and the metadata that the settings name. Memory: a column of a shard, twice.
 
-    Of tables just those columns, wherever they are; all of them where a copy of them is made. Raises as `read_column`.
+    Of tables just those columns, wherever they are; where a copy is made all that is copied, of vectors and of shards
+    that are decoded a sample. Raises as `read_column`.
     """
     preview, columns = Preview(config.preview, shards, ids=None), set()
     if config.against_dir is None:  # else there are no groups
@@ -43,15 +45,17 @@ def tables_digest(config, shards):
     columns |= {preview.setting} if preview.is_column else set()
     tables = [shard for shard in shards if shard.table]
     found = [digest_of_file(path) for path in dict.fromkeys(preview.files) if path]
-    found += [digest_of_file(shard.table) for shard in tables if config.export]
+    for path in copied_too(shards) if config.export else ():
+        is_whole = path.suffix in (".txt", ".json", *SUFFIXES) and path not in {shard.path for shard in shards}
+        found.append(digest_of_file(path) if is_whole else digest_of_sample(path))
     return found + [digest_of_column(s.table, column, s.rows) for column in sorted(columns) for s in tables]
 
 
 def times(shards):
-    """When each shard and its ids were changed last, and their sizes: [[ns, bytes, ns, bytes]]."""
+    """When each shard, or its copy, and its ids were changed last, and their sizes: [[ns, bytes, ns, bytes]]."""
     found = []
     for shard in shards:
-        states = [p.stat() if p and p.exists() else None for p in (shard.path, shard.ids_path)]
+        states = [p.stat() if p and p.exists() else None for p in (shard.copy or shard.path, shard.ids_path)]
         found.append([n for s in states for n in ((s.st_mtime_ns, s.st_size) if s else (0, 0))])
     return found
 

@@ -63,8 +63,6 @@ def _read_column(shard):
     """Yield the ids of a column of a table."""
     path, column, start = shard.ids_path, shard.id_column, 0
     for values in column_blocks(path, column, shard.rows, pa.large_string()):
-        if pa.types.is_dictionary(values.type):
-            values = values.dictionary_decode()
         if values.null_count:
             row = start + values.is_null().index(True).as_py()
             raise NeardupError(f"{path}: row {row} has no id in column {column!r}: mend it, or {ANOTHER}")
@@ -110,7 +108,7 @@ def _is_of_ids(kind):
 def _utf8(values):
     """An Arrow array as one of strings; None where it isn't UTF-8."""
     try:
-        text = (values.dictionary_decode() if pa.types.is_dictionary(values.type) else values).cast(pa.large_string())
+        text = values.cast(pa.large_string())
         text.validate(full=True)
     except pa.ArrowInvalid:
         return None

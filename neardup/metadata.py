@@ -9,39 +9,55 @@ import pyarrow.csv
 from neardup import NeardupError
 from neardup.checksums import digest_of_bytes
 from neardup.formats.hdf5 import opened
-from neardup.formats.tables import batches, check_once, missing_values, schema_and_rows
+from neardup.formats.tables import batches, check_once, missing_values, schema_and_rows, without_views
 
 SUFFIXES = ".parquet", ".csv", ".arrow", ".feather"  # of a table that lies beside a shard, in the order of preference
 _BATCH = 1 << 16  # rows of a column that are read together
+_CSV_BLOCK = 1 << 23  # bytes of a CSV file that are read together: no line is longer
 
 
 def column_names(path):
     """The names of a table's columns, in their order; of an HDF5 file those of its one-dimensional data sets."""
     if path.suffix in (".h5", ".hdf5"):
         with opened(path) as file:
-            found = []
-            file.visititems(lambda n, o: found.append(n) if isinstance(o, h5py.Dataset) and o.ndim == 1 else None)
-            return found
+            return [*_columns_of(file, ())]
     if path.suffix == ".csv":
         with _mending(path), pa.csv.open_csv(path, **_csv_options()) as reader:
             return reader.schema.names
     return schema_and_rows(path)[0].names
 
 
+def _columns_of(group, above):
+    """Yield the names of the one-dimensional data sets of an HDF5 group, by whatever name or link within the file."""
+    for name in group:
+        item = group.get(name)  # None where a link leads nowhere
+        if item is None or item.file.filename != group.file.filename:
+            continue
+        if isinstance(item, h5py.Group) and item not in above:
+            yield from (f"{name}/{below}" for below in _columns_of(item, (*above, group)))
+        elif isinstance(item, h5py.Dataset) and item.ndim == 1:
+            yield name
+
+
 def read_column(path, name, rows, kind=None):
     """A column of a table as one Arrow array. Arguments and errors as of `column_blocks`. Memory: the column, twice."""
-    found = [_with_room(values) for values in column_blocks(path, name, rows, kind)]
+    found = [*column_blocks(path, name, rows, kind)]
     return pa.chunked_array(found).combine_chunks() if found else pa.array([], kind)
 
 
-def _with_room(values):
-    """Values of which the sizes of texts and bytes may add up to over 2 GiB."""
-    wide = {pa.string(): pa.large_string(), pa.binary(): pa.large_binary()}
-    return values.cast(wide[values.type]) if values.type in wide else values
+_WIDE = {pa.string(): pa.large_string(), pa.binary(): pa.large_binary()}  # which over 2 GiB can be of
+
+
+def _plain(values):
+    """An Arrow array of plain values, no dictionary or views, of which many may be put together."""
+    if pa.types.is_dictionary(values.type):
+        values = _plain(values.dictionary).take(values.indices)
+    kind = _WIDE.get(values.type) or without_views(values.type)
+    return values if kind == values.type else values.cast(kind)
 
 
 def column_blocks(path, name, rows, kind=None):
-    """Yield a column of a table as Arrow arrays of some thousands of rows, never more than it must have.
+    """Yield a column of a table as Arrow arrays of some thousands of plain values, never more than it must have.
 
     rows: how many these are; kind: the type to read it as, where the file doesn't say one. Raises NeardupError
     where there is no such column, or, at the end, not so many rows. Memory: a block; of a CSV file whose type isn't
@@ -55,7 +71,7 @@ def column_blocks(path, name, rows, kind=None):
     for values in read(path, name, kind):
         count += len(values)
         if count <= rows:
-            yield values
+            yield _plain(values)
     if count != rows:
         raise NeardupError(f"{path} has {count} rows, not the {rows} of its shard: write it again")
 
@@ -141,7 +157,11 @@ def _csv_options(name=None, kind=None):
         column_types={name: kind} if kind else None,
         strings_can_be_null=False,
     )
-    return {"parse_options": pa.csv.ParseOptions(newlines_in_values=True), "convert_options": convert}
+    return {
+        "read_options": pa.csv.ReadOptions(block_size=_CSV_BLOCK),
+        "parse_options": pa.csv.ParseOptions(newlines_in_values=True),
+        "convert_options": convert,
+    }
 
 
 @contextmanager
@@ -152,5 +172,6 @@ def _mending(path):
     except (pa.ArrowInvalid, UnicodeDecodeError) as error:
         reason = str(error).splitlines()[0]
         raise NeardupError(
-            f"{path} is not a CSV file in UTF-8 with a line of column names ({reason}): mend it"
+            f"{path} is not a CSV file in UTF-8 with a line of column names, none of over {_CSV_BLOCK >> 20} MiB "
+            f"({reason}): mend it, or write it as Parquet"
         ) from error

@@ -2,7 +2,6 @@
 
 import shutil
 import time
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +11,8 @@ from neardup.embeddings import open_shards
 from neardup.ids import expected_bytes
 from neardup.mirror import folder_for
 from neardup.moments import component_count
-from neardup.runs import find_input, reading_of
-from neardup.shards import find_shards, wanted
+from neardup.runs import find_input, reading_of, wanted_by
+from neardup.shards import find_shards
 
 _SAMPLE, _RUN = 4096, 256  # rows that are read and multiplied; of them that follow each other
 _PIPELINE = 3.0, 0.12  # of docs/performance.md: all five scripts take so many times the products' seconds at 10^6 rows,
@@ -41,15 +40,15 @@ def _plan_of(config):
     if isinstance(config.data_dir, Path):
         shards = find_input(config)
     else:
-        reading, folder = reading_of(config), config.work_dir / copies.FOLDER
-        sizes, path = copies.files_at(config.data_dir, folder, partial(wanted, reading, config.data_dir))
+        folder = config.work_dir / copies.FOLDER
+        sizes, path = copies.files_at(config.data_dir, folder, wanted_by(config))
         if path is None:
             return {"files": len(sizes), "input_bytes": sum(sizes)}
-        shards = find_shards(path, reading, folder / copies.DECODED)
+        shards = find_shards(path, reading_of(config), folder / copies.DECODED)
     rows, dim = sum(s.rows for s in shards), shards[0].dim
     copied = sum(s.rows * s.dim * s.dtype.itemsize for s in shards if s.copy)
     found = {"rows": rows, "dim": dim, "shards": len(shards), "input_bytes": sum(s.path.stat().st_size for s in shards)}
-    readable = [s for s in shards if copies.is_current(s)]
+    readable = [s for s in shards if copies.is_current(s) and s.rows]
     seconds_a_row, components = _measure(open_shards(readable), config) if readable else (None, dim // 3)
     sketch = min(config.sketch_dims, components) + 1
     disk = copied + rows * (4 * components + 8 * sketch + 16 + _BYTES_A_ROW) + 3 * expected_bytes(shards)

@@ -10,7 +10,6 @@ from pathlib import Path
 from urllib.parse import quote
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.compute as pc
 
 from neardup import NeardupError
@@ -82,11 +81,12 @@ class Preview:
             if not len(here):
                 continue
             if self.is_column:
-                values = self._column(shard).take(pa.array(rows[here] - shard.start)).to_pylist()
+                column = self._column(shard)
+                values = [column[row].as_py() for row in (rows[here] - shard.start).tolist()]
             else:
                 values = self._texts_of(path, self.ids.take(rows[here]))
             for i, value in zip(here.tolist(), values, strict=True):
-                found[i] = "" if value is None else str(value)[:most]
+                found[i] = "" if value is None else _writable(str(value)[:most])
         return found
 
     def lengths(self):
@@ -137,6 +137,11 @@ class Preview:
         if shard.table is None:
             raise NeardupError(f"preview {self.setting!r} is a column, but {shard.path} has no table: set it right")
         return shard.table
+
+
+def _writable(text):
+    """Text without halves of characters, as programs that count in 16 bits cut it, which UTF-8 can't hold."""
+    return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def load_texts(path, named):

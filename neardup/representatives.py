@@ -49,7 +49,6 @@ def preference(wanted, shards, lengths):
 
 def _ordered(column, parts):
     """The values of a column, of all shards in one type that has an order, if there is one; missing ones are null."""
-    parts = [p.dictionary_decode() if pa.types.is_dictionary(p.type) else p for p in parts]
     try:
         tables = [pa.table({column: p}) for p in parts]
         values = pa.concat_tables(tables, promote_options="permissive").column(0)

@@ -25,7 +25,7 @@ from neardup.files import read_json, write_json
 from neardup.freshness import changed_shards, fingerprint, tables_digest, times
 from neardup.growth import Growth, growth_of
 from neardup.manifests import FORMAT, MANIFEST, differences, read_manifest, searched_lower, some_of
-from neardup.shards import Reading, blocks, find_shards, joined, wanted
+from neardup.shards import Reading, blocks, find_shards, joined, others, wanted
 
 N_REFERENCE = 3  # the first stages, which a second set has of its own
 _SKETCHES = "01_pca_variance"  # what is held against a second set, as it reads it
@@ -84,7 +84,7 @@ def open_finished(config):
 def _shards_of(config):
     """The shards of an input, decoded where they have to be."""
     shards = find_input(config)
-    copies.make(shards, blocks, config.n_workers)
+    copies.make(shards, blocks, others, config.n_workers)
     return shards
 
 
@@ -116,6 +116,11 @@ def reading_of(config):
     return Reading(*(getattr(config, setting) for setting in Reading._fields))
 
 
+def wanted_by(config):
+    """Which files of a remote folder to fetch, as a function of `wanted`."""
+    return partial(wanted, reading_of(config), config.data_dir, export=config.export)
+
+
 def find_input(config):
     """The shards of the input; what is remote is fetched, as far as needed."""
     reading = reading_of(config)
@@ -124,7 +129,7 @@ def find_input(config):
     if config.against_dir is not None:
         ours += [*stage_folders(config.reference.work_dir), config.reference.work_dir / copies.FOLDER]
     if not isinstance(data_dir, Path):
-        data_dir, ours = copies.fetch(data_dir, copy_dir, partial(wanted, reading, data_dir), config.n_workers), []
+        data_dir, ours = copies.fetch(data_dir, copy_dir, wanted_by(config), config.n_workers), []
     return find_shards(data_dir, reading, copy_dir / copies.DECODED, ours)
 
 

@@ -49,16 +49,21 @@ def blocks(path, name):
     return _MODULES[path.suffix].blocks(path, name)
 
 
+def others(path, name):
+    """Paths of other files that hold some of a file's vectors."""
+    return hdf5.others(path, name) if _MODULES[path.suffix] is hdf5 else []
+
+
 def write_kept(path, name, target, keep):
     """Write a copy of a file with just the rows to keep, in its own format. keep: (n,) bool."""
     _MODULES[path.suffix].write_kept(path, name, target, keep)
 
 
-def wanted(reading, url, names, single=None):
+def wanted(reading, url, names, single=None, export=False):
     """Those files of a remote folder, by their names below it, that are shards, or hold ids, metadata or texts of some.
 
-    single: the name of the only shard, where the URL is that of a file. Raises NeardupError as `find_shards`, as far as
-    names tell.
+    single: the name of the only shard, where the URL is that of a file; export: also what a copy of clip-retrieval has.
+    Raises NeardupError as `find_shards`, as far as names tell.
     """
     if single:
         reading = _only(single, url, reading)
@@ -67,6 +72,8 @@ def wanted(reading, url, names, single=None):
     _check_lists(glob, url, chosen)
     near = [n for name in chosen for n in (name, *map(name.with_suffix, (".txt", *SUFFIXES)), *_tables(name, kind))]
     about = [folder / name for folder in dict.fromkeys(n.parent for n in chosen) for name in ABOUT]
+    if export and kind == "clip-retrieval":
+        near += [n.parent.parent / other / n.name.replace(n.parent.name, other) for n in chosen for other in CLIP]
     there = {PurePath(name): name for name in names}
     return [there[n] for n in dict.fromkeys([*near, *about]) if n in there]
 
@@ -86,6 +93,8 @@ def find_shards(data_dir, reading=AS_FOUND, copy_dir=None, ours=()):
     shards, start = [], 0
     for name in names:
         path = data_dir / name
+        if not _is_utf8(name):
+            raise NeardupError(f"{str(path)!a}: rows can't be named by a file whose name isn't UTF-8: rename it")
         if not path.is_file():
             raise NeardupError(f"{path} is not a file that can be read: remove it, or leave it out with shard_pattern")
         copy = copy_dir and copy_dir / f"{name}.npy"
@@ -107,6 +116,11 @@ def find_shards(data_dir, reading=AS_FOUND, copy_dir=None, ours=()):
     _check_ids(shards)
     _check_lists(glob, data_dir, names)
     return shards
+
+
+def _is_utf8(name):
+    """Whether a name can be written down: others hold what stands for single bytes."""
+    return "".join(c for c in str(name) if not "\ud800" <= c <= "\udfff") == str(name)
 
 
 def joined(first, second):

@@ -8,6 +8,7 @@ import re
 import tracemalloc
 import xml.etree.ElementTree as ET
 import zipfile
+from datetime import datetime
 from functools import partial
 from itertools import chain, compress, pairwise
 
@@ -28,6 +29,7 @@ from neardup.export import _records, write_copy, write_datacomp, write_graph
 from neardup.formats import hdf5, npy, npz, tables, vecs
 from neardup.groups import Groups
 from neardup.ids import IdTable, id_blocks
+from neardup.metadata import read_column
 from neardup.outputs import id_lines
 from neardup.pairs import PAIR
 from neardup.shards import Reading, blocks, find_shards
@@ -964,3 +966,56 @@ def test_a_whole_run_leaves_out_what_is_dropped_or_rejected(tmp_path, name):
     assert edges == {(int(valid[a]), int(valid[b])) for a, b in near if valid[a] in first}
     for a, b, similarity in graph.edges(data="similarity"):
         assert abs(similarity - unit(rows[[a]])[0] @ unit(rows[[b]])[0]) < 1e-14
+
+
+@pytest.mark.parametrize("mixed", [False, True])
+def test_old_timestamps_of_any_year(tmp_path, mixed):
+    """Of 96 bits, which nanoseconds hold no year 9999 of; in a file that has others, too, they become as those."""
+    dates = [datetime(9999, 12, 31), datetime(1600, 1, 2), datetime(2026, 11, 27, 1, 2, 3, 4)]
+    columns = {"emb": FLOATS[:3].tolist(), "at": pa.array(dates, pa.timestamp("us"))}
+    pq.write_table(pa.table(columns), tmp_path / "p.parquet", use_deprecated_int96_timestamps=not mixed)
+    if mixed:
+        pq.write_table(pa.table(columns | {"n": [1, 2, 3]}), tmp_path / "p.parquet")
+    tables.write_kept(tmp_path / "p.parquet", None, tmp_path / "kept.parquet", np.array([True, True, False]))
+    found = pq.ParquetFile(tmp_path / "kept.parquet", coerce_int96_timestamp_unit="us")
+    assert found.read().column("at").to_pylist() == dates[:2]
+    kinds = [found.schema.column(i).physical_type for i in range(len(found.schema))]
+    assert ("INT96" in kinds) != mixed
+    assert read_column(tmp_path / "p.parquet", "at", 3).to_pylist() == dates
+
+
+@pytest.mark.parametrize("name", ["t.arrow", "t.parquet"])
+def test_views_within_other_types_are_copied(tmp_path, name):
+    kinds = {"list": pa.list_(pa.string_view()), "struct": pa.struct([("a", pa.large_list(pa.binary_view()))])}
+    values = {"list": [["a", None], None, ["b"]], "struct": [{"a": [b"x"]}, None, {"a": None}]}
+    table = pa.table({n: pa.array(values[n], kind) for n, kind in kinds.items()})
+    if name.endswith("arrow"):
+        with pa.ipc.new_file(str(tmp_path / name), table.schema) as writer:
+            writer.write_table(table)
+    else:
+        pq.write_table(table, tmp_path / name)
+    tables.write_kept(tmp_path / name, None, tmp_path / f"kept.{name}", np.array([True, False, True]))
+    schema, rows = tables.schema_and_rows(tmp_path / f"kept.{name}")
+    assert (schema.types, rows) == (tables.schema_and_rows(tmp_path / name)[0].types, 2)
+    [batch] = tables.batches(tmp_path / f"kept.{name}", None if name.endswith("parquet") else [0, 1], 9)
+    assert batch.to_pydict() == {n: some[::2] for n, some in values.items()}
+
+
+@pytest.mark.parametrize("what", ["text_emb/text_emb_0.npy", "metadata/metadata_0.parquet", "img_emb/texts.json"])
+def test_a_copy_is_made_anew_when_what_it_holds_changes(tmp_path, what):
+    """Also vectors of which nobody made anything."""
+    lay_out("clip-retrieval", tmp_path / "data")
+    (tmp_path / "data" / "img_emb" / "texts.json").write_text("{}")
+    settings = {"export": True, "threshold": 0.99, "bad_rows": "skip"}
+    run_stages(tmp_path / "data", tmp_path / "work", **settings)
+    path, copy = tmp_path / "data" / what, tmp_path / "work" / "045_merge" / "export" / what
+    before = copy.read_bytes()
+    if path.suffix == ".npy":
+        np.save(path, np.load(path) + 1)
+    elif path.suffix == ".json":
+        path.write_text('{"a": "b"}')
+    else:
+        table = pq.read_table(path)
+        pq.write_table(table.append_column("more", pa.array(range(len(table)))), path)
+    run_stages(tmp_path / "data", tmp_path / "work", **settings)
+    assert copy.read_bytes() != before

@@ -3,6 +3,7 @@
 import os
 import re
 import tracemalloc
+import zipfile
 from functools import cache, partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from itertools import pairwise
@@ -30,12 +31,13 @@ from conftest import (
 )
 
 from config import Config
-from neardup import NeardupError, copies, layout
+from neardup import NeardupError, copies, layout, shards
 from neardup.artifacts import STAGES
 from neardup.embeddings import RowFiles
-from neardup.ids import expected_bytes
+from neardup.freshness import times
+from neardup.ids import expected_bytes, id_blocks
 from neardup.layout import Layout, npy_layout
-from neardup.metadata import read_column
+from neardup.metadata import column_names, read_column
 from neardup.outputs import id_lines
 from neardup.plan import plan
 from neardup.shards import Reading, find_shards
@@ -66,7 +68,7 @@ def small(monkeypatch):
 def made(monkeypatch):
     """Names of the shards that are decoded, as they are."""
     names, make = [], copies._make
-    monkeypatch.setattr(copies, "_make", lambda shard, of: [names.append(shard.name), make(shard, of)])
+    monkeypatch.setattr(copies, "_make", lambda shard, *of: [names.append(shard.name), make(shard, *of)])
     return names
 
 
@@ -1090,3 +1092,163 @@ def test_columns_have_room_for_more_than_two_gibibytes(tmp_path, kind):
     found = read_column(tmp_path / "p.parquet", "text", 3)
     assert found.type == f"large_{kind}"
     assert len(found) == 3
+
+
+def brain_floats():
+    """Floats of 16 bits with the exponent of 32, which NumPy has no type for; h5py gives float32."""
+    kind = h5py.h5t.IEEE_F32LE.copy()
+    kind.set_fields(15, 7, 8, 0, 7)
+    kind.set_size(2)
+    kind.set_ebias(127)
+    return kind
+
+
+def few_bits():
+    """Integers of four bits, in the middle of a byte."""
+    kind = h5py.h5t.STD_I8LE.copy()
+    kind.set_precision(4)
+    kind.set_offset(4)
+    return kind
+
+
+@pytest.mark.parametrize("kind", [brain_floats, few_bits])
+def test_types_that_numpy_has_not_are_decoded(tmp_path, kind):
+    """HDF5 converts them; what lies in the file is something else."""
+    with h5py.File(tmp_path / "p.h5", "w") as file:
+        space = h5py.h5s.create_simple(FEW.shape)
+        data = h5py.Dataset(h5py.h5d.create(file.id, b"emb", kind(), space))
+        data[:] = np.rint(FEW)
+        expected = data[:]
+        file["more"] = np.arange(500)
+    [shard] = find_shards(tmp_path, copy_dir=tmp_path / "copies")
+    copies.make([shard], shards.blocks, shards.others, 1)
+    assert len(np.unique(expected)) > 2
+    assert np.load(shard.copy).tolist() == expected.tolist()
+
+
+def test_a_link_to_another_file_is_told(tmp_path):
+    with h5py.File(tmp_path / "there.h5", "w") as file:
+        file["x"] = FEW
+    (tmp_path / "data").mkdir()
+    with h5py.File(tmp_path / "data" / "p.h5", "w") as file:
+        file["blob"], file["emb"] = np.arange(5000.0), h5py.ExternalLink("../there.h5", "/x")
+    with pytest.raises(NeardupError, match=r"p\.h5 links to .*there\.h5 \(/x\): set data_dir to that file"):
+        find_shards(tmp_path / "data", Reading(vectors="emb"))
+
+
+@pytest.mark.parametrize("how", ["virtual", "external"])
+def test_values_that_lie_in_other_files_are_decoded_again_when_those_change(tmp_path, how):
+    data = tmp_path / "data"
+    data.mkdir()
+    rows = [FEW, FEW[::-1].copy()]
+
+    def write_other(values):
+        with h5py.File(tmp_path / "other.h5", "w") as file:
+            file["x"] = values
+        values.tofile(tmp_path / "other.bin")
+
+    write_other(rows[0])
+    with h5py.File(data / "p.h5", "w") as file:
+        if how == "virtual":
+            layout = h5py.VirtualLayout(FEW.shape, FEW.dtype)
+            layout[:] = h5py.VirtualSource("../other.h5", "x", FEW.shape)
+            file.create_virtual_dataset("emb", layout)
+        else:
+            file.create_dataset("emb", FEW.shape, FEW.dtype, external=[(str(tmp_path / "other.bin"), 0, FEW.nbytes)])
+    found = []
+    for some in rows:
+        write_other(some)
+        os.utime(tmp_path / ("other.h5" if how == "virtual" else "other.bin"), ns=(len(found),) * 2)
+        [shard] = find_shards(data, copy_dir=tmp_path / "copies")
+        copies.make([shard], shards.blocks, shards.others, 1)
+        found.append((np.load(shard.copy).tolist(), times([shard])))
+    assert [values for values, _ in found] == [some.tolist() for some in rows]
+    assert found[0][1] != found[1][1]  # so that stages look at it again
+    (tmp_path / ("other.h5" if how == "virtual" else "other.bin")).unlink()
+    (data / "p.h5").touch()
+    [shard] = find_shards(data, copy_dir=tmp_path / "copies")
+    with pytest.raises(NeardupError, match=r"p\.h5 has values in .*other.*, which is not there: put it there"):
+        copies.make([shard], shards.blocks, shards.others, 1)
+
+
+def test_ids_by_another_name_of_a_data_set(tmp_path):
+    """A second hard link and a soft one; not one that leads nowhere, or round in a circle."""
+    with h5py.File(tmp_path / "p.h5", "w") as file:
+        file["emb"], file["a/names"] = FEW, np.array(NAMES, object)
+        file["a/above"], file["key"], file["gone"] = file["/"], file["a/names"], h5py.SoftLink("/nowhere")
+    assert {"a/names", "key"} <= {*column_names(tmp_path / "p.h5")}
+    for reading in (Reading(), Reading(id_column="key"), Reading(id_column="a/names")):
+        [shard] = find_shards(tmp_path, reading)
+        assert [name for block in id_blocks(shard) for name in block.to_pylist()] == NAMES
+
+
+def test_views_in_dictionaries_are_ids_too(tmp_path):
+    values = pa.DictionaryArray.from_arrays(pa.array(range(20), pa.uint32()), pa.array(NAMES, pa.string_view()))
+    write_table(tmp_path / "p.arrow", {"emb": LISTS, "id": values})
+    [shard] = find_shards(tmp_path)
+    assert [name for block in id_blocks(shard) for name in block.to_pylist()] == NAMES
+
+
+def test_dictionaries_that_are_replaced_in_a_stream(tmp_path):
+    """Of more values than one of theirs could number."""
+    texts = [f"text-{i}" for i in range(400)]
+    kind = pa.dictionary(pa.int8(), pa.string())
+    with pa.ipc.new_stream(str(tmp_path / "t.arrow"), pa.schema([("text", kind)])) as writer:
+        for start in range(0, 400, 100):
+            some = pa.DictionaryArray.from_arrays(pa.array(range(100), pa.int8()), texts[start : start + 100])
+            writer.write_batch(pa.record_batch([some], ["text"]))
+    assert read_column(tmp_path / "t.arrow", "text", 400).to_pylist() == texts
+
+
+def test_a_cell_of_some_megabytes(tmp_path):
+    write_table(tmp_path / "t.csv", {"id": ["a", "b"], "text": ["long " * 600_000, "short"]})
+    assert read_column(tmp_path / "t.csv", "id", 2).to_pylist() == ["a", "b"]
+    (tmp_path / "t.csv").write_text("text\n" + "x" * (17 << 20) + "\n")
+    with pytest.raises(NeardupError, match=r"t\.csv .*none of over 8 MiB"):
+        read_column(tmp_path / "t.csv", "text", 1)
+
+
+def test_a_file_whose_name_is_not_utf8(tmp_path):
+    np.save(os.fsdecode(os.fsencode(tmp_path) + b"/p\xff.npy"), FEW)
+    with pytest.raises(NeardupError, match=r"/p.udcff\.npy': rows can't be named by a file whose name isn't UTF-8"):
+        find_shards(tmp_path)
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_LZMA, zipfile.ZIP_BZIP2, zipfile.ZIP_DEFLATED])
+def test_compressed_arrays_that_are_damaged(tmp_path, method):
+    """Whatever the method's own error is."""
+    rows = np.random.default_rng(0).normal(size=(500, 8))
+    with zipfile.ZipFile(tmp_path / "p.npz", "w", method) as archive, archive.open("emb.npy", "w") as file:
+        np.save(file, rows)
+    content = bytearray((tmp_path / "p.npz").read_bytes())
+    content[len(content) // 2 : len(content) // 2 + 400] = b"\xff" * 400
+    (tmp_path / "p.npz").write_bytes(content)
+    with pytest.raises(NeardupError, match=r"p\.npz"):
+        [*shards.blocks(tmp_path / "p.npz", None)]
+
+
+def test_a_dry_run_of_shards_of_which_only_empty_ones_are_mapped(tmp_path):
+    np.savez(tmp_path / "a.npz", emb=np.empty((0, 8), np.float32))
+    np.savez_compressed(tmp_path / "b.npz", emb=FEW)
+    found = plan(Config(_cli_parse_args=[], data_dir=tmp_path, work_dir=tmp_path / "work"))
+    assert (found["rows"], found["seconds"]) == (20, None)
+
+
+def test_a_flat_index_of_another_kind_is_not_called_damaged(tmp_path):
+    flat(tmp_path, 0, FEW, NAMES, kind=lambda dim: faiss.IndexFlatL2Panorama(dim, 4))
+    with pytest.raises(NeardupError, match="IndexFlatL2Panorama, not a flat index"):
+        find_shards(tmp_path)
+
+
+def test_what_a_copy_of_clip_retrieval_holds_is_fetched_for_it():
+    names = [f"{folder}/{folder}_0.npy" for folder in ("img_emb", "text_emb")] + ["metadata/metadata_0.parquet"]
+    assert shards.wanted(Reading(), "s3://b", names) == names[::2]
+    assert shards.wanted(Reading(), "s3://b", names, export=True) == [names[0], names[2], names[1]]
+
+
+def test_texts_beside_a_single_remote_file(tmp_path):
+    np.save(tmp_path / "a.npy", FEW)
+    (tmp_path / "texts.json").write_text("{}")
+    url = f"file://{tmp_path}/a.npy"
+    path = copies.fetch(url, tmp_path / "input", partial(shards.wanted, Reading(), url), 1)
+    assert {p.name for p in path.parent.iterdir()} == {"a.npy", "a.npy.json", "texts.json", "texts.json.json"}

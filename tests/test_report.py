@@ -455,3 +455,24 @@ def test_a_dry_run_of_header_and_nothing_else(tmp_path):
     assert (done.returncode, done.stderr) == (0, "")
     assert json.loads(done.stdout)["rows"] == rows
     assert "set memory_limit to as much" in command(SCRIPTS[0], *folders, "--dry-run").stdout
+
+
+@pytest.mark.parametrize("kind", [pa.string_view(), pa.list_(pa.string_view()), pa.dictionary(pa.int8(), pa.string())])
+def test_a_column_of_any_kind_of_text_is_shown(tmp_path, kind):
+    data = lay_out(tmp_path / "data", np.eye(3, dtype=np.float32)[[0, 0, 1]])
+    values = [["a"], ["b"], None] if pa.types.is_list(kind) else ["a", "b", None]
+    with pa.ipc.new_file(str(data / "part_0.arrow"), pa.schema([("text", kind)])) as writer:
+        writer.write_table(pa.table({"text": pa.array(values, kind)}))
+    run_stages(data, tmp_path / "work", preview="text")
+    [line] = read_csv(tmp_path / "work", "examples.csv")
+    assert [line["text_a"], line["text_b"]] == [str(value) for value in values[:2]]
+
+
+def test_half_a_character_is_shown_as_none(tmp_path):
+    """As programs that count in 16 bits cut texts."""
+    data = lay_out(tmp_path / "data", np.eye(2, dtype=np.float32)[[0, 0, 1]])
+    (data / "texts.json").write_text('{"id-0": "nice \\ud83d", "id-1": "\\ud83d\\ude00"}')
+    run_stages(data, tmp_path / "work")
+    [line] = read_csv(tmp_path / "work", "examples.csv")
+    assert [line["text_a"], line["text_b"]] == ["nice ?", "\U0001f600"]
+    assert "nice ?" in (tmp_path / "work" / REPORT).read_text(encoding="utf-8")

@@ -72,7 +72,7 @@ def _flat(path):
 
     owner, outer = _read(path)
     index = faiss.downcast_index(outer.index) if isinstance(outer, faiss.IndexIDMap) else outer
-    if not isinstance(index, faiss.IndexFlat):
+    if type(index) not in (faiss.IndexFlat, faiss.IndexFlatL2, faiss.IndexFlatIP):  # nor what is made of them
         raise NeardupError(
             f"{path} holds an {type(index).__name__}, not a flat index, the only kind that is read: write its vectors "
             "as a .npy file"

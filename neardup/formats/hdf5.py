@@ -2,6 +2,7 @@
 
 import math
 from contextlib import contextmanager
+from pathlib import Path
 
 import h5py
 import numpy as np
@@ -17,11 +18,12 @@ _ROWS = 1 << 16  # of a block at most: of a string just its pointer counts as it
 def describe(path, name=None):
     """The `Vectors` of a data set; of one that lies in one piece also where."""
     with opened(path) as file:
-        data = file[_name(path, file, name)]
+        data = _vectors(path, file, name)
         if data.shape[1] == 0:
             raise NeardupError(f"{path} ({data.name}) has rows of no values: write it again")
         offset, layout = data.id.get_offset(), None
         plain = data.chunks is None and data.external is None and not data.is_virtual
+        plain &= data.id.get_type().equal(h5py.h5t.py_create(data.dtype))  # else NumPy has just a similar one
         if plain and offset is not None:
             layout = Layout(path, data.shape, data.dtype, offset)
             if offset + data.size * data.dtype.itemsize > path.stat().st_size:
@@ -32,10 +34,22 @@ def describe(path, name=None):
 def blocks(path, name=None):
     """Yield the vectors of a data set."""
     with opened(path) as file:
-        data = file[_name(path, file, name)]
+        data = _vectors(path, file, name)
         step = block_rows(data.shape[1], data.dtype)
         for start in range(0, len(data), step):
             yield data[start : start + step]
+
+
+def others(path, name=None):
+    """Paths of other files that hold values of a data set. Raises NeardupError where one is missing: read as zeros."""
+    with opened(path) as file:
+        data = _vectors(path, file, name)
+        names = dict.fromkeys(source.file_name for source in data.virtual_sources()) if data.is_virtual else ()
+        found = [path.parent / name for name in names if name != "."]  # which is this one
+        found += [Path(name) for name, *_ in data.external or ()]  # where the script was started, if relative
+    for missing in (p for p in found if not p.is_file()):
+        raise NeardupError(f"{path} has values in {missing}, which is not there: put it there")
+    return found
 
 
 def write_kept(path, _name, target, keep):
@@ -119,6 +133,14 @@ def opened(path):
         if getattr(error, "errno", None):
             raise
         raise NeardupError(f"{path} is no HDF5 file that can be read ({error}): write it with h5py") from error
+
+
+def _vectors(path, file, name):
+    """The data set. Raises NeardupError where it lies in another file: this one's just links to it."""
+    data = file[_name(path, file, name)]
+    if data.file.filename != file.filename:
+        raise NeardupError(f"{path} links to {data.file.filename} ({data.name}): set data_dir to that file")
+    return data
 
 
 def _name(path, file, name):

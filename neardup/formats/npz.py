@@ -1,9 +1,11 @@
 """A .npz file of NumPy, as DataComp has it: an (n, d) array of several, such as `l14_img`."""
 
+import lzma
 import math
 import shutil
 import zipfile
 import zlib
+from contextlib import contextmanager
 
 import numpy as np
 
@@ -14,7 +16,8 @@ from neardup.formats.npy import check
 from neardup.layout import Layout
 from neardup.npy import UNREADABLE, header_of
 
-_DAMAGED = zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError  # what zipfile raises of such files
+# what zipfile raises of damaged files
+_DAMAGED = zipfile.BadZipFile, zlib.error, lzma.LZMAError, NotImplementedError, RuntimeError
 _LOCAL_HEADER = 30  # bytes of a ZIP file's local header, before a name and an extra field (APPNOTE 4.3.7)
 
 
@@ -50,11 +53,9 @@ def blocks(path, name=None):
         step = block_rows(header.shape[1], header.dtype)
         for start in range(0, header.shape[0], step):
             count = min(step, header.shape[0] - start)
-            try:
+            with _undamaged(f"{path} is damaged", "copy"):
                 values = np.frombuffer(file.read(count * header.shape[1] * header.dtype.itemsize), header.dtype)
                 values = values.reshape(count, header.shape[1])
-            except (ValueError, EOFError, *_DAMAGED) as error:
-                raise NeardupError(f"{path} is damaged ({error}): copy it again") from error
             yield values
 
 
@@ -64,20 +65,18 @@ def write_kept(path, _name, target, keep):
     keep: (n,) bool. Memory: a block, or a column of an array in Fortran order. Raises NeardupError where such an array
     holds Python objects, or the file is damaged.
     """
-    try:
-        with _opened(path) as archive, atomic(target) as temporary, zipfile.ZipFile(temporary, "w") as copy:
-            for member in archive.infolist():
-                info = zipfile.ZipInfo(member.filename, member.date_time)
-                info.compress_type, info.external_attr = member.compress_type, member.external_attr
-                with archive.open(member) as file, copy.open(info, "w", force_zip64=True) as out:
-                    header = header_of(file) if member.filename.endswith(".npy") else None
-                    if header and header.shape[:1] == keep.shape:
-                        _write_rows(f"{path} ({member.filename})", header, (file, out), keep)
-                    else:
-                        file.seek(0)
-                        shutil.copyfileobj(file, out)
-    except (*UNREADABLE, *_DAMAGED) as error:
-        raise NeardupError(f"{path} is damaged ({error}): copy it again") from error
+    damaged = _undamaged(f"{path} is damaged", "copy")
+    with damaged, _opened(path) as archive, atomic(target) as temporary, zipfile.ZipFile(temporary, "w") as copy:
+        for member in archive.infolist():
+            info = zipfile.ZipInfo(member.filename, member.date_time)
+            info.compress_type, info.external_attr = member.compress_type, member.external_attr
+            with archive.open(member) as file, copy.open(info, "w", force_zip64=True) as out:
+                header = header_of(file) if member.filename.endswith(".npy") else None
+                if header and header.shape[:1] == keep.shape:
+                    _write_rows(f"{path} ({member.filename})", header, (file, out), keep)
+                else:
+                    file.seek(0)
+                    shutil.copyfileobj(file, out)
 
 
 def _write_rows(what, header, files, keep):
@@ -99,6 +98,17 @@ def _write_rows(what, header, files, keep):
             out.write(records.reshape(high - low, record)[keep[low:high]].data)
 
 
+@contextmanager
+def _undamaged(what, advice):
+    """Where a file turns out to be damaged, a NeardupError."""
+    try:
+        yield
+    except (OSError, *UNREADABLE, *_DAMAGED) as error:
+        if getattr(error, "errno", None):
+            raise
+        raise NeardupError(f"{what} ({error}): {advice} it again") from error
+
+
 def _opened(path):
     try:
         return zipfile.ZipFile(path)
@@ -112,10 +122,7 @@ def _member(path, archive, name):
     for member in archive.infolist():
         if not member.filename.endswith(".npy"):
             continue
-        try:
-            with archive.open(member) as file:
-                shapes[member.filename.removesuffix(".npy")] = header_of(file).shape, member
-        except (*UNREADABLE, *_DAMAGED) as error:
-            raise NeardupError(f"{path} ({member.filename}) can't be read ({error}): write it again") from error
+        with _undamaged(f"{path} ({member.filename}) can't be read", "write"), archive.open(member) as file:
+            shapes[member.filename.removesuffix(".npy")] = header_of(file).shape, member
     found = [n for n, (shape, _) in shapes.items() if len(shape) == 2]
     return shapes[the_one(path, name, found, "array")][1]

@@ -11,7 +11,7 @@ from neardup.files import atomic
 from neardup.formats import Vectors, block_rows, is_vector_dtype, the_one
 
 _ROWS = 1 << 12  # of a batch at most: lists come with numbers of their own
-_PLAIN = {pa.string_view(): pa.large_string(), pa.binary_view(): pa.large_binary()}  # of views, which can't be filtered
+_PLAIN = {pa.string_view(): pa.large_string(), pa.binary_view(): pa.large_binary()}  # of views, which few kernels know
 
 
 def describe(path, name=None):
@@ -77,17 +77,29 @@ def _kept_blocks(path, schema, keep):
 
 
 def _filtered(batch, keep):
-    plain = pa.schema([f.with_type(_PLAIN.get(f.type, f.type)) for f in batch.schema])
+    plain = pa.schema([f.with_type(without_views(f.type)) for f in batch.schema])
     if plain == batch.schema:
         return batch.filter(keep)
     return batch.cast(plain).filter(keep).cast(batch.schema)
+
+
+def without_views(kind):
+    """An Arrow type with plain texts and bytes in the place of views, wherever it holds any."""
+    if pa.types.is_fixed_size_list(kind):
+        return pa.list_(kind.value_field.with_type(without_views(kind.value_type)), kind.list_size)
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        make = pa.list_ if pa.types.is_list(kind) else pa.large_list
+        return make(kind.value_field.with_type(without_views(kind.value_type)))
+    if pa.types.is_struct(kind):
+        return pa.struct([field.with_type(without_views(field.type)) for field in kind])
+    return _PLAIN.get(kind, kind)
 
 
 def _rows_at_a_time(path):
     """Rows of a batch, of all columns."""
     if path.suffix != ".parquet":
         return _ROWS
-    with pq.ParquetFile(path) as file:
+    with _parquet(path) as file:
         found = file.metadata
         size = sum(found.row_group(i).total_byte_size for i in range(found.num_row_groups))
     return min(_ROWS, block_rows(1 + size // max(1, found.num_rows), np.dtype(np.uint8)))
@@ -97,19 +109,27 @@ def _rows_at_a_time(path):
 def _new_like(path, target, schema):
     """Yield a writer of a new file of the same kind."""
     if path.suffix == ".parquet":
-        with pq.ParquetFile(path) as file:
+        with _parquet(path) as file:
             groups = [file.metadata.row_group(0)] if file.metadata.num_row_groups else []
+            kinds = [file.schema.column(i) for i in range(len(file.schema))]
         columns = [g.column(i) for g in groups for i in range(g.num_columns)]
         codecs = {c.path_in_schema: c.compression.replace("UNCOMPRESSED", "NONE") for c in columns}
         codec = codecs if len({*codecs.values()}) > 1 else next(iter(codecs.values()), "snappy")
-        names = {"use_compliant_nested_type": False}  # those of lists' elements as they are
-        with pq.ParquetWriter(target, schema, compression=codec, **names) as writer:
+        more = {"use_compliant_nested_type": False}  # names of lists' elements as they are
+        if any(k.physical_type == "INT96" for k in kinds) and all(k.logical_type.type != "TIMESTAMP" for k in kinds):
+            more["use_deprecated_int96_timestamps"] = True
+        with pq.ParquetWriter(target, schema, compression=codec, **more) as writer:
             yield writer
         return
     with pa.memory_map(str(path)) as source:
         new = pa.ipc.new_file if hasattr(_reader(source), "num_record_batches") else pa.ipc.new_stream
     with pa.OSFile(str(target), "wb") as sink, new(sink, schema) as writer:
         yield writer
+
+
+def _parquet(path, **options):
+    """A Parquet file, opened; its old timestamps, of 96 bits, in microseconds: in nanoseconds years end with 2262."""
+    return pq.ParquetFile(path, coerce_int96_timestamp_unit="us", **options)
 
 
 def check_once(path, names, name):
@@ -134,7 +154,7 @@ def schema_and_rows(path):
     """The schema of a file, and its number of rows. Raises NeardupError where it is neither Parquet nor Arrow."""
     with _reading(path):
         if path.suffix == ".parquet":
-            with pq.ParquetFile(path) as file:
+            with _parquet(path) as file:
                 return file.schema_arrow, file.metadata.num_rows
         with pa.memory_map(str(path)) as source:
             reader = _reader(source)
@@ -145,7 +165,7 @@ def missing_values(path, name):
     """How many values of a column are null, as far as headers tell."""
     with _reading(path):
         if path.suffix == ".parquet":
-            with pq.ParquetFile(path) as file:
+            with _parquet(path) as file:
                 leaves = [i for i in range(len(file.schema)) if file.schema.column(i).path.split(".")[0] == name]
                 groups = [
                     file.metadata.row_group(i).column(leaf) for i in range(file.num_row_groups) for leaf in leaves
@@ -162,7 +182,7 @@ def batches(path, columns, rows):
     """Yield record batches of these columns, of at most so many rows. Raises NeardupError where they are damaged."""
     with _reading(path):
         if path.suffix == ".parquet":
-            with pq.ParquetFile(path, memory_map=True) as file:
+            with _parquet(path, memory_map=True) as file:
                 yield from file.iter_batches(rows, columns=columns)
             return
         with pa.memory_map(str(path)) as source:
