@@ -215,7 +215,9 @@ def remove(folder, aside):
 
 
 def recover(final):
-    """Complete a publication that was cut off between its two renames."""
+    """Complete a publication that was cut off between its two renames, or after them."""
+    if (final / MANIFEST).exists():
+        shutil.rmtree(replaced(final), ignore_errors=True)
     if not final.exists() and replaced(final).exists():
         partial = final.with_name(f".{final.name}.partial")
         os.rename(partial if (partial / MANIFEST).exists() else replaced(final), final)

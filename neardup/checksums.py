@@ -5,6 +5,8 @@ XXH3 reads as fast as memory does. It tells accidents, not forgery: who can writ
 
 import json
 import os
+from functools import lru_cache
+from pathlib import Path
 
 import numpy as np
 import xxhash
@@ -32,6 +34,13 @@ def digest_of_bytes(*parts):
     for part in parts:
         digest.update(part)
     return digest.hexdigest()
+
+
+@lru_cache
+def digest_of_sources():
+    """Digest of the scripts and this package, but for config.py, which is everyone's own."""
+    root = Path(__file__).parents[1]
+    return digest_of_bytes(*(p.read_bytes() for p in sorted([*root.glob("faiss_*.py"), *root.glob("neardup/**/*.py")])))
 
 
 def digest_of_values(content):

@@ -10,13 +10,17 @@ from pathlib import Path
 
 import dask
 from distributed import Client, KilledWorker, LocalCluster, as_completed
-from distributed.client import FutureCancelledError
+from distributed.client import ClosedClientError, FutureCancelledError
 from tqdm import tqdm
 
 from neardup import NeardupError
-from neardup.checksums import digest_of_bytes
+from neardup.checksums import digest_of_bytes, digest_of_sources
 
-_GONE = FutureCancelledError, OSError  # what is raised where the scheduler is gone; its own errors are OSErrors
+_GONE = (
+    FutureCancelledError,
+    ClosedClientError,
+    OSError,
+)  # what is raised where the scheduler is gone; its own errors are OSErrors
 _WAIT_S = 600  # for a scheduler to come back, and for workers to come
 _SILENT = "distributed", "distributed.client", "asyncio", "tornado"  # loggers: what matters ends as one line of ours
 _ROOT = Path(__file__).parents[1]
@@ -90,8 +94,8 @@ class Cluster:
         Where the scheduler goes, it is waited for and all is handed in again: what was finished is on disk.
         """
         while True:
-            futures = self.client.compute(values, optimize_graph=False, retries=0)
             try:
+                futures = self.client.compute(values, optimize_graph=False, retries=0)
                 failed = _first_failed(futures, bar)
                 if failed is None:
                     return self.client.gather(futures)
@@ -152,6 +156,5 @@ def environment():
         line.partition("==")[0] for line in (_ROOT / "requirements.txt").read_text().splitlines() if "==" in line
     ]
     versions = {name: metadata.version(name) for name in required}
-    sources = sorted([*_ROOT.glob("*.py"), *(_ROOT / "neardup").rglob("*.py")])
-    digest = digest_of_bytes(*(path.read_bytes() for path in sources))
-    return {"Python": platform.python_version(), "these scripts": digest[:8]} | versions
+    sources = digest_of_bytes(digest_of_sources().encode(), (_ROOT / "config.py").read_bytes())
+    return {"Python": platform.python_version(), "these scripts": sources[:8]} | versions

@@ -20,7 +20,7 @@ def fingerprint(shards):
     """What identifies the input without reading it all: name, shape, dtype and samples of each shard and its ids."""
     return [
         {
-            "name": shard.path.name,
+            "name": shard.name,
             "rows": shard.rows,
             "dim": shard.dim,
             "dtype": shard.dtype.str,

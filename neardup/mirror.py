@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from threading import get_ident
+from uuid import uuid4
 
 from filelock import FileLock
 
@@ -36,14 +37,18 @@ def attach(local, url, run, leading):
     if _attached.get(str(local)) == how:
         return
     _attached[str(local)] = how
-    with _alone(local):
-        for folder, names in leading:
-            paths = [local / folder / name for name in names]
-            ours = [path.read_bytes() if path.exists() else None for path in paths]
-            if ours != [_read(path) for path in paths]:
-                shutil.rmtree(local / folder, ignore_errors=True)
-                for path in paths:
-                    here(path)
+    try:
+        with _alone(local):
+            for folder, names in leading:
+                paths = [local / folder / name for name in names]
+                ours = [path.read_bytes() if path.exists() else None for path in paths]
+                if ours != [_read(path) for path in paths]:
+                    shutil.rmtree(local / folder, ignore_errors=True)
+                    for path in paths:
+                        here(path)
+    except BaseException:
+        del _attached[str(local)]  # what wasn't looked at isn't to be used
+        raise
 
 
 def follow(local, url, content):
@@ -189,7 +194,10 @@ def remove(folder):
 
 
 def publish(folder, final, names, last):
-    """Put files of one folder in the place of all of another, there: one that decides, whose name is `last`, last."""
+    """Put files of one folder in the place of all of another, there: one that decides, whose name is `last`, last.
+
+    From then on the mirror is attached anew: what other hosts have of the other folder is of before.
+    """
     remote = _attached and _remote(folder)
     if remote:
         system, begun, _ = remote
@@ -200,4 +208,8 @@ def publish(folder, final, names, last):
         with _told(done):
             for some in (others, [last]):
                 system.copy([f"{begun}/{name}" for name in some], [f"{done}/{name}" for name in some])
+        remove(folder / last)  # without which nothing that is left of it is taken for whole
         remove(folder)
+        local = next(local for local in sorted(_attached, key=len, reverse=True) if folder.is_relative_to(local))
+        url, _, leading = _attached[local]
+        _attached[local] = url, uuid4().hex, leading

@@ -2,6 +2,7 @@
 
 import shutil
 from itertools import chain
+from uuid import uuid4
 
 import h5py
 import numpy as np
@@ -104,18 +105,23 @@ def both_ways(path, n_rows, most, folder):
     """Yield (low, high, pairs) for ranges of rows: all pairs of theirs seen from them, row_a in the range, sorted.
 
     path: of neighbors.h5; most: rows and pairs of a range, as far as a single row has no more; folder: for a copy of
-    the pairs seen from their other end, sorted into files by range, each removed when it was read. Memory: 40 bytes
-    for each of `most`; 8 bytes a row until the ranges are made.
+    the pairs seen from their other end, sorted into files by range, each removed when it was read: in a folder of this
+    call's own, for which those of others are removed. Memory: 40 bytes for each of `most`; 8 bytes a row until the
+    ranges are made.
     """
     ranges = size_ranges(_row_bounds(path, n_rows), most)
     shutil.rmtree(folder, ignore_errors=True)
+    folder /= uuid4().hex
     folder.mkdir(parents=True)
+    for number in range(len(ranges)):
+        (folder / f"{number}.bin").touch()
     starts = _mirror(path, n_rows, np.array([low for low, _ in ranges]), folder)
     with h5py.File(path) as file:
         for number, (low, high) in enumerate(ranges):
             here = _as_pairs([file[name][starts[number] : starts[number + 1]] for name in PAIR.names])
             pairs = np.concatenate([here, _read_mirrored(folder / f"{number}.bin")])
             yield low, high, pairs[np.lexsort((pairs["row_b"], pairs["row_a"]))]
+    folder.rmdir()
 
 
 def _row_bounds(path, n_rows):
@@ -147,8 +153,6 @@ def _mirror(path, n_rows, lows, folder):
 
 
 def _read_mirrored(path):
-    if not path.exists():
-        return np.empty(0, dtype=PAIR)
     pairs = np.fromfile(path, dtype=PAIR)
     path.unlink()
     return pairs

@@ -22,6 +22,7 @@ from neardup import NeardupError, geometry
 from neardup.candidates import within
 from neardup.clusters import CLUSTER_SHIFT, data_sets, list_visits
 from neardup.embeddings import open_shards
+from neardup.files import write_beside_others
 from neardup.ids import IdTable
 from neardup.mirror import here
 from neardup.npy import UNREADABLE, map_array, read_ahead, read_array, read_header, read_npy
@@ -189,6 +190,7 @@ def main():
     what.add_argument("--vectors", help="a .npy file of new vectors (of the setting of that name: NEARDUP_VECTORS)")
     given, settings = parser.parse_known_args()
     with report_errors("neardup.query"):
+        write_beside_others()
         config = on_this_machine(Config(_cli_parse_args=settings))
         for found in answer(FinishedRun(config), given):
             if config.json_output:

@@ -19,7 +19,7 @@ from neardup.artifacts import (
     stage_folders,
     tidy,
 )
-from neardup.checksums import digest_of_values
+from neardup.checksums import digest_of_sources, digest_of_values
 from neardup.embeddings import shard_starts
 from neardup.files import read_json, write_json
 from neardup.freshness import changed_shards, fingerprint, tables_digest, times
@@ -186,9 +186,11 @@ def _open(run, name, key):
             tidy(final)
             return Stage(name, final, key, manifest)
     previous = _previous(run, final, key)
-    begun, what = folder / BEGUN, key if run.content else key | {"times": run.times}
+    begun, what = folder / BEGUN, key | {"sources": digest_of_sources()}  # another version may cut its tasks otherwise
+    if not run.content:
+        what |= {"times": run.times}
     if previous and previous[0]:
-        what = what | {"grows": digest_of_values(previous[0].files)}
+        what |= {"grows": digest_of_values([previous[0].files, previous[1].of.tolist()])}
     remove_temporary(folder)
     if not (begun.exists() and read_json(begun) == what):
         remove(folder, folder.with_name(f".{name}.removed"))

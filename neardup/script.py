@@ -17,6 +17,7 @@ from pydantic_settings import CliSettingsSource, SettingsError
 from config import SECTIONS, Config
 from neardup import NeardupError, engine, mirror
 from neardup.artifacts import LEADING, STAGES
+from neardup.files import write_beside_others
 from neardup.lock import lock
 from neardup.plan import plan, print_plan
 from neardup.runs import N_REFERENCE, check_folders
@@ -58,6 +59,8 @@ def _run(run, config, name):
     check_folders(config)
     if reference and name in _OF_EACH_SET:
         lock(reference.work_dir, name)
+    elif reference:
+        write_beside_others()  # copies of its input, which several may find missing
     lock(config.work_dir, name)
     with engine.scheduled(config):
         if reference and name in _OF_EACH_SET:

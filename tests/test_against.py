@@ -402,3 +402,19 @@ def test_ids_that_the_terminal_cannot_show(tmp_path):
     )  # fmt: skip
     assert (done.returncode, done.stderr) == (0, "")
     assert '"\\u91cd\\u8907"' in done.stdout
+
+
+@pytest.mark.parametrize("dim", [3, 64])
+def test_a_query_finds_the_similarities_of_the_run_to_the_last_digit(tmp_path, dim):
+    """So at that of a pair it finds the pair."""
+    rng = np.random.default_rng(0)
+    rows = (rng.normal(size=(5, dim))[rng.integers(0, 5, 150)] + 0.03 * rng.normal(size=(150, dim))).astype(np.float32)
+    config = settings_of(lay_out(tmp_path / "data", rows), tmp_path / "work", threshold=0.9)
+    run_scripts(config)
+    run = FinishedRun(config)
+    found = {}
+    for query, (some, similarity) in enumerate(run.matches(rows)):
+        found |= {(query, row): s for row, s in zip(some.tolist(), similarity.tolist(), strict=True)}
+    pairs = {(a, b): s for a, b, s in zip(*(c.tolist() for c in found_pairs(config.work_dir)), strict=True)}
+    assert len(pairs) > 1000
+    assert {pair: found[pair] for pair in pairs} == {pair: found[pair[::-1]] for pair in pairs} == pairs

@@ -11,7 +11,7 @@ import time
 
 import numpy as np
 import pytest
-from conftest import SCRIPTS, answer, command, finished_run, lay_out, no_pictures, run_stages, tree_bytes
+from conftest import SCRIPTS, answer, command, finished_run, lay_out, no_pictures, read_ids, run_stages, tree_bytes
 
 import faiss_01_pca_variance
 from config import ROOT
@@ -351,3 +351,16 @@ def test_only_what_was_not_read_is_read_after_a_kill(copy, monkeypatch):
     again(copy, SCRIPTS[:1], n_workers=1)
     assert done > 0
     assert sum(calls) == 6000 - done
+
+
+def test_a_folder_of_shards_that_is_renamed(tmp_path):
+    """Rows that are numbered have its name."""
+    lay_out(tmp_path / "data" / "a", np.eye(4, dtype=np.float32))
+    for path in (tmp_path / "data").rglob("*.txt"):
+        path.unlink()
+    run_stages(tmp_path / "data", tmp_path / "work", SCRIPTS[:2], shard_pattern="**/*.npy")
+    (tmp_path / "data" / "a").rename(tmp_path / "data" / "b")
+    with pytest.raises(NeardupError, match="from other input"):
+        run_stages(tmp_path / "data", tmp_path / "work", SCRIPTS[1:2], shard_pattern="**/*.npy")
+    run_stages(tmp_path / "data", tmp_path / "work", SCRIPTS[:1], shard_pattern="**/*.npy")
+    assert read_ids(tmp_path / "work")[0] == "b/part_0:0"

@@ -212,3 +212,18 @@ def test_a_query_of_a_run_there(remote, data, tmp_path):
     rows = np.concatenate([np.load(path) for path in sorted(data.glob("*.npy"))])
     [(found, _)] = FinishedRun(there).matches(rows[3:4])
     assert found.tolist() == [3, 203]
+
+
+def test_a_folder_that_could_not_be_compared_is_not_attached(remote, data, tmp_path, monkeypatch):
+    """So whoever is next compares it."""
+    run(data, tmp_path / "machine", SCRIPTS[:2])
+    stale = tmp_path / "other" / "02_pca_reduce"
+    stale.mkdir(parents=True)
+    (stale / "manifest.json").write_text("{}")
+    mirror._attached.clear()
+    with monkeypatch.context() as patch, pytest.raises(NeardupError):
+        patch.setattr(mirror, "_read", lambda path: (_ for _ in ()).throw(NeardupError("gone")))
+        start(tmp_path / "other")
+    start(tmp_path / "other")
+    there = remote.store["/bucket/work/02_pca_reduce/manifest.json"].getvalue()
+    assert mirror.here(stale / "manifest.json").read_bytes() == there

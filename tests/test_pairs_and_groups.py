@@ -459,3 +459,16 @@ def test_headers_are_read_by_many_threads_at_once(tmp_path, interrupted):
 
     with ThreadPoolExecutor(8) as threads:
         list(threads.map(read, range(8)))
+
+
+def test_a_copy_of_pairs_that_somebody_takes_away_is_missed(tmp_path):
+    """By a second call, of the same task elsewhere, say: it has all, and the first says so."""
+    a, b = np.triu_indices(30, 1)
+    with h5py.File(tmp_path / "neighbors.h5", "w") as file:
+        file["row_a"], file["row_b"], file["similarity"] = a, b, np.ones(len(a))
+    first = pairs.both_ways(tmp_path / "neighbors.h5", 30, 100, tmp_path / "mirrored")
+    next(first)
+    second = [*pairs.both_ways(tmp_path / "neighbors.h5", 30, 100, tmp_path / "mirrored")]
+    assert sum(len(found) for _, _, found in second) == 2 * len(a)
+    with pytest.raises(FileNotFoundError):
+        list(first)

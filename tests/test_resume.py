@@ -22,6 +22,7 @@ import faiss_04_neighbor_search
 from config import ROOT
 from neardup import NeardupError, shares, verification
 from neardup.artifacts import STAGES
+from neardup.checksums import digest_of_sources
 
 NAMES = list(STAGES)
 SEARCH = "04_neighbor_search"
@@ -355,3 +356,48 @@ def test_a_search_whose_visits_are_listed_anew_and_count_otherwise(monkeypatch, 
 
 def raise_killed():
     raise Killed
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_work_in_progress_of_another_version_is_not_used(monkeypatch, tmp_path, whole, same):
+    """It may cut its tasks otherwise; that of the same version is, which shows that it would be."""
+    work = work_before(SEARCH, whole, tmp_path / "work")
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(faiss_04_neighbor_search, "join_parts", lambda *_: raise_killed())
+        run_stage(whole, SEARCH, work, audit_rows=0)
+    for path in (work / f".{SEARCH}.partial" / "parts").glob("pairs_*.npy"):
+        np.save(path, np.load(path)[:0])
+    monkeypatch.setattr("neardup.runs.digest_of_sources", lambda: digest_of_sources() if same else "another")
+    run_stage(whole, SEARCH, work, audit_rows=0)
+    assert pair_set(work) == (set() if same else pair_set(whole / "work"))
+
+
+def test_a_shard_that_changes_while_a_run_that_grows_is_interrupted(monkeypatch, tmp_path):
+    """Tasks are numbered by what is new, which then is another shard, too."""
+    rows = np.random.default_rng(0).normal(size=(12_000, 8)).astype(np.float32)
+    data, work, settings = tmp_path / "data", tmp_path / "work", {"bad_rows": "skip", "verify_input": True}
+    run_stages(lay_out(data, rows[:9000]), work, SCRIPTS[:1], **settings)
+    lay_out(data, rows[9000:], ids=[f"more-{i}" for i in range(3000)], stem="more")
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr("faiss_01_pca_variance.keep_repeated", lambda *_: raise_killed())
+        run_stages(data, work, SCRIPTS[:1], **settings)
+    path = data / "part_0.npy"
+    state, every = path.stat(), -(-path.stat().st_size // 4096)
+    [page, *_] = sorted({*range(every)} - {*np.linspace(0, every - 1, 64, dtype=int).tolist()})  # where no sample looks
+    changed = np.load(path, mmap_mode="r+")
+    changed[(page * 4096 - 128) // 32 + 1] = np.nan
+    changed.flush()
+    os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns))
+    run_stages(data, work, SCRIPTS[:1], **settings)
+    rejected = np.load(work / NAMES[0] / "rejected_rows.npy").tolist()
+    assert rejected == [3000 + (page * 4096 - 128) // 32 + 1]
+
+
+def test_what_is_left_of_an_earlier_result_does_not_come_back(tmp_path, whole):
+    """When its stage is removed, to be made anew."""
+    work = shutil.copytree(whole / "work", tmp_path / "work")
+    shutil.copytree(work / NAMES[0], work / f".{NAMES[0]}.old")
+    run_stage(whole, NAMES[1], work)
+    shutil.rmtree(work / NAMES[0])
+    with pytest.raises(NeardupError, match=f"{NAMES[0]} is missing: run faiss_01"):
+        run_stage(whole, NAMES[1], work)
