@@ -5,6 +5,7 @@ import pyarrow.compute as pc
 
 from neardup import NeardupError
 from neardup.chains import place_of, places_among
+from neardup.geometry import in_words
 from neardup.metadata import as_text, read_column
 from neardup.thresholds import spanning_forest
 
@@ -46,12 +47,12 @@ def warnings(groups, found, n_rows, pair_blocks):
     large = large[np.argsort(-groups.sizes[large], kind="stable")]
     lines = [
         f"{groups.name(number)} takes {share[number]:.1%} of all rows ({groups.sizes[number]:,}): the farthest is "
-        f"{groups.weakest[number]:.4f} similar to the one kept"
+        f"{in_words(groups.weakest[number])} similar to the one kept"
         for number in large[:_LINES]
     ]
     if pair_blocks is not None:
         links = weakest_links(groups, large[:_LINES], n_rows, pair_blocks)
-        lines = [f"{line}, its weakest link {link:.4f}" for line, link in zip(lines, links, strict=True)]
+        lines = [f"{line}, its weakest link {in_words(link)}" for line, link in zip(lines, links, strict=True)]
     if len(large) > _LINES:
         lines.append(f"{len(large) - _LINES:,} more groups take over {_LARGE_GROUP:.0%} of all rows")
     lost = [line for line in found if line[0] == "shard" and line[3] > _LARGE_LOSS * line[2]]

@@ -148,7 +148,14 @@ def _has_lines(text, rows):
 
 def _lines(text):
     """The ids of a text with one a line, as `outputs.id_line` writes them: JSON strings where a quote begins them."""
-    return [json.loads(line) if line.startswith('"') else line for line in text.removesuffix("\n").split("\n")]
+    found = text.removesuffix("\n").split("\n")
+    for number, line in enumerate(found):
+        if line.startswith('"'):
+            try:
+                found[number] = json.loads(line)
+            except ValueError as error:
+                raise ValueError(f"line {number + 1} begins with a quote, but is no JSON string") from error
+    return found
 
 
 def _as_text(path, row, value):

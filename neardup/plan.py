@@ -17,6 +17,7 @@ from neardup.shards import find_shards
 _SAMPLE, _RUN = 4096, 256  # rows that are read and multiplied; of them that follow each other
 _PIPELINE = 3.0, 0.12  # of docs/performance.md: all five scripts take so many times the products' seconds at 10^6 rows,
 # and more by this power of the number of rows
+_SPECTRA = 4  # times as long as eigenvalues take eigenvectors, and what else is as long as a row squared
 _FIXED_S = 6  # seconds that five processes take to start and end
 _BYTES_A_ROW = 700  # kept of each row on disk while stage 4 runs
 
@@ -49,10 +50,11 @@ def _plan_of(config):
     copied = sum(s.rows * s.dim * s.dtype.itemsize for s in shards if s.copy)
     found = {"rows": rows, "dim": dim, "shards": len(shards), "input_bytes": sum(s.path.stat().st_size for s in shards)}
     readable = [s for s in shards if copies.is_current(s) and s.rows]
-    seconds_a_row, components = _measure(open_shards(readable), config) if readable else (None, dim // 3)
+    measured = _measure(open_shards(readable), config) if readable else (None, None, dim // 3)
+    seconds_a_row, spectrum_s, components = measured
     sketch = min(config.sketch_dims, components) + 1
     disk = copied + rows * (4 * components + 8 * sketch + 16 + _BYTES_A_ROW) + 3 * expected_bytes(shards)
-    least = engine.least_memory(rows)
+    least = engine.least_memory(rows, dim)
     memory = max(least, min(config.memory_limit, least + 8 * rows * dim))
     found |= {
         "components": components,
@@ -62,12 +64,12 @@ def _plan_of(config):
     found |= {"memory_bytes": int(memory), "memory_limit_bytes": int(config.memory_limit), "seconds": None}
     if seconds_a_row is not None:
         factor = _PIPELINE[0] * max(1, rows / 1e6) ** _PIPELINE[1]
-        found["seconds"] = round(_FIXED_S + rows * seconds_a_row * factor, 1)
+        found["seconds"] = round(_FIXED_S + _SPECTRA * spectrum_s + rows * seconds_a_row * factor, 1)
     return found
 
 
 def _measure(rows, config):
-    """Seconds that a row takes to be multiplied as PCA does, and about how many components there will be."""
+    """Seconds that a row takes to be multiplied as PCA does, those of a spectrum, and about how many components."""
     starts = np.linspace(0, max(0, len(rows) - _RUN), _SAMPLE // _RUN).astype(np.int64)
     numbers = np.unique(np.concatenate([np.arange(s, min(s + _RUN, len(rows))) for s in starts]))
     unit, bad = geometry.unit_rows32(rows.gather(numbers))
@@ -77,9 +79,10 @@ def _measure(rows, config):
     unit @ gram[:, : max(1, rows.dim // 3)]
     seconds = (time.perf_counter() - start) / len(numbers)
     count = max(1, len(unit) - np.count_nonzero(bad))
-    mean = unit.sum(axis=0, dtype=np.float64) / count
+    mean, start = unit.sum(axis=0, dtype=np.float64) / count, time.perf_counter()
     variances = np.maximum(np.linalg.eigvalsh(gram / count - np.outer(mean, mean))[::-1], 0)
-    return seconds, component_count(variances, config.target_variance)[0]
+    spectrum_s = time.perf_counter() - start
+    return seconds, spectrum_s, component_count(variances, config.target_variance)[0]
 
 
 def _existing(folder):

@@ -13,6 +13,7 @@ from markupsafe import escape
 from neardup import NeardupError, mirror, plots
 from neardup.artifacts import REPORT, TIMES
 from neardup.files import atomic, read_csv, read_json, read_json_items
+from neardup.geometry import in_words
 from neardup.preview import thumbnail
 
 _SAMPLE, _MEMBERS, _LOSSES = 12, 12, 30  # groups of a kind, rows of a group, lines of a table
@@ -63,7 +64,7 @@ def _templates():
     )
     environment.filters |= {
         "n": lambda number: f"{number:,}",
-        "sim": lambda s: f"{s:.4f}",
+        "sim": in_words,
         "share": lambda s: f"{s:.1%}",
         "exact": lambda threshold: repr(threshold).removesuffix(".0"),  # to be given back
     }

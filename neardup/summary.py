@@ -4,6 +4,8 @@ import json
 
 import numpy as np
 
+from neardup.geometry import in_words
+
 _SHOWN_GROUPS, _SHOWN_IDS, _SHOWN_TEXT = 5, 6, 100
 
 
@@ -84,7 +86,7 @@ def show_groups(largest, preview):
     known = dict(zip(rows, zip(preview.ids.take(rows), preview.texts(rows), strict=True), strict=True))
     print("largest groups, the representative first:")
     for group in largest:
-        print(f"  {group['size']:,} rows, similarity >= {group['weakest']:.4f}")
+        print(f"  {group['size']:,} rows, similarity >= {in_words(group['weakest'])}")
         for name, text in map(known.get, group["rows"]):
             name, text = json.dumps(name, ensure_ascii=False), " ".join(text.split())
             print(f"    {shorten(name)}  {shorten(text)}".rstrip())

@@ -263,3 +263,10 @@ def test_the_audit_notices_a_wrong_pair(small, tmp_path, monkeypatch, capsys, ch
     # and a search that nobody spoils is as good as ever
     run_stages(small / "data", work, scripts=SCRIPTS[3:4], threshold=0.95)
     assert tree_bytes(work / STAGE) == tree_bytes(small / "work" / STAGE)
+
+
+def test_similarities_are_shown_with_no_more_than_they_are():
+    shown = [geometry.in_words(s) for s in (0.9824, 0.98, 0.99995, 0.999999999999999, 1.0, 0.9822999999, -0.46251)]
+    assert shown == ["0.9824", "0.9800", "0.9999", "0.9999", "1.0000", "0.9822", "-0.4626"]
+    for step in range(-10_000, 10_001):
+        assert geometry.in_words(step / 1e4) == f"{step / 1e4:.4f}"

@@ -409,3 +409,13 @@ def test_no_pickle_is_loaded_anywhere():
         text = path.read_text()
         for word in ("pickle.load", "Unpickler", "allow_pickle=True", "joblib"):
             assert word not in text, path
+
+
+def test_wide_rows_take_memory_however_few_they_are(tmp_path):
+    """Finding their principal axes does."""
+    lay_out(tmp_path / "data", np.random.default_rng(0).normal(size=(40, 1500)).astype(np.float32))
+    run = partial(command, SCRIPTS[0], "--data-dir", tmp_path / "data", "--work-dir", tmp_path / "work")
+    line = refused(run("--memory-limit", "320MiB"))
+    assert "memory_limit = 320MiB is too little for 40 rows of 1,500 values" in line
+    least = int(re.search(r"at least (\d+)MiB", line)[1])
+    assert run("--memory-limit", f"{least}MiB").returncode == 0

@@ -35,6 +35,7 @@ from test_045_merge import bundles, load_chains, load_groups, load_list, load_pa
 from test_groupings import arc, without_pictures
 
 from neardup import NeardupError
+from neardup.geometry import in_words
 from neardup.script import main
 from neardup.shards import find_shards
 
@@ -521,8 +522,8 @@ def test_what_takes_suspiciously_much_is_named(tmp_path, capsys):
     expected = [
         f"{repeated} takes 5.0% of all rows (20): the farthest is 1.0000 similar to the one kept, "
         "its weakest link 1.0000",
-        f"{chain} takes 2.5% of all rows (10): the farthest is {farthest:.4f} similar to the one kept, "
-        f"its weakest link {link:.4f}",
+        f"{chain} takes 2.5% of all rows (10): the farthest is {in_words(farthest)} similar to the one kept, "
+        f"its weakest link {in_words(link)}",
         "part_1.npy loses 95.0% of its rows (19 of 20)",
     ]
     assert results(work)["warnings"] == expected
@@ -541,6 +542,6 @@ def test_the_weakest_link_is_of_the_pairs_within_a_group(tmp_path, grouping):
     for _, members in sorted(load_groups(work), key=lambda group: -len(group[1])):
         within = {pair: similarity for pair, similarity in pairs.items() if members.keys() >= {*pair}}
         joining = [s for s in within.values() if (*members,) in components([p for p in within if within[p] >= s], 39)]
-        expected += [(len(members), f"{max(joining):.4f}")] if len(members) >= 10 else []
+        expected += [(len(members), in_words(max(joining)))] if len(members) >= 10 else []
     found = [re.search(r"\((\d+)\): .*, its weakest link (.*)", line) for line in results(work)["warnings"]]
     assert [(int(line[1]), line[2]) for line in found if line] == expected != []

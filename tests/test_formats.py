@@ -1252,3 +1252,17 @@ def test_texts_beside_a_single_remote_file(tmp_path):
     url = f"file://{tmp_path}/a.npy"
     path = copies.fetch(url, tmp_path / "input", partial(shards.wanted, Reading(), url), 1)
     assert {p.name for p in path.parent.iterdir()} == {"a.npy", "a.npy.json", "texts.json", "texts.json.json"}
+
+
+@pytest.mark.parametrize("name", [None, "embedding"])
+def test_a_column_of_another_type_is_named(tmp_path, name):
+    write_table(tmp_path / "p.parquet", {"embedding": [[1, 2], [3, 4]], "n": [1, 2]})
+    with pytest.raises(NeardupError, match=r"column 'embedding' holds list<.*int64>, not lists of floats or int8"):
+        find_shards(tmp_path, Reading(vectors=name))
+
+
+def test_a_line_that_begins_with_a_quote_is_named(tmp_path):
+    np.save(tmp_path / "a.npy", FEW[:3])
+    (tmp_path / "a.txt").write_text('Low\nScary Monsters\n"Heroes" (live)\n')
+    with pytest.raises(NeardupError, match=r"a\.txt .*line 3 begins with a quote, but is no JSON string"):
+        [*id_blocks(find_shards(tmp_path)[0])]

@@ -19,6 +19,7 @@ from PIL import ExifTags, Image
 from test_045_merge import bundles, long_chain
 
 from neardup import NeardupError, preview
+from neardup.geometry import in_words
 
 REPORT = "045_merge/report.html"
 MARKUP = "<b onmouseover=alert(1)>bold</b><script>document.title='run'</script>"
@@ -126,9 +127,9 @@ def test_warnings_losses_and_chains_are_shown(tmp_path):
     shown = text[text.index('<h2 id="chains">') :].split("<article")[1:]
     assert len(shown) == len(chains) >= 3
     for article, (name, chain) in zip(map(plain, shown), chains.items(), strict=True):
-        links = [f"{similarity:.4f} ↓" for similarity in chain["path_similarities"]]
+        links = [f"{in_words(similarity)} ↓" for similarity in chain["path_similarities"]]
         path = " ".join(word for step in zip(chain["path"][:-1], links, strict=True) for word in step)
-        assert f"weakest link {min(chain['path_similarities']):.4f} {path} {chain['weakest']} {name}" in article
+        assert f"weakest link {in_words(min(chain['path_similarities']))} {path} {chain['weakest']} {name}" in article
         assert "(chain)" in article
 
 
@@ -265,7 +266,7 @@ def test_it_stays_small_whatever_the_chain_ids_and_texts(tmp_path, name):
     for part in parts:
         assert [id_of(html.unescape(step)) for step in re.findall(r'<li value="\d+">(.*?)(?: <|</li>)', part)] == shown
         assert f"… {len(chain['path']) - 8:,} more …" in part
-    assert f"weakest link {min(chain['path_similarities']):.4f}" in path.read_text()
+    assert f"weakest link {in_words(min(chain['path_similarities']))}" in path.read_text()
 
 
 def id_of(name):

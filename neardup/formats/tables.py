@@ -8,8 +8,9 @@ import pyarrow.parquet as pq
 
 from neardup import NeardupError, formats
 from neardup.files import atomic
-from neardup.formats import Vectors, block_rows, is_vector_dtype, the_one
+from neardup.formats import NAMES, Vectors, block_rows, is_vector_dtype, the_one
 
+_SET = "set vectors to another"
 _ROWS = 1 << 12  # of a batch at most: lists come with numbers of their own
 _PLAIN = {pa.string_view(): pa.large_string(), pa.binary_view(): pa.large_binary()}  # of views, which few kernels know
 
@@ -211,6 +212,10 @@ def _reader(source, options=None):
 
 def _name(path, schema, name):
     found = [field.name for field in schema if _is_vectors(field.type)]
+    other = name or next((n for n in NAMES if n in schema.names), None)
+    if other in schema.names and other not in found and (name or not found):
+        kind = schema.field(schema.names.index(other)).type
+        raise NeardupError(f"{path}: column {other!r} holds {kind}, not lists of floats or int8: convert it, or {_SET}")
     return the_one(path, name, found, "column")
 
 
