@@ -3,8 +3,11 @@
 import logging
 import os
 import platform
+import socket
 import sys
+import time
 from contextlib import contextmanager
+from functools import lru_cache
 from importlib import import_module, metadata
 from pathlib import Path
 
@@ -21,7 +24,8 @@ _GONE = (
     ClosedClientError,
     OSError,
 )  # what is raised where the scheduler is gone; its own errors are OSErrors
-_WAIT_S = 600  # for a scheduler to come back, and for workers to come
+_WAIT_S = 600  # for a scheduler to come back, for workers to come, and for what these still do
+_LOOK_S = 0.5  # how often it is seen whether they do
 _SILENT = "distributed", "distributed.client", "asyncio", "tornado"  # loggers: what matters ends as one line of ours
 _ROOT = Path(__file__).parents[1]
 
@@ -29,7 +33,7 @@ _ROOT = Path(__file__).parents[1]
 class Cluster:
     """Workers by the name that the settings give them. n_workers: how many there were when the script began."""
 
-    def __init__(self, config):
+    def __init__(self, config, of_folder):
         self.name, self._options, self._wanted = config.scheduler, config.scheduler_options, config.n_workers
         for name in _SILENT:
             logging.getLogger(name).setLevel(logging.CRITICAL + 1)
@@ -37,6 +41,8 @@ class Cluster:
         self.client = self._connect()
         print(f"dashboard: {self.client.dashboard_link}", file=sys.stderr, flush=True)
         self.n_workers = self._check_workers()
+        if not self._own:
+            self._wait_for_earlier(of_folder)
 
     def _start(self):
         """The cluster that the script starts, and ends; None where there is one already."""
@@ -69,17 +75,11 @@ class Cluster:
             self.client.wait_for_workers(1, timeout=_WAIT_S if self._own else 60)
         except TimeoutError as error:
             raise NeardupError(f"the Dask scheduler at {self.name} has no workers: start some") from error
-        ours = environment()
+        self.environment = environment()
         for worker, theirs in self.client.run(environment, on_error="return").items():
             if not isinstance(theirs, dict):
                 raise NeardupError(f"worker {worker} can't import these scripts ({theirs}): set its PYTHONPATH to them")
-            other = [
-                f"{name} {theirs.get(name)}, not {version}"
-                for name, version in ours.items()
-                if theirs.get(name) != version
-            ]
-            if other:
-                raise NeardupError(f"worker {worker} has {'; '.join(other)}: install the same there as here")
+            check_environment(self.environment, theirs, worker)
         threads = self.client.nthreads()
         several = [worker for worker, count in threads.items() if count > 1]
         if several:
@@ -87,6 +87,20 @@ class Cluster:
                 f"worker {several[0]} has {threads[several[0]]} threads: start workers with --nthreads 1"
             )
         return len(threads)
+
+    def _wait_for_earlier(self, of_folder):
+        """Wait for tasks of a script that ended before they did: they would write among the files of this one's.
+
+        of_folder: what is in their names. Raises NeardupError where they go on for long.
+        """
+        deadline, told = time.monotonic() + _WAIT_S, False
+        while busy := [worker for worker, found in self.client.run(running, of_folder).items() if found]:
+            if time.monotonic() > deadline:
+                raise NeardupError(f"worker {busy[0]} still runs a task of an earlier script: end that worker")
+            if not told:
+                print("waiting for tasks of an earlier script in this work folder", file=sys.stderr, flush=True)
+            told = True
+            time.sleep(_LOOK_S)
 
     def compute(self, values, bar):
         """Results of Dask values, in order. bar: keywords of the progress bar.
@@ -139,17 +153,31 @@ def _first_failed(futures, bar):
     return None
 
 
+def running(of_folder, dask_worker):
+    """Names of the tasks that a worker runs, of those that write to a folder, whether or not they are still wanted."""
+    return [str(task.key) for task in dask_worker.state.all_running_tasks if of_folder in str(task.key)]
+
+
 @contextmanager
-def connected(config):
-    """Yield the `Cluster` of the settings."""
+def connected(config, of_folder):
+    """Yield the `Cluster` of the settings. of_folder: what is in the names of tasks that write to the work folder."""
     with dask.config.set({"distributed.comm.timeouts.connect": "10s"}):
-        cluster = Cluster(config)
+        cluster = Cluster(config, of_folder)
         try:
             yield cluster
         finally:
             cluster.close()
 
 
+def check_environment(ours, theirs=None, worker=None):
+    """Raises NeardupError where a worker, this process if none is given, has others than the script."""
+    theirs, worker = theirs or environment(), worker or f"on {socket.gethostname()}"
+    other = [f"{n} {theirs.get(n)}, not {version}" for n, version in ours.items() if theirs.get(n) != version]
+    if other:
+        raise NeardupError(f"worker {worker} has {'; '.join(other)}: install the same there as here")
+
+
+@lru_cache
 def environment():
     """What has to be the same wherever tasks run: {name: version} of Python, packages, and a digest of the sources."""
     required = [

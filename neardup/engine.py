@@ -21,6 +21,7 @@ from threadpoolctl import ThreadpoolController
 from tqdm.dask import TqdmCallback
 
 from neardup import NeardupError, mirror
+from neardup.checksums import digest_of_bytes
 from neardup.files import write_beside_others
 from neardup.npy import PARSING
 
@@ -30,6 +31,7 @@ _LEAST_WORKING = 32 * 10**6
 _BYTES_A_PRODUCT = 46  # of any two values of a row, while principal axes are found (docs/reliability.md)
 _of_thread = local()
 _cluster = None  # that tasks run on; None: they are threads of this process
+_of_folder = ""  # in the names of a cluster's tasks: which work folder they write to
 _pool = None  # of processes that tasks run on
 _processes = 0  # that this one has started
 _took = {}  # tasks, and the seconds they took together, by label
@@ -38,14 +40,15 @@ _took = {}  # tasks, and the seconds they took together, by label
 @contextmanager
 def scheduled(config):
     """Let tasks run where `config.scheduler` says. Raises NeardupError where that isn't ready for them."""
-    global _cluster
+    global _cluster, _of_folder
     limit_threads(1)  # between tasks: a library's other threads, once used, wait for more by turning in circles
     if config.scheduler == "threads":
         yield
         return
     from neardup.cluster import connected  # takes half a second
 
-    with connected(config) as cluster:
+    _of_folder = digest_of_bytes(str(mirror.shown(config.work_dir)).encode())[:16]
+    with connected(config, _of_folder) as cluster:
         _cluster = cluster
         try:
             yield
@@ -238,9 +241,9 @@ def tasks(function, arguments, n_workers, label, apart=False):
     """
     if apart and _pool:
         function = partial(_pool.call, function)
-    call, token = dask.delayed(on_worker if _cluster else limited, pure=False), uuid4().hex
+    call, token = dask.delayed(on_worker if _cluster else limited, pure=False), f"{_of_folder}{uuid4().hex}"
     shared = dask.delayed(function, pure=False, name=f"function-{token}", traverse=False)
-    common = (1, mirror.attached()) if _cluster else (cores() // worker_count(n_workers),)
+    common = (1, mirror.attached(), _cluster.environment) if _cluster else (cores() // worker_count(n_workers),)
     return [call(shared, *common, *a, dask_key_name=f"{label}-{i}-{token}") for i, a in enumerate(arguments)]
 
 
@@ -250,8 +253,14 @@ def limited(function, threads, *arguments):
     return function(*arguments)
 
 
-def on_worker(function, threads, mirrors, *arguments):
-    """As `limited`, beside other processes, perhaps on another host. mirrors: of `mirror.attached`."""
+def on_worker(function, threads, mirrors, environment, *arguments):
+    """As `limited`, beside other processes, perhaps on another host, which may have come since the script began.
+
+    mirrors: of `mirror.attached`; environment: of the script. Raises NeardupError where this process has another.
+    """
+    from neardup.cluster import check_environment
+
+    check_environment(environment)
     write_beside_others()
     mirror.attach_all(mirrors)
     return limited(function, threads, *arguments)

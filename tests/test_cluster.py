@@ -6,6 +6,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import time
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -33,6 +34,8 @@ from conftest import NOTES, SCRIPTS, command, work_before
 from distributed.utils import open_port
 
 from config import ROOT
+from neardup import NeardupError, engine
+from neardup.cluster import environment
 
 
 def test_the_commands_for_two_hosts(whole, tmp_path):
@@ -101,3 +104,26 @@ def test_processes_of_this_machine(whole, tmp_path):
     done = command(SCRIPTS[3], "--data-dir", whole / "data", "--work-dir", work, *OPTIONS, *options)
     assert done.returncode == 0, done.stderr
     same(whole, work, NAMES[:4])
+
+
+def test_tasks_of_a_script_that_was_killed_are_waited_for(whole, tmp_path):
+    """They write where those of the next one do, of other settings."""
+    work, port = work_before(NAMES[1], whole, tmp_path / "work"), open_port()
+    with scheduler(port), slow_worker(port, 3):
+        killed = begin_anywhere(SCRIPTS[1], whole / "data", work, port, NEARDUP_SKETCH_DIMS="5")
+        while not (work / f".{NAMES[1]}.partial" / "begun.json").exists():
+            time.sleep(0.05)
+        time.sleep(1)
+        killed.kill()
+        killed.communicate()
+        status, _, lines = ended(begin(SCRIPTS[1], whole, work, port))
+    assert (status, lines) == (0, ["waiting for tasks of an earlier script in this work folder"])
+    same(whole, work, NAMES[:2])
+
+
+def test_workers_that_come_later_are_compared_too(monkeypatch):
+    """By the first task that they get."""
+    monkeypatch.setattr("neardup.files._writer", "")
+    assert engine.on_worker(pow, 1, [], environment(), 2, 3) == 8
+    with pytest.raises(NeardupError, match=r"worker on .* has these scripts .*, not others: install the same"):
+        engine.on_worker(pow, 1, [], environment() | {"these scripts": "others"}, 2, 3)
