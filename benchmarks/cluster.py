@@ -17,7 +17,6 @@ from pathlib import Path
 
 import measure
 from distributed.utils import open_port
-from generate import generate
 
 _MORE_CLUSTERS = 3_216  # what faiss_03_kmeans chooses for 10^8 rows
 _PHASES = {  # what is compared: the tasks of a stage, by their labels
@@ -81,8 +80,8 @@ def main():
     given = parser.parse_args()
     data, work, cores = given.folder / "data", given.folder / "work", sorted(os.sched_getaffinity(0))[:2]
     small = given.folder / "small"
-    generate(small, 2_000, given.dim)
-    generate(data, given.rows, given.dim)
+    measure.generate(small, 2_000, dim=given.dim)
+    measure.generate(data, given.rows, dim=given.dim)
     runs = {1: [], 2: []}
     for _ in range(given.repeats):
         for n_workers, some in runs.items():

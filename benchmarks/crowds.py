@@ -11,7 +11,7 @@ import shutil
 from pathlib import Path
 
 import measure
-from generate import CROWD_SPREAD, generate
+from generate import CROWD_SPREAD
 
 
 def main():
@@ -30,7 +30,7 @@ def main():
         "a fifth nearly identical": {"crowd": crowd, "crowd_spread": CROWD_SPREAD},
     }.items():
         data, work = given.folder / "crowd", given.folder / "work-crowd"
-        generate(data, given.rows, **options)
+        measure.generate(data, given.rows, **options)
         stages = measure.pipeline(data, work, n_clusters="None", pairs=given.pairs)
         groups = measure.results_of(work, "045_merge")
         table[name] = {

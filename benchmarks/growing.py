@@ -17,7 +17,6 @@ from pathlib import Path
 
 import measure
 import numpy as np
-from generate import generate
 from pipeline import measure_floor
 
 _SETTINGS = {"n_clusters": "None", "threshold": 0.98}
@@ -71,7 +70,7 @@ def main():
     data, second, work = (given.folder / name for name in ("data", "second", "work"))
     for folder in (data, second, work, given.folder / "against"):
         shutil.rmtree(folder, ignore_errors=True)
-    generate(data, given.rows + given.rows // 100, given.dim)
+    measure.generate(data, given.rows + given.rows // 100, dim=given.dim)
     second.mkdir()
     last = sorted(data.glob("*.npy"))[-1]
     for path in (last, last.with_suffix(".txt")):

@@ -84,6 +84,15 @@ def pipeline(data, work, scripts=SCRIPTS, **settings):
     return {script: run([sys.executable, ROOT / script, *command])[0] for script in scripts}
 
 
+def generate(folder, n_rows, **options):
+    """Make a set by generate.py, in a process of its own.
+
+    Linux counts what a process had in memory in the peaks of those that it starts.
+    """
+    more = [f"--{name.replace('_', '-')}={value}" for name, value in options.items()]
+    run([sys.executable, ROOT / "benchmarks" / "generate.py", folder, n_rows, *more])
+
+
 def results_of(work, stage):
     """What a stage's manifest says it found."""
     return json.loads((Path(work) / stage / "manifest.json").read_text())["results"]

@@ -15,7 +15,6 @@ from pathlib import Path
 
 import measure
 import numpy as np
-from generate import generate
 
 _BLOCK_ROWS = 8192
 
@@ -55,7 +54,7 @@ def bytes_of(folder):
 def at_size(folder, n_rows, dim, repeats, **settings):
     """Figures of all stages at one number of rows: of the run whose total is the median of some."""
     data, work = folder / f"rows-{n_rows}", folder / f"work-{n_rows}"
-    generate(data, n_rows, dim)
+    measure.generate(data, n_rows, dim=dim)
     first_floor = measure_floor(data, dim // 3)
     runs = []
     for _ in range(repeats):

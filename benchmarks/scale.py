@@ -21,7 +21,6 @@ import measure
 import numpy as np
 from cluster import process
 from distributed.utils import open_port
-from generate import generate
 
 from config import Config
 from neardup import engine
@@ -64,7 +63,7 @@ def measure_runs(folder, rows, held_out):
     """Runs of each number of rows with two numbers of clusters, and of the held-out one."""
     data, work, runs = folder / "data", folder / "work", []
     for n_rows in (*rows, held_out):
-        generate(data, n_rows, cost_model.DIM)
+        measure.generate(data, n_rows, dim=cost_model.DIM)
         factors = (1,) if n_rows == held_out else (1, 2.5)
         runs += [run(data, work, round(cost_model.default_clusters(n_rows) * factor)) for factor in factors]
         shutil.rmtree(data)

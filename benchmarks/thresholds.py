@@ -9,7 +9,6 @@ import argparse
 from pathlib import Path
 
 import measure
-from generate import generate
 
 THRESHOLDS = (0.99, 0.98, 0.95, 0.90, 0.85, 0.80)
 
@@ -24,7 +23,7 @@ def main():
     given = parser.parse_args()
     data, work = given.data or given.folder / f"rows-{given.rows}", given.folder / "work-thresholds"
     if not given.data and not data.exists():
-        generate(data, given.rows)
+        measure.generate(data, given.rows)
     before = measure.pipeline(data, work, measure.SCRIPTS[:3], n_clusters="None")
     table = []
     for threshold in THRESHOLDS:
