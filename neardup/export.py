@@ -70,7 +70,7 @@ def copied_too(shards):
     """Paths of all that a copy holds beside rows that are memory-mapped, one a file, in order."""
     paths = {s.path for s in shards}
     found = [_root(s) / name for s in shards for name in _names_beside(s, paths)]
-    found += [_root(shards[0]) / name for name in _names_about(shards)] + [s.path for s in shards if s.copy]
+    found += [_root(s) / name for s in shards for name in _names_about([s])] + [s.path for s in shards if s.copy]
     return [*dict.fromkeys(found)]
 
 

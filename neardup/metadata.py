@@ -124,7 +124,7 @@ def _csv_blocks(path, name, kind):
     options = _csv_options(name, kind)
     with _mending(path):
         if kind is None:
-            yield pa.csv.read_csv(path, **options).column(0).combine_chunks()
+            yield from pa.csv.read_csv(path, **options).column(0).chunks
             return
         with pa.csv.open_csv(path, **options) as reader:
             yield from (batch.column(0) for batch in reader)
