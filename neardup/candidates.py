@@ -120,10 +120,12 @@ def _refined(x, y, tile, near, reaches, of_interest):
     (rows_x, rows_y), (i, j) = tile, near
     i, j = of_interest(rows_x[i].astype(np.int64), rows_y[j].astype(np.int64))
     for (level, few), reach in zip(_LEVELS, reaches, strict=False):
+        if len(i) <= few:
+            continue
         if len(i) * _DENSE > len(rows_x) * len(rows_y):
             i, j = _near_in_all(getattr(x, level)[rows_x], getattr(y, level)[rows_y], reach)
             i, j = of_interest(rows_x[i].astype(np.int64), rows_y[j].astype(np.int64))
-        elif len(i) > few:
+        else:
             some = within(getattr(x, level), getattr(y, level), i, j, reach)
             i, j = i[some], j[some]
     return i, j
