@@ -47,7 +47,7 @@ def audit_pairs(stage, found, rows, audited, tasks, config, others=()):
     Dask tasks to be done beside those. Where just the pairs that join were looked for, a pair counts as found if its
     rows are joined.
     Returns a dict: rows audited, true pairs of theirs, how many of those are missed, how many found are false, some of
-    both, and in words which they were compared with. Memory: 9 bytes a pair found for the audited rows.
+    both, and in words which they were compared with. Memory: 25 bytes a pair found for the audited rows.
     """
     growth, compared, against = stage.growth, np.ones(len(rows), dtype=bool), "all"
     if growth:

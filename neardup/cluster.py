@@ -33,7 +33,7 @@ _ROOT = Path(__file__).parents[1]
 class Cluster:
     """Workers by the name that the settings give them. n_workers: how many there were when the script began."""
 
-    def __init__(self, config, of_folder):
+    def __init__(self, config, of_folders):
         self.name, self._options, self._wanted = config.scheduler, config.scheduler_options, config.n_workers
         for name in _SILENT:
             logging.getLogger(name).setLevel(logging.CRITICAL + 1)
@@ -42,7 +42,7 @@ class Cluster:
         print(f"dashboard: {self.client.dashboard_link}", file=sys.stderr, flush=True)
         self.n_workers = self._check_workers()
         if not self._own:
-            self._wait_for_earlier(of_folder)
+            self._wait_for_earlier(of_folders)
 
     def _start(self):
         """The cluster that the script starts, and ends; None where there is one already."""
@@ -88,13 +88,13 @@ class Cluster:
             )
         return len(threads)
 
-    def _wait_for_earlier(self, of_folder):
+    def _wait_for_earlier(self, of_folders):
         """Wait for tasks of a script that ended before they did: they would write among the files of this one's.
 
-        of_folder: what is in their names. Raises NeardupError where they go on for long.
+        of_folders: what is in their names, one of these. Raises NeardupError where they go on for long.
         """
         deadline, told = time.monotonic() + _WAIT_S, False
-        while busy := [worker for worker, found in self.client.run(running, of_folder).items() if found]:
+        while busy := [w for w, found in self.client.run(running, of_folders, on_error="ignore").items() if found]:
             if time.monotonic() > deadline:
                 raise NeardupError(f"worker {busy[0]} still runs a task of an earlier script: end that worker")
             if not told:
@@ -153,16 +153,17 @@ def _first_failed(futures, bar):
     return None
 
 
-def running(of_folder, dask_worker):
-    """Names of the tasks that a worker runs, of those that write to a folder, whether or not they are still wanted."""
-    return [str(task.key) for task in dask_worker.state.all_running_tasks if of_folder in str(task.key)]
+def running(of_folders, dask_worker):
+    """Names of the tasks that a worker runs, of those that write to some folders, whether or not they are wanted."""
+    names = [str(task.key) for task in dask_worker.state.all_running_tasks]
+    return [name for name in names if any(of in name for of in of_folders)]
 
 
 @contextmanager
-def connected(config, of_folder):
-    """Yield the `Cluster` of the settings. of_folder: what is in the names of tasks that write to the work folder."""
+def connected(config, of_folders):
+    """Yield the `Cluster` of the settings. of_folders: what is in the names of tasks that write to the work folders."""
     with dask.config.set({"distributed.comm.timeouts.connect": "10s"}):
-        cluster = Cluster(config, of_folder)
+        cluster = Cluster(config, of_folders)
         try:
             yield cluster
         finally:

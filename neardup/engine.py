@@ -31,7 +31,7 @@ _LEAST_WORKING = 32 * 10**6
 _BYTES_A_PRODUCT = 46  # of any two values of a row, while principal axes are found (docs/reliability.md)
 _of_thread = local()
 _cluster = None  # that tasks run on; None: they are threads of this process
-_of_folder = ""  # in the names of a cluster's tasks: which work folder they write to
+_of_folder = ""  # in the names of a cluster's tasks: which work folder they write to, of two sets that of either
 _pool = None  # of processes that tasks run on
 _processes = 0  # that this one has started
 _took = {}  # tasks, and the seconds they took together, by label
@@ -47,8 +47,10 @@ def scheduled(config):
         return
     from neardup.cluster import connected  # takes half a second
 
-    _of_folder = digest_of_bytes(str(mirror.shown(config.work_dir)).encode())[:16]
-    with connected(config, _of_folder) as cluster:
+    folders = [config.work_dir] if config.against_dir is None else [config.work_dir, config.reference.work_dir]
+    marks = [digest_of_bytes(str(mirror.shown(folder)).encode())[:16] for folder in folders]
+    _of_folder = "-".join(marks)
+    with connected(config, marks) as cluster:
         _cluster = cluster
         try:
             yield

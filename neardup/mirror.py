@@ -128,10 +128,10 @@ def here(path):
     if remote:
         system, name, _ = remote
         temporary = path.with_name(f".{os.getpid()}-{get_ident()}.{path.name}.tmp")
-        path.parent.mkdir(parents=True, exist_ok=True)
         try:
             with _told(name):
                 if system.isfile(name):
+                    path.parent.mkdir(parents=True, exist_ok=True)
                     system.get_file(name, str(temporary))
                     os.replace(temporary, path)
         except FileNotFoundError:

@@ -27,13 +27,12 @@ def plan(config):
 
     Of two sets also those of the second one, but for the time, as `second_set`.
     """
-    folders = {name: getattr(config, name) for name in ("work_dir", "against_work_dir")}
+    second = {} if config.against_dir is None else plan(config.reference)
+    folders = {"work_dir": config.work_dir, "against_work_dir": second and config.reference.work_dir}
     folders = {name: folder_for(url) for name, url in folders.items() if isinstance(url, str)}
-    config = config.model_copy(update=folders)
-    found = _plan_of(config)
-    if config.against_dir is not None:
-        found["second_set"] = {name: v for name, v in _plan_of(config.reference).items() if name != "seconds"}
-    return found
+    found = _plan_of(config.model_copy(update=folders))
+    second.pop("seconds", None)
+    return found | ({"second_set": second} if second else {})
 
 
 def _plan_of(config):
@@ -95,18 +94,24 @@ def print_plan(found):
     size = f"{found['input_bytes'] / 1e9:.3g} GB"
     if "rows" not in found:
         print(f"{found['files']:,} files of {size} to fetch: how many rows they hold is known when they are here")
+        print_second(found)
         return
     print(f"{found['rows']:,} rows of {found['dim']} values in {found['shards']} shards, {size}")
     print(f"disk: about {found['disk_bytes'] / 1e9:.3g} GB, of {found['disk_free_bytes'] / 1e9:.3g} GB free")
     more = found["memory_bytes"] > found["memory_limit_bytes"]
     print(f"memory: at most about {found['memory_bytes'] / 1e9:.3g} GB" + more * ": set memory_limit to as much")
-    if "second_set" in found:
-        print("the second set, whose stages are made first where they aren't there yet:")
-        print_plan(found["second_set"])
+    print_second(found)
     if found.get("seconds"):
         print(f"time: about {_in_words(found['seconds'])} for all five scripts, at thresholds of 0.95 and above")
     elif "seconds" in found:
         print("time: not known before the input is decoded")
+
+
+def print_second(found):
+    """Say what there is to say of a second set."""
+    if "second_set" in found:
+        print("the second set, whose stages are made first where they aren't there yet:")
+        print_plan(found["second_set"])
 
 
 def _in_words(seconds):

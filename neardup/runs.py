@@ -95,7 +95,7 @@ def _earlier(run, name):
         key = {"stage": stage, "format": FORMAT, "settings": {s: getattr(run.config, s) for s in settings}}
         key["source"] = source
         if stage == _CHOOSES:
-            key["settings"]["tables"] = tables_digest(run.config, run.shards)
+            key["settings"]["tables"] = tables_digest(run.config, run.shards, run.n_before)
         if run.reference:
             key["settings"] = {s: v for s, v in key["settings"].items() if s not in _OF_GROUPS}
             second = run.reference.get(stage)
@@ -118,7 +118,7 @@ def reading_of(config):
 
 def wanted_by(config):
     """Which files of a remote folder to fetch, as a function of `wanted`."""
-    return partial(wanted, reading_of(config), config.data_dir, export=config.export)
+    return partial(wanted, reading_of(config), config.data_dir, export=config.export and not config.is_reference)
 
 
 def find_input(config):

@@ -968,6 +968,16 @@ def test_a_whole_run_leaves_out_what_is_dropped_or_rejected(tmp_path, name):
         assert abs(similarity - unit(rows[[a]])[0] @ unit(rows[[b]])[0]) < 1e-14
 
 
+def test_old_timestamps_keep_their_nanoseconds(tmp_path):
+    """As long as those hold the years."""
+    at = pa.array([1_700_000_000_123_456_789, -1, None], pa.timestamp("ns"))
+    pq.write_table(pa.table({"emb": FLOATS[:3].tolist(), "at": at}), tmp_path / "p.parquet",
+                   use_deprecated_int96_timestamps=True)  # fmt: skip
+    tables.write_kept(tmp_path / "p.parquet", None, tmp_path / "kept.parquet", np.ones(3, bool))
+    assert pq.read_table(tmp_path / "kept.parquet").column("at").combine_chunks().equals(at)
+    assert read_column(tmp_path / "p.parquet", "at", 3).equals(at)
+
+
 @pytest.mark.parametrize("mixed", [False, True])
 def test_old_timestamps_of_any_year(tmp_path, mixed):
     """Of 96 bits, which nanoseconds hold no year 9999 of; in a file that has others, too, they become as those."""

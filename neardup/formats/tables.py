@@ -1,9 +1,11 @@
 """Parquet and Arrow files with a column of vectors, as Hugging Face datasets and NeMo Curator have them."""
 
 from contextlib import contextmanager
+from functools import lru_cache
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from neardup import NeardupError, formats
@@ -129,8 +131,21 @@ def _new_like(path, target, schema):
 
 
 def _parquet(path, **options):
-    """A Parquet file, opened; its old timestamps, of 96 bits, in microseconds: in nanoseconds years end with 2262."""
-    return pq.ParquetFile(path, coerce_int96_timestamp_unit="us", **options)
+    """A Parquet file, opened; its old timestamps, of 96 bits, in microseconds where nanoseconds hold no such years."""
+    return pq.ParquetFile(path, coerce_int96_timestamp_unit=_unit_of_old(path, path.stat().st_mtime_ns), **options)
+
+
+@lru_cache(maxsize=64)
+def _unit_of_old(path, _changed):
+    """What old timestamps are read in: None, which is nanoseconds, or "us" where one is before 1678 or after 2261."""
+    with pq.ParquetFile(path, coerce_int96_timestamp_unit="ms") as file:
+        kinds = [file.schema.column(i) for i in range(len(file.schema))]
+        old = [k.name for k in kinds if k.physical_type == "INT96" and k.path == k.name]
+        for batch in file.iter_batches(_ROWS, columns=old) if old else ():
+            years = [year for c in batch.columns for year in pc.min_max(pc.year(c)).as_py().values()]
+            if not all(year is None or 1677 < year < 2262 for year in years):
+                return "us"
+    return None
 
 
 def check_once(path, names, name):
