@@ -19,11 +19,8 @@ from tqdm import tqdm
 from neardup import NeardupError
 from neardup.checksums import digest_of_bytes, digest_of_sources
 
-_GONE = (
-    FutureCancelledError,
-    ClosedClientError,
-    OSError,
-)  # what is raised where the scheduler is gone; its own errors are OSErrors
+# what is raised where the scheduler is gone; its own errors are OSErrors
+_GONE = FutureCancelledError, ClosedClientError, OSError
 _WAIT_S = 600  # for a scheduler to come back, for workers to come, and for what these still do
 _LOOK_S = 0.5  # how often it is seen whether they do
 _SILENT = "distributed", "distributed.client", "asyncio", "tornado"  # loggers: what matters ends as one line of ours

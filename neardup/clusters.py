@@ -111,12 +111,11 @@ class OpenCluster:
     def coordinates(self):
         """All PCA coordinates, (n, k) float32, which the first one who needs them gathers."""
         path, flush = self._stage.volatile("coordinates", self.number), self._stage.boot is None
-        if not path.exists():
-            with _GATHERING:
-                if not path.exists():
-                    with npy_rows(path, (len(self), self.reduced().dim), flush=flush) as write:
-                        for start in range(0, len(self), _GATHERED_ROWS):
-                            write(self.reduced().gather(self.rows[start : start + _GATHERED_ROWS]))
+        with _GATHERING:
+            if not path.exists():
+                with npy_rows(path, (len(self), self.reduced().dim), flush=flush) as write:
+                    for start in range(0, len(self), _GATHERED_ROWS):
+                        write(self.reduced().gather(self.rows[start : start + _GATHERED_ROWS]))
         return map_npy(path)
 
     @cached_property

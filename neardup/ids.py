@@ -131,7 +131,7 @@ def _read_text(shard):
         if not is_json:
             raise NeardupError(f"{path} is not JSON, and has {len(ids)} lines, not an id in each: {advice}")
         raise NeardupError(f"{path} lists {len(ids)} ids but {shard.path.name} has {shard.rows} rows: {advice}")
-    if {*map(type, ids)} <= {str} and not _has_surrogate("".join(ids)):
+    if {*map(type, ids)} <= {str} and not has_surrogate("".join(ids)):
         return pa.array(ids, pa.large_string())
     return pa.array([_as_text(path, row, value) for row, value in enumerate(ids)], pa.large_string())
 
@@ -162,12 +162,13 @@ def _as_text(path, row, value):
     """An id as a string. Raises NeardupError where it is neither that nor an integer."""
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
-    if not isinstance(value, str) or _has_surrogate(value):
+    if not isinstance(value, str) or has_surrogate(value):
         raise NeardupError(f"{path}: id {row} ({value!r}) is not a string of valid Unicode or an integer: mend it")
     return value
 
 
-def _has_surrogate(text):
+def has_surrogate(text):
+    """Whether a text can't be written as UTF-8: it holds half a character, or what stands for a byte of a name."""
     return not text.isascii() and any("\ud800" <= c <= "\udfff" for c in text)
 
 

@@ -86,13 +86,18 @@ def attached():
 
 def _remote(path):
     """The file system and path there of a path in a mirror, and whether files are put there; None of other paths."""
-    for folder in sorted(_attached, key=len, reverse=True):
-        if path.is_relative_to(folder):
-            url, _, leading = _attached[folder]
-            system, root = _system(url)
-            name = f"{root.rstrip('/')}/{path.relative_to(folder).as_posix()}".rstrip("/")
-            return system, name, leading is not None
-    return None
+    folder = _mirror_of(path)
+    if folder is None:
+        return None
+    url, _, leading = _attached[folder]
+    system, root = _system(url)
+    name = f"{root.rstrip('/')}/{path.relative_to(folder).as_posix()}".rstrip("/")
+    return system, name, leading is not None
+
+
+def _mirror_of(path):
+    """The mirror that a path lies in, the innermost; None of other paths."""
+    return next((local for local in sorted(_attached, key=len, reverse=True) if path.is_relative_to(local)), None)
 
 
 @lru_cache
@@ -210,6 +215,6 @@ def publish(folder, final, names, last):
                 system.copy([f"{begun}/{name}" for name in some], [f"{done}/{name}" for name in some])
         remove(folder / last)  # without which nothing that is left of it is taken for whole
         remove(folder)
-        local = next(local for local in sorted(_attached, key=len, reverse=True) if folder.is_relative_to(local))
+        local = _mirror_of(folder)
         url, _, leading = _attached[local]
         _attached[local] = url, uuid4().hex, leading

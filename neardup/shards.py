@@ -10,7 +10,7 @@ from typing import NamedTuple
 from neardup import NeardupError, copies
 from neardup.embeddings import MOST_ROWS, Shard
 from neardup.formats import flat, hdf5, npy, npz, tables, vecs
-from neardup.ids import ANOTHER, can_be_ids
+from neardup.ids import ANOTHER, can_be_ids, has_surrogate
 from neardup.metadata import SUFFIXES, column_names
 from neardup.patterns import among, on_disk
 
@@ -93,7 +93,7 @@ def find_shards(data_dir, reading=AS_FOUND, copy_dir=None, ours=()):
     shards, start = [], 0
     for name in names:
         path = data_dir / name
-        if not _is_utf8(name):
+        if has_surrogate(str(name)):
             raise NeardupError(f"{str(path)!a}: rows can't be named by a file whose name isn't UTF-8: rename it")
         if not path.is_file():
             raise NeardupError(f"{path} is not a file that can be read: remove it, or leave it out with shard_pattern")
@@ -116,11 +116,6 @@ def find_shards(data_dir, reading=AS_FOUND, copy_dir=None, ours=()):
     _check_ids(shards)
     _check_lists(glob, data_dir, names)
     return shards
-
-
-def _is_utf8(name):
-    """Whether a name can be written down: others hold what stands for single bytes."""
-    return "".join(c for c in str(name) if not "\ud800" <= c <= "\udfff") == str(name)
 
 
 def joined(first, second):
