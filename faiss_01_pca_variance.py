@@ -11,7 +11,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from neardup import NeardupError, engine, geometry, plots
+from neardup import NeardupError, budget, engine, geometry, plots
 from neardup.checksums import Digest
 from neardup.embeddings import block_ranges, open_shards, piece_groups, shard_starts, total_rows
 from neardup.files import atomic, npy_rows, read_csv, read_json, write_csv, write_json, write_npy, write_npz
@@ -73,7 +73,7 @@ def read_all(stage, shards, config):
         write_npy(path, common_origin(rows))
     if not stage.growth:
         engine.preload("matplotlib.figure")
-    block_rows = engine.block_rows(stage.memory, config.n_workers, 12 * rows.dim, _BLOCK_ROWS)
+    block_rows = budget.block_rows(stage.memory, config.n_workers, 12 * rows.dim, _BLOCK_ROWS)
     groups = piece_groups(rows, stage.growth and stage.growth.fresh)
     chosen = sample_of(len(rows), 0 if stage.growth else config.basis_rows)
     basis = (read_npy(path), chosen), second_projection(stage, config)

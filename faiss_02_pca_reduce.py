@@ -9,7 +9,7 @@ from functools import partial
 
 import numpy as np
 
-from neardup import engine, geometry
+from neardup import budget, engine, geometry
 from neardup.checksums import Digest
 from neardup.embeddings import block_ranges, open_shards, pieces, shard_starts, total_rows
 from neardup.files import atomic, damaged, npy_rows, read_json, write_json, write_npy, write_npz
@@ -99,7 +99,7 @@ def project_all(stage, shards, model, variance, config):
     """
     dim, n_components = shards[0].dim, len(model[1])
     bytes_per_row = 8 * dim + 12 * n_components
-    block_rows = engine.block_rows(stage.memory, config.n_workers, bytes_per_row, _BLOCK_ROWS)
+    block_rows = budget.block_rows(stage.memory, config.n_workers, bytes_per_row, _BLOCK_ROWS)
     sketch_dims = min(config.sketch_dims, n_components)
     some, kept = stage.growth.pieces() if stage.growth else (pieces(shard_starts(shards)), [])
     kinds = ("sketch",) if stage.against else ("reduced", "sketch")

@@ -9,7 +9,7 @@ from functools import partial
 import faiss
 import numpy as np
 
-from neardup import NeardupError, engine
+from neardup import NeardupError, budget, engine
 from neardup.clusters import MOST_CLUSTERS
 from neardup.embeddings import equal_parts, open_pieces, pieces, shard_starts
 from neardup.files import write_npy
@@ -81,7 +81,7 @@ def row_ranges(stage, sketches, ranges, config):
     """
     path, most = stage.part("runs"), max(_RUN_ROWS, len(sketches) // _MOST_RUNS)
     if not path.exists():
-        most = engine.block_rows(stage.memory, config.n_workers, 16 * sketches.dim, most)
+        most = budget.block_rows(stage.memory, config.n_workers, 16 * sketches.dim, most)
         write_npy(path, np.array([part for some in ranges for part in equal_parts(*some, most)]))
     return read_npy(path).tolist()
 
@@ -163,7 +163,7 @@ def assign(stage, sources, rejected, centroids, runs, in_place, config):
     sources: the sketches of all rows, and their ids; in_place: whether those stay where they are.
     """
     left_out = [rejected[slice(*np.searchsorted(rejected, run))] for run in runs]
-    block_rows = engine.block_rows(stage.memory, config.n_workers, 4 * sources[0].dim, _ASSIGNED_ROWS)
+    block_rows = budget.block_rows(stage.memory, config.n_workers, 4 * sources[0].dim, _ASSIGNED_ROWS)
     task = partial(assign_run, stage, sources, centroids, in_place, block_rows)
     arguments = [(number, *run, some) for number, (run, some) in enumerate(zip(runs, left_out, strict=True))]
     engine.run(task, arguments, config.n_workers, "03 assign")

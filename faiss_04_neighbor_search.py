@@ -10,7 +10,7 @@ from functools import partial
 
 import numpy as np
 
-from neardup import NeardupError, engine, geometry, pairs
+from neardup import NeardupError, budget, engine, geometry, pairs
 from neardup.audit import audit_pairs, audit_tasks, chosen_rows
 from neardup.candidates import first_dims
 from neardup.clusters import Clusters, OpenCluster, open_projection, open_reduced, prepare_cluster
@@ -105,7 +105,7 @@ def find_candidates(stage, rows, labels, earlier, searched, config, beside):
     radius, error = radius_and_error(rows, earlier, config)
     centroids = read_npy(earlier["03_kmeans"].path("centroids.npy"))
     most = max(_LISTED_ROWS, _LISTED // len(clusters))
-    block_rows = engine.block_rows(stage.memory, config.n_workers, 5 * len(clusters), most)
+    block_rows = budget.block_rows(stage.memory, config.n_workers, 5 * len(clusters), most)
     prepare = partial(prepare_cluster, stage, clusters, n_first, centroids, (radius, error), block_rows)
     which = find_visits(stage, prepare, labels, len(clusters), config)
     joins = partial(are_pairs, rows, verified_at_once(stage, rows, config), config.search_threshold)
@@ -113,9 +113,9 @@ def find_candidates(stage, rows, labels, earlier, searched, config, beside):
     reaches = [radius + 2 * error, radius + 2 * geometry.projection_error(rows.dim, n_components)]
     reaches = reaches[: 2 if n_components > reduction.results["sketch_dims"] else 1]  # else the sketch holds them all
     reduced = coordinates_opener(reduction, rows, len(reaches) == 2, config)
-    budget = engine.task_bytes(stage.memory, config.n_workers)
+    of_a_task = budget.task_bytes(stage.memory, config.n_workers)
     opened = partial(OpenCluster, stage, clusters, n_first, reduced)
-    task = partial(search_task, stage, opened, reaches, budget, joins if config.pairs == "joining" else None)
+    task = partial(search_task, stage, opened, reaches, of_a_task, joins if config.pairs == "joining" else None)
     inside, across = search_tasks(stage, clusters, 4 * n_components, config, which)
     runs = [(task, inside, "04 search inside clusters"), (task, across, "04 search across borders")]
     done = [result for results in engine.run_in_turn(runs, beside, config.n_workers) for result in results]

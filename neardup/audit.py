@@ -4,7 +4,7 @@ from functools import partial
 
 import numpy as np
 
-from neardup import engine, geometry, pairs
+from neardup import budget, engine, geometry, pairs
 from neardup.embeddings import block_ranges, piece_groups
 from neardup.files import atomic
 from neardup.groups import components
@@ -28,7 +28,7 @@ def audit_tasks(stage, rows, audited, counted, config):
     unit = geometry.unit_rows32(stored)[0]
     sample = audited, stored, unit, best_stride(unit, config.search_threshold)
     bytes_per_row = 8 * rows.dim + 5 * len(audited)
-    block_rows = engine.block_rows(stage.memory, config.n_workers, bytes_per_row, _BLOCK_ROWS)
+    block_rows = budget.block_rows(stage.memory, config.n_workers, bytes_per_row, _BLOCK_ROWS)
     task = partial(audit_pieces, stage, rows, counted, sample, (config.search_threshold, block_rows))
     growth, of_files = stage.growth, None
     if growth:

@@ -4,7 +4,7 @@ from itertools import count, pairwise
 
 import numpy as np
 
-from neardup.engine import size_ranges
+from neardup.budget import size_ranges
 from neardup.groups import members_and_bounds
 from neardup.pairs import PAIR
 

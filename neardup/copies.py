@@ -11,11 +11,10 @@ from neardup import NeardupError, engine, mirror
 from neardup.checksums import digest_of_values
 from neardup.files import atomic, npy_rows, read_json, write_json
 from neardup.formats import Vectors
-from neardup.metadata import SUFFIXES
+from neardup.metadata import SUFFIXES, TEXTS
 
 FOLDER = "input"  # in the work folder
 _FETCHED, DECODED = "fetched", "decoded"  # in that
-_TEXTS = "texts.json"  # of all shards of a folder
 _BESIDE = ".txt", *SUFFIXES  # what a shard's ids and metadata may be in
 
 
@@ -53,7 +52,7 @@ def _compared(url, folder, wanted):
     system, root, found, names = _listed(url, wanted)
     identity = {path: {key: str(value) for key, value in found[path].items()} for path in names}
     copies = [(path, mirrored / name, identity[path]) for path, name in names.items()]
-    missing = [copy for copy in copies if not _is_of(*copy[1:])]
+    missing = [copy for copy in copies if _made(copy[1]).get("of") != copy[2]]
     return system, found, names, missing, mirrored / names[root] if root in names else mirrored
 
 
@@ -67,7 +66,7 @@ def _listed(url, wanted):
         found = {path: info for path, info in system.find(root, detail=True).items() if info.get("type") != "directory"}
         if root in found:  # a single file, and what may lie beside it
             beside = [f"{root.removesuffix(PurePosixPath(root).suffix)}{suffix}" for suffix in _BESIDE]
-            beside.append(f"{root.rpartition('/')[0]}/{_TEXTS}")
+            beside.append(f"{root.rpartition('/')[0]}/{TEXTS}")
             found |= {path: system.info(path) for path in beside if system.exists(path)}
     above = root if root not in found else root.rpartition("/")[0]
     names = {path.removeprefix(above).lstrip("/"): path for path in found}
@@ -105,13 +104,12 @@ def known(path, name, copy):
 
     path: the file; name: of its vectors; copy: where its copy is, beside which lies a note of both files' times.
     """
+    found = _made(copy)
     try:
-        others = read_json(_note(copy)).get("others", [])
-        if not _is_of(copy, _source(path, name, others)):
+        if found.get("of") != _source(path, name, found.get("others", [])):
             return None
-    except (FileNotFoundError, NeardupError):  # it is made anew
+    except FileNotFoundError:  # one of the others is gone
         return None
-    found = read_json(_note(copy))
     return Vectors(found["rows"], found["dim"], np.dtype(found["dtype"]))
 
 
@@ -161,13 +159,13 @@ def _note(copy):
     return copy.with_name(copy.name + ".json")
 
 
-def _is_of(copy, identity):
-    """Whether a copy is there and as it was made, from what has this identity."""
+def _made(copy):
+    """What is noted of a copy that is there and as it was made; nothing of another, which is made anew."""
     try:
         note = read_json(_note(copy))
-    except (FileNotFoundError, NeardupError):  # it is made anew
-        return False
-    return copy.exists() and note.get("of") == identity and note.get("copy") == _state(copy)
+        return note if note.get("copy") == _state(copy) else {}
+    except (FileNotFoundError, NeardupError):
+        return {}
 
 
 def _source(path, name, others):

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from neardup import NeardupError
-from neardup.engine import size_ranges
+from neardup.budget import size_ranges
 from neardup.layout import Layout, npy_layout
 
 MOST_ROWS = 2**32  # two row numbers make one integer of 64 bits

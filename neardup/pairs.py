@@ -7,8 +7,8 @@ from uuid import uuid4
 import h5py
 import numpy as np
 
+from neardup.budget import size_ranges
 from neardup.embeddings import MOST_ROWS
-from neardup.engine import size_ranges
 from neardup.files import damaged
 
 PAIR = np.dtype([("row_a", "<i8"), ("row_b", "<i8"), ("similarity", "<f8")])

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from neardup import copies, engine, geometry
+from neardup import budget, copies, geometry
 from neardup.embeddings import open_shards
 from neardup.ids import expected_bytes
 from neardup.mirror import folder_for
@@ -53,7 +53,7 @@ def _plan_of(config):
     seconds_a_row, spectrum_s, components = measured
     sketch = min(config.sketch_dims, components) + 1
     disk = copied + rows * (4 * components + 8 * sketch + 16 + _BYTES_A_ROW) + 3 * expected_bytes(shards)
-    least = engine.least_memory(rows, dim)
+    least = budget.least_memory(rows, dim)
     memory = max(least, min(config.memory_limit, least + 8 * rows * dim))
     found |= {
         "components": components,

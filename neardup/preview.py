@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow.compute as pc
 
 from neardup import NeardupError
-from neardup.metadata import as_text, read_column
+from neardup.metadata import TEXTS, as_text, read_column
 
 _BLOCK_ROWS = 1 << 16  # rows whose ids are handled together
 _LINKED = "https://", "http://"  # what a page links to
@@ -29,7 +29,7 @@ class Preview:
     def __init__(self, setting, shards, ids):
         self.shards, self.ids, self.setting = shards, ids, setting
         self._load = lru_cache(maxsize=2)(load_texts)  # of two sets each has one
-        beside = {folder: folder / "texts.json" for folder in {shard.path.parent for shard in shards}}
+        beside = {folder: folder / TEXTS for folder in {shard.path.parent for shard in shards}}
         if setting is None:
             there = {folder: path for folder, path in beside.items() if path.is_file()}
             self.files = [there.get(shard.path.parent) for shard in shards]

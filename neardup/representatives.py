@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from neardup import NeardupError, engine, geometry
+from neardup import NeardupError, budget, engine, geometry
 from neardup.files import write_npy
 from neardup.groups import Groups
 from neardup.metadata import read_column
@@ -115,9 +115,9 @@ class Representatives:
     def _choose(self, members, bounds):
         name, self.calls = f"{self.name}{self.calls}", self.calls + 1
         path, config = self.stage.part(name, "ranges"), self.config
-        most = engine.block_rows(self.stage.memory, config.n_workers, 64 * self.rows.dim, _BLOCK_ROWS)
+        most = budget.block_rows(self.stage.memory, config.n_workers, 64 * self.rows.dim, _BLOCK_ROWS)
         if not path.exists():
-            write_npy(path, np.array(engine.size_ranges(bounds, most), dtype=np.int64).reshape(-1, 2))
+            write_npy(path, np.array(budget.size_ranges(bounds, most), dtype=np.int64).reshape(-1, 2))
         ranges = [(number, *r) for number, r in enumerate(read_npy(path).tolist())]
         task = partial(_represent, self.stage, name, (members, bounds), (self.rows, self.preferred, self.kept, most))
         engine.run(task, ranges, config.n_workers, "045 representatives")
@@ -143,7 +143,7 @@ def _represent(stage, name, members_and_bounds, how, number, low, high):
         found = [_represent_some(rows, read, pieces, members, bounds, *wanted)]
     else:
         found = []
-        for first, last in engine.size_ranges(bounds, _COMPARED_ROWS):
+        for first, last in budget.size_ranges(bounds, _COMPARED_ROWS):
             here = slice(*bounds[[first, last]].tolist())
             some, of_these = members[here], bounds[first : last + 1] - bounds[first]
             stored = read(0)[here]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from neardup import NeardupError, copies, engine, mirror
+from neardup import NeardupError, budget, copies, mirror
 from neardup.artifacts import (
     BEGUN,
     STAGES,
@@ -42,7 +42,7 @@ class Run:
     def __init__(self, config, shards, reference=None, n_before=0):
         self.config, self.shards, self.reference, self.n_before = config, shards, reference, n_before
         self.fingerprint, self.times, self.content = fingerprint(shards), times(shards), None
-        self.memory = engine.working_memory(config.memory_limit, sum(s.rows for s in shards), shards[0].dim)
+        self.memory = budget.working_memory(config.memory_limit, sum(s.rows for s in shards), shards[0].dim)
         self.began = time.perf_counter()
 
     def names(self, numbers):

@@ -11,7 +11,7 @@ from neardup import NeardupError, copies
 from neardup.embeddings import MOST_ROWS, Shard
 from neardup.formats import flat, hdf5, npy, npz, tables, vecs
 from neardup.ids import ANOTHER, can_be_ids, has_surrogate
-from neardup.metadata import SUFFIXES, column_names
+from neardup.metadata import SUFFIXES, TEXTS, column_names
 from neardup.patterns import among, on_disk
 
 FORMATS = {  # by the name of the setting, what its shards' names end in; tables last, for they may be the ids of others
@@ -26,7 +26,7 @@ FORMATS = {  # by the name of the setting, what its shards' names end in; tables
 _TABLES = "arrow", "parquet"
 CLIP = "img_emb", "text_emb"  # folders of clip-retrieval
 STATE = "state.json"  # in which `datasets` of Hugging Face lists the files of a folder
-ABOUT = STATE, "dataset_info.json", "texts.json"  # what lies beside all shards of a folder
+ABOUT = STATE, "dataset_info.json", TEXTS  # what lies beside all shards of a folder
 _MODULES = {".npy": npy, ".npz": npz, ".hdf5": hdf5, ".h5": hdf5, ".index": flat, ".faiss": flat}
 _MODULES |= dict.fromkeys(vecs.DTYPES, vecs) | dict.fromkeys((".arrow", ".feather", ".parquet"), tables)
 _ID_COLUMNS = "id", "ids", "uid", "key", "image_id", "image_path", "doc_id", "path", "filename", "url"

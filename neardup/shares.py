@@ -3,6 +3,7 @@
 import numpy as np
 
 from neardup import engine
+from neardup.budget import size_ranges
 from neardup.clusters import count_visits
 from neardup.files import write_npy
 from neardup.npy import read_npy
@@ -26,7 +27,7 @@ def search_tasks(stage, clusters, more, config, which=None):
     if not path.exists():
         budget = stage.memory / 4 / engine.worker_count(config.n_workers)
         most = min(budget / (8 * clusters.width + more), clusters.bounds[-1] / _GROUPS)
-        write_npy(path, np.array(engine.size_ranges(clusters.bounds, int(most))))
+        write_npy(path, np.array(size_ranges(clusters.bounds, int(most))))
     homes, alone = [range(low, high) for low, high in read_npy(path).tolist()], np.arange(n_clusters)
     met = np.ones(n_clusters, dtype=bool)
     if which is not None:
@@ -76,4 +77,4 @@ def most_work(total):
 
 def shares(work, most):
     """Ranges of things that follow each other, of at most so much work, or a single one. work: (n,) distances."""
-    return engine.size_ranges(np.concatenate([[0], np.cumsum(work)]), most)
+    return size_ranges(np.concatenate([[0], np.cumsum(work)]), most)

@@ -5,7 +5,7 @@ from functools import partial
 import numpy as np
 import pyarrow as pa
 
-from neardup import engine, geometry
+from neardup import budget, engine, geometry
 from neardup.embeddings import equal_parts
 from neardup.files import atomic, hdf5, write_npy
 from neardup.ids import IdTable, bytes_of, positions, store_ids
@@ -79,7 +79,7 @@ class Shuffle:
         width: values of a sketch; sources: the sketches and ids of all rows, or None where the runs hold them; most:
         rows that a task holds, twice.
         """
-        some = engine.size_ranges(self.cuts, most)
+        some = budget.size_ranges(self.cuts, most)
         task = partial(merge_runs, stage, width, sources)
         engine.run(task, [self._task(*s) for s in some], n_workers, "03 clusters")
 

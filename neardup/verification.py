@@ -4,7 +4,7 @@ from functools import partial
 
 import numpy as np
 
-from neardup import engine, geometry
+from neardup import budget, engine, geometry
 from neardup.files import write_npy
 from neardup.npy import map_npy, total_rows
 from neardup.pairs import PAIR, bounds_between, cuts, unpack
@@ -22,7 +22,7 @@ def verify_candidates(stage, candidates, rows, config):
     path = stage.part("bounds")
     if not path.exists():
         share = total_rows(candidates) // (4 * engine.task_slots(config.n_workers))
-        room = int(engine.task_bytes(stage.memory, config.n_workers) / _BYTES_A_CANDIDATE)
+        room = int(budget.task_bytes(stage.memory, config.n_workers) / _BYTES_A_CANDIDATE)
         at = cuts(map(map_npy, candidates), min(_BLOCK_PAIRS, room, share))  # none of them mapped for longer
         write_npy(path, bounds_between(map(map_npy, candidates), at))
     blocks = range(total_rows([path]) - 1)
@@ -66,4 +66,4 @@ def are_pairs(rows, step, threshold, rows_a, rows_b):
 
 def verified_at_once(stage, rows, config):
     """Candidates whose rows fit an eighth of the working memory, all workers together: as stored and in float64."""
-    return max(1, int(engine.task_bytes(stage.memory, config.n_workers) / (2 * 16 * rows.dim)))
+    return max(1, int(budget.task_bytes(stage.memory, config.n_workers) / (2 * 16 * rows.dim)))

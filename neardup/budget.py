@@ -1,0 +1,60 @@
+"""How much is held at a time: sizes of blocks and tasks, from the memory limit."""
+
+import math
+
+import numpy as np
+
+from neardup import NeardupError
+from neardup.engine import worker_count
+
+_LIBRARIES = 270 * 10**6  # bytes that Python and the libraries of a script take at most (docs/reliability.md)
+_BYTES_A_ROW = 80  # that the stage which keeps most of each row keeps, parts of mapped files among them
+_LEAST_WORKING = 32 * 10**6
+_BYTES_A_PRODUCT = 46  # of any two values of a row, while principal axes are found (docs/reliability.md)
+
+
+def working_memory(memory_limit, n_rows, dim):
+    """Bytes of the limit that are left for blocks, beside libraries and what stages keep for all rows.
+
+    Raises NeardupError where too little is left.
+    """
+    least = least_memory(n_rows, dim)
+    if memory_limit < least:
+        raise NeardupError(
+            f"memory_limit = {memory_limit / 2**20:.0f}MiB is too little for {n_rows:,} rows of {dim:,} values: set it "
+            f"to at least {math.ceil(least / 2**20)}MiB (libraries take {_LIBRARIES / 2**20:.0f}MiB, and "
+            f"{_BYTES_A_ROW} bytes go with each row, and at times {_BYTES_A_PRODUCT} with any two values of one)"
+        )
+    return memory_limit - least + _LEAST_WORKING
+
+
+def least_memory(n_rows, dim):
+    """Bytes that a script takes with the smallest blocks, or with the principal axes, which need no blocks beside."""
+    return _LIBRARIES + _BYTES_A_ROW * n_rows + max(_LEAST_WORKING, _BYTES_A_PRODUCT * dim**2)
+
+
+def block_rows(memory, n_workers, bytes_per_row, most=16_384):
+    """Rows a task may hold so that all tasks together take at most half of the working memory.
+
+    The other half is for copies that libraries make. At most `most` rows: a matrix product gains nothing from over
+    16,384, and progress would be coarse.
+    """
+    return int(max(1, min(most, memory / 2 / worker_count(n_workers) / bytes_per_row)))
+
+
+def task_bytes(memory, n_workers):
+    """What a task may hold of another kind than blocks: all together an eighth of the working memory."""
+    return memory / 8 / worker_count(n_workers)
+
+
+def size_ranges(bounds, most):
+    """Ranges [low, high) of things that together hold at most `most`, or of a single larger one.
+
+    bounds: (N + 1,) ascending integers; thing i holds bounds[i + 1] - bounds[i].
+    """
+    ranges, low = [], 0
+    while low < len(bounds) - 1:
+        high = max(low + 1, int(np.searchsorted(bounds, bounds[low] + most, side="right")) - 1)
+        ranges.append((low, high))
+        low = high
+    return ranges
