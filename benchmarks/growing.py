@@ -27,6 +27,8 @@ from pathlib import Path
 import h5py, pyarrow
 from neardup.query import main
 pyarrow.array(["libraries", "are", "no", "data"]).take(pyarrow.array([0]))
+for path in {line.split()[-1] for line in open("/proc/self/maps") if ".so" in line}:
+    Path(path).read_bytes()  # all of it, for a library is read as it is used
 def read_bytes():
     lines = Path("/proc/self/io").read_text().splitlines()
     return int([line for line in lines if line.startswith("read_bytes")][0].split()[1])
