@@ -26,7 +26,7 @@ def first_dims(samples, reach):
 
     def nanoseconds(n_coordinates):
         short = [geometry.shorten(sample, n_coordinates) for sample in samples]
-        n_near = sum(len(_near_in_all(some, some, reach)[0]) - len(some) for some in short)
+        n_near = sum(np.count_nonzero(_near_in_all(some, some, reach)) - len(some) for some in short)
         return _NS[0] + _NS[1] * n_coordinates + _NS[2] * n_near / count
 
     choices = {min(d, samples[0].shape[1] - 1) for d in _FIRST_DIMS}
@@ -70,10 +70,9 @@ def search(x, y, reaches, places=None, margins=None, joined=None):
     limit, compared = _limit(left.shape[2], reaches[0]), 0
 
     def of_interest(i, j):
-        chosen = i < j if alone else np.ones(len(i), dtype=bool)
-        if joined is not None:
-            chosen &= joined[0][i] != joined[1][j]
-        return i[chosen], j[chosen]
+        """Which of these places are, as arrays of one shape or as rows and columns."""
+        chosen = i < j if alone else np.True_
+        return chosen if joined is None else chosen & (joined[0][i] != joined[1][j])
 
     for low in range(0, len(right), _TILE[1]):
         rows_y = places[1][low : low + _TILE[1]]
@@ -85,22 +84,27 @@ def search(x, y, reaches, places=None, margins=None, joined=None):
         for start in range(0, last, _TILE[0]):
             rows_x = places[0][start : min(start + _TILE[0], -(-last // _BLOCK) * _BLOCK)]
             blocks = left[start // _BLOCK : -(-(start + len(rows_x)) // _BLOCK)]
-            near = _near(blocks, of_y, limit)
+            is_near = _near(blocks, of_y, limit)[: len(rows_x)]
             compared += len(rows_x) * len(rows_y)
-            if len(near):
-                yield *_refined(x, y, (rows_x, rows_y), np.divmod(near, len(rows_y)), reaches, of_interest), compared
+            if is_near.any():
+                yield *_refined(x, y, (rows_x, rows_y), is_near, reaches, of_interest), compared
                 compared = 0
     if compared:
         yield *_NO_PLACES, compared
 
 
 def _near(blocks, columns, limit):
-    """Where the product of `_padded` rows with columns, taken flat, is at least `limit`."""
-    size = blocks.shape[0] * _BLOCK * columns.shape[1]
-    buffer = engine.scratch((size + -(-size // 4),))
-    product, is_near = buffer[:size], buffer[size:].view(bool)[:size]
+    """Where the product of `_padded` rows with columns is at least `limit`, (r, c) bool, to be overwritten next."""
+    product, is_near = _tile(len(blocks) * _BLOCK, columns.shape[1])
     np.matmul(blocks, columns, out=product.reshape(len(blocks), _BLOCK, -1))
-    return np.greater_equal(product, limit, out=is_near).nonzero()[0]
+    return np.greater_equal(product, limit, out=is_near)
+
+
+def _tile(n_rows, n_columns):
+    """A float32 and a bool array of this shape, the same memory each time in a thread."""
+    size = n_rows * n_columns
+    buffer = engine.scratch((size + -(-size // 4),))
+    return (part.reshape(n_rows, n_columns) for part in (buffer[:size], buffer[size:].view(bool)[:size]))
 
 
 def _padded(left, places):
@@ -112,20 +116,28 @@ def _padded(left, places):
     return blocks
 
 
-def _refined(x, y, tile, near, reaches, of_interest):
+def _refined(x, y, tile, is_near, reaches, of_interest):
     """Those of the near places in a tile that are within reach in more coordinates, as places in x and y.
 
-    tile: which rows of x and of y it has; near: where in it rows are near; of_interest(i, j): those of these places.
+    tile: which rows of x and of y it has, (r,) and (c,); is_near: where rows are near, (r, c) bool; of_interest(i, j):
+    which of these places are. Where rows are near nearly everywhere, they aren't listed before all levels are compared.
     """
-    (rows_x, rows_y), (i, j) = tile, near
-    i, j = of_interest(rows_x[i].astype(np.int64), rows_y[j].astype(np.int64))
-    for (level, few), reach in zip(_LEVELS, reaches, strict=False):
-        if len(i) <= few:
-            continue
-        if len(i) * _DENSE > len(rows_x) * len(rows_y):
-            i, j = _near_in_all(getattr(x, level)[rows_x], getattr(y, level)[rows_y], reach)
-            i, j = of_interest(rows_x[i].astype(np.int64), rows_y[j].astype(np.int64))
-        else:
+    rows_x, rows_y = (rows.astype(np.int64) for rows in tile)
+    levels = [*zip(_LEVELS, reaches, strict=False)]
+    while levels and np.count_nonzero(is_near) * _DENSE > is_near.size:
+        is_near &= of_interest(rows_x[:, None], rows_y)
+        count = np.count_nonzero(is_near)
+        if count * _DENSE <= is_near.size:
+            break
+        (level, few), reach = levels.pop(0)
+        if count > few:
+            is_near = _near_in_all(getattr(x, level)[rows_x], getattr(y, level)[rows_y], reach)
+    i, j = np.divmod(np.flatnonzero(is_near), len(rows_y))
+    i, j = rows_x[i], rows_y[j]
+    chosen = of_interest(i, j)
+    i, j = (i, j) if chosen is np.True_ else (i[chosen], j[chosen])
+    for (level, few), reach in levels:
+        if len(i) > few:
             some = within(getattr(x, level), getattr(y, level), i, j, reach)
             i, j = i[some], j[some]
     return i, j
@@ -141,11 +153,15 @@ def _limit(width, reach):
 
 
 def _near_in_all(vectors_x, vectors_y, reach):
-    """Where rows are near in all coordinates: where many are, quicker than `within` for each two of them."""
-    width = vectors_x.shape[1]
-    left, right = swapped(lay_out(vectors_x, width)), lay_out(vectors_y, width)
-    product = left @ right.T
-    return np.divmod(np.flatnonzero(product.ravel() >= _limit(left.shape[1], reach)), product.shape[1])
+    """Where rows are near in all coordinates, as `_near`: where many are, quicker than `within` for each two of them.
+
+    The product is that of `lay_out`, whose last two terms are added one by one.
+    """
+    product, is_near = _tile(len(vectors_x), len(vectors_y))
+    np.matmul(vectors_x, vectors_y.T, out=product)
+    product -= (np.vecdot(vectors_x, vectors_x) / 2)[:, None]
+    product -= np.vecdot(vectors_y, vectors_y) / 2
+    return np.greater_equal(product, _limit(vectors_x.shape[1] + 2, reach), out=is_near)
 
 
 def within(vectors_x, vectors_y, i, j, reach):
