@@ -4,6 +4,8 @@ A value comes from, first found wins: the command line (`--data-dir DIR`), the e
 (`NEARDUP_DATA_DIR=DIR`), the default below, which is yours to edit for each data set.
 """
 
+import os
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -174,6 +176,19 @@ class Config(BaseSettings):
     json_output: bool = Field(False, description="print what was found as one JSON object, for other programs")
 
     _is_reference: bool = PrivateAttr(False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _known_variables(cls, values):
+        """A misspelt setting in the environment would be ignored; others may have variables of that prefix there."""
+        for variable in os.environ:
+            prefix, name = variable[:8].upper(), variable[8:].lower()
+            meant = get_close_matches(name, cls.model_fields, 1, cutoff=0.85) if prefix == "NEARDUP_" else []
+            if meant and meant != [name]:
+                raise ValueError(
+                    f"{variable} in the environment is no setting, NEARDUP_{meant[0].upper()} is: rename or unset it"
+                )
+        return values
 
     @property
     def reference(self):

@@ -90,14 +90,16 @@ def sum_up(paths):
 
 
 def sample_of(n_rows, count):
-    """Row numbers, (min(n_rows, count),) int64, ascending: a random one of each of so many equal parts of all rows.
+    """Row numbers, (min(n_rows, count),) int64, ascending, each once: a random one of each of so many equal
+    parts of all rows.
 
     The same each time. Equal steps could keep to one kind of rows where kinds follow each other in turn.
     """
     if n_rows <= count:
         return np.arange(n_rows)
-    places = np.arange(count) + np.random.default_rng(0).random(count)
-    return (places * (n_rows / max(count, 1))).astype(np.int64)
+    bounds = np.arange(count + 1, dtype=np.uint64) * np.uint64(n_rows) // np.uint64(max(count, 1))
+    bounds = bounds.astype(np.int64)  # of whole parts: no row is in two
+    return np.random.default_rng(0).integers(bounds[:-1], bounds[1:])
 
 
 def common_origin(rows):

@@ -20,6 +20,7 @@ from neardup.script import main, tell
 _MUCH_LESS = 0.02  # of the variance: new rows then take more candidates
 _BLOCK_ROWS = 4096  # rows projected together, at most: 16 MB at 1,024 values, which caches hold
 _CACHED = 1 << 30  # bytes of reduced vectors that the system's cache keeps for the search; more would push out shards
+_ROUNDING = 1e-3  # far more than that of a mean of rows of length 1
 
 
 def run(config):
@@ -61,6 +62,9 @@ def read_moments(variance, dim):
     shapes = {name: moments[name].shape for name in expected}
     if shapes != expected:
         raise damaged(variance.path("moments.npz"), f"shapes {shapes}")
+    length = np.linalg.norm(moments["mean"])
+    if not length <= 1 + _ROUNDING:  # all bounds rest on that
+        raise damaged(variance.path("moments.npz"), f"a mean of length {length:.3g}, of rows of length 1")
     return moments, n_components
 
 

@@ -236,7 +236,7 @@ def report(stage):
     found, audit = stage.results, stage.results["audit"]
     print(f"{found['pairs']:,} pairs with similarity >= {found['threshold']}", end=", ")
     print(f"among {found['rows_in_pairs']:,} of {found['rows']:,} rows")
-    print(f"audit: {audit['rows']:,} random rows against {audit['against']} by brute force", end=": ")
+    print(f"audit: {audit['rows']:,} random rows by brute force against {audit['against']}", end=": ")
     print(f"{audit['pairs']:,} pairs, {audit['missed']} missed, {audit['false']} false")
     print(f"-> {stage.shown} (neighbors.h5, audit.json{', neighbors.pkl' * ('neighbors.pkl' in stage.files)})")
 

@@ -53,7 +53,7 @@ class Cluster:
             own = getattr(import_module(module), kind)(**self._options)
         except (ImportError, AttributeError, ValueError, TypeError) as error:
             raise NeardupError(
-                f"scheduler = {self.name!r} with scheduler_options = {self._options}: {error}"
+                f"scheduler = {self.name!r} with scheduler_options of {sorted(self._options)}: {error}"
             ) from error
         own.scale(self._wanted or 1)
         return own

@@ -4,7 +4,7 @@ from neardup import NeardupError
 from neardup.checksums import digest_of_values
 from neardup.files import read_json, write_json
 
-FORMAT = 7  # of the artifacts; a new one makes all older work stale
+FORMAT = 8  # of the artifacts; a new one makes all older work stale
 MANIFEST = "manifest.json"  # written last: a stage's folder that has one is whole
 
 
@@ -32,6 +32,9 @@ def searched_lower(manifest, key):
     return key | {"settings": key["settings"] | {"search_threshold": then}}
 
 
+_OF_FILES = {"against": "against a second set that has changed", "tables": "with other texts or columns of metadata"}
+
+
 def some_of(names):
     """The first few names, in words."""
     return ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
@@ -42,8 +45,10 @@ def differences(manifest, key):
     if manifest.get("format") != key["format"]:
         return "by another version of the scripts"
     then, now = manifest["settings"], key["settings"]
+    if ("against" in then) != ("against" in now):
+        return "against a second set" if "against" in then else "of one set alone"
     both = [s for s in {**now, **then} if (s in now, now.get(s)) != (s in then, then.get(s))]
-    changed = [f"with {s.removeprefix('search_')} {then.get(s)}, not {now.get(s)}" for s in both]
+    changed = [_OF_FILES.get(s) or f"with {s.removeprefix('search_')} {then.get(s)}, not {now.get(s)}" for s in both]
     if changed:
         return " and ".join(changed)
     source = manifest.get("source")

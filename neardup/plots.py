@@ -56,7 +56,21 @@ def _plain_ticks(axis):
         low, high = axis.get_view_interval()
         axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 1000 * low else (1,)))
         axis.set_minor_locator(NullLocator())
-    axis.set_major_formatter("{x:,.10g}")
+    axis.set_major_formatter(_plain)
+
+
+def _plain(number, _place=None):
+    """A number at a tick, as short as it has to be to find room."""
+    return f"{number:,.10g}" if number < 1e7 else f"{number / 1e6:,.10g} M"
+
+
+def _counted(axis, most):
+    """An axis of counts: from 0 to the greatest one, whole and plain numbers."""
+    from matplotlib.ticker import MaxNLocator
+
+    axis.axes.set_ylim(0, 1.05 * max(1, most))
+    axis.set_major_locator(MaxNLocator(6, integer=True))
+    axis.set_major_formatter(_plain)
 
 
 def scree(variances, n_components, target_variance):
@@ -87,14 +101,16 @@ def groups(counts, edges, threshold, sizes):
     figure, (left, right) = _figure(columns=2)
     left.stairs(counts, edges, fill=True, color=_BLUE)
     if threshold > edges[0]:
-        left.axvline(threshold, color=_RED, linewidth=1, label=f"threshold = {threshold:g}")
-        left.legend(frameon=False)
+        left.axvline(threshold, color=_RED, linewidth=1)
     left.locator_params(axis="x", nbins=5)
-    left.set(xlabel="similarity", ylabel="pairs", title=f"{counts.sum():,} pairs at {edges[0]:g} and above")
+    line = f" (line: threshold = {threshold:g})" if threshold > edges[0] else ""
+    left.set(xlabel=f"similarity{line}", ylabel="pairs", title=f"{counts.sum():,} pairs at {edges[0]:g} and above")
+    _counted(left.yaxis, counts.max())
     size, count = np.unique(sizes, return_counts=True)
     right.loglog(size, count, "o", color=_BLUE, markersize=5)
     right.set(xlabel="rows in the group", ylabel="groups", title=f"{len(sizes):,} groups")
-    for axis in (right.xaxis, right.yaxis):
+    for axis, values in ((right.xaxis, size), (right.yaxis, count)):
+        axis.set_view_interval(0.8, max(12, 1.25 * values.max(initial=1)), ignore=True)
         _plain_ticks(axis)
     return figure
 
@@ -105,9 +121,10 @@ def thresholds(table, threshold):
     steps = [line["threshold"] for line in table]
     shown = {"dropped": "rows that would be dropped", "largest": "rows of the largest group"}
     for axes, (column, title) in zip(both, shown.items(), strict=True):
-        axes.plot(steps, [line[column] for line in table], "o-", color=_BLUE, markersize=4)
-        axes.axvline(threshold, color=_RED, linewidth=1, label=f"threshold = {threshold:g}")
+        rows = [line[column] for line in table]
+        axes.plot(steps, rows, "o-", color=_BLUE, markersize=4)
+        axes.axvline(threshold, color=_RED, linewidth=1)
         axes.locator_params(axis="x", nbins=5)
-        axes.set(xlabel="threshold", title=title, ylim=(0, None))
-        axes.legend(frameon=False)
+        axes.set(xlabel=f"as chosen (line): threshold = {threshold:g}", title=title)
+        _counted(axes.yaxis, max(rows))
     return figure

@@ -28,8 +28,9 @@ from neardup.mirror import here
 from neardup.npy import UNREADABLE, map_array, read_ahead, read_array, read_header, read_npy
 from neardup.outputs import read_groups
 from neardup.runs import open_finished
-from neardup.script import on_this_machine, report_errors
+from neardup.script import command_line, on_this_machine, report_errors
 from neardup.shuffle import cluster_name
+from neardup.summary import for_terminal
 
 _AHEAD = 16  # clusters, whose rows are being read
 _BLOCK_ROWS = 1024  # that are verified together
@@ -47,7 +48,7 @@ class FinishedRun:
         self.ids = IdTable.open(self.stages["01_pca_variance"].folder / "ids.arrow", here_and_there=True)
 
     def rows_of(self, names):
-        """The rows of these ids, [(id, row)]. Raises NeardupError where there is none."""
+        """The rows of these ids, in their order, [(id, row)]. Raises NeardupError where there is none."""
         wanted, found, start = pa.array(names, pa.large_string()), [], 0
         for chunk in self.ids.chunks:
             rows = np.nonzero(pc.is_in(chunk, wanted).to_numpy(zero_copy_only=False))[0]
@@ -58,7 +59,8 @@ class FinishedRun:
             raise NeardupError(
                 f"no row has the id {sorted(missing)[0]!r}: give ids as they are in keep.txt and drop.txt"
             )
-        return found
+        place = {name: number for number, name in enumerate(names)}
+        return sorted(found, key=lambda both: place[both[0]])
 
     def matches(self, vectors):
         """The rows at or above the threshold from each of some vectors: [(rows (r,) int64, similarities (r,))].
@@ -184,14 +186,19 @@ def answer(run, given):
 
 def main():
     """Read the command line, and print what is near."""
-    parser = argparse.ArgumentParser(prog="python -m neardup.query", description=__doc__.split("\n\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m neardup.query",
+        description=__doc__.split("\n\n")[0],
+        epilog="and the settings of the run, as of the scripts: faiss_045_merge.py --help lists them",
+        allow_abbrev=False,
+    )
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--ids", nargs="+", help="rows of the run")
     what.add_argument("--vectors", help="a .npy file of new vectors (of the setting of that name: NEARDUP_VECTORS)")
     given, settings = parser.parse_known_args()
     with report_errors("neardup.query"):
         write_beside_others()
-        config = on_this_machine(Config(_cli_parse_args=settings))
+        config = on_this_machine(Config(_cli_settings_source=command_line(parser.prog, settings)))
         for found in answer(FinishedRun(config), given):
             if config.json_output:
                 print(json.dumps(found))
@@ -204,7 +211,7 @@ def main():
 
 def as_json(value):
     """An id as it is shown."""
-    return json.dumps(value, ensure_ascii=False)
+    return for_terminal(json.dumps(value, ensure_ascii=False))
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ import base64
 import itertools
 import json
 import math
+import re
 from functools import lru_cache
 from pathlib import Path
 
@@ -22,6 +23,7 @@ _WORD_BYTES, _IMAGE_BYTES = 1_500_000, 2_700_000  # of what is shown of rows and
 _ROW_MARKUP, _STEP_MARKUP, _GROUP_MARKUP = 200, 90, 450  # bytes around what is shown of a row, in a path, of a group
 _CHAINS = _WORD_BYTES // (3 * (_ROW_MARKUP + _STEP_MARKUP) + _GROUP_MARKUP)  # that may fit: each has three rows
 _PIXELS = 112  # of a thumbnail's longer side
+_NAMED = re.compile("(?<=:)//[^/@]*@")  # who logs in, in a URL
 
 
 def write_report(stages, groups_and_found, config, preview):
@@ -73,16 +75,23 @@ def _templates():
 
 def _name(location):
     """The last part of a path or URL."""
-    return Path(str(location)).name or str(location)
+    return Path(str(location)).name or _NAMED.sub("//", str(location))
 
 
 def _of_run(stages, config):
     """What the page of any run shows."""
     return {
         "times": _times(stages),
-        "settings": config.model_dump(mode="json"),
-        "work_dir": str(mirror.shown(config.work_dir)),
+        "settings": _settings(config),
+        "work_dir": _NAMED.sub("//", str(mirror.shown(config.work_dir))),
     }
+
+
+def _settings(config):
+    """All settings as they are shown: without what may be secret, values of a cluster's options, names in URLs."""
+    settings = config.model_dump(mode="json")
+    settings["scheduler_options"] = sorted(settings["scheduler_options"])
+    return {k: _NAMED.sub("//", v) if isinstance(v, str) else v for k, v in settings.items()}
 
 
 def _content(stages, groups_and_found, config, preview):
@@ -216,13 +225,14 @@ def _group(groups, number):
     kept = rows == groups.representative[number]
     order = np.lexsort((rows, -similarity, ~kept))
     if len(order) > _MEMBERS:
-        order = np.concatenate([order[: _MEMBERS // 2], order[-_MEMBERS // 2 :]])
+        order = np.concatenate([order[: _MEMBERS // 2], order[-_MEMBERS // 2 :]])  # so what isn't shown lies between
     columns = {"row": rows, "similarity": similarity, "kept": kept}
     members = zip(*(column[order].tolist() for column in columns.values()), strict=True)
     return {
         "name": groups.name(number),
         "size": len(rows),
         "weakest": float(similarity.min()),
+        "more_after": _MEMBERS // 2,
         "members": [dict(zip(columns, member, strict=True)) for member in members],
     }
 

@@ -31,7 +31,7 @@ def main(run, description):
     name = Path(sys.argv[0]).name
     Config.__doc__ = description
     with report_errors(name) as places:
-        config = Config(_cli_settings_source=_command_line(name))
+        config = Config(_cli_settings_source=command_line(name, sys.argv[1:]))
         places.append(config.work_dir)
         _open_more_files()
         gc.freeze()  # what was imported stays: to look through it for garbage takes 5 % of a short script
@@ -118,8 +118,8 @@ def tell(config, found, report):
         print(json.dumps(found if isinstance(found, dict) else found.results | {"folder": str(found.shown)}))
 
 
-def _command_line(name):
-    """The settings on the command line; --help shows them by section."""
+def command_line(name, arguments):
+    """The settings on the command line; --help shows them by section. name: of the script."""
     section, group_of = None, {}
     for field in Config.model_fields:
         group_of[field] = section = SECTIONS.get(field, section)
@@ -133,7 +133,7 @@ def _command_line(name):
         )
 
     return CliSettingsSource(
-        Config, cli_parse_args=sys.argv[1:], cli_prog_name=name, cli_exit_on_error=False, add_argument_method=add
+        Config, cli_parse_args=arguments, cli_prog_name=name, cli_exit_on_error=False, add_argument_method=add
     )
 
 
@@ -156,8 +156,10 @@ def _setting_message(error):
     if not first["loc"]:  # of settings that don't go together
         return first["msg"].removeprefix("Value error, ")
     setting = str(first["loc"][0])
+    about = getattr(Config.model_fields.get(setting), "description", "")
+    message = f"{first['msg']} ({about})" if about and first["type"] != "string_pattern_mismatch" else about
     return (
-        f"setting {setting} = {first['input']!r}: {first['msg']}; give --{setting.replace('_', '-')}, "
+        f"setting {setting} = {first['input']!r}: {message or first['msg']}; give --{setting.replace('_', '-')}, "
         f"NEARDUP_{setting.upper()} or the default in config.py another value"
     )
 

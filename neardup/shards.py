@@ -87,7 +87,7 @@ def find_shards(data_dir, reading=AS_FOUND, copy_dir=None, ours=()):
     if data_dir.is_file():
         data_dir, reading = data_dir.parent, _only(data_dir.name, data_dir, reading)
     if not data_dir.is_dir():
-        raise NeardupError(f"data_dir {data_dir} is not a folder: set data_dir to the folder of your embeddings")
+        raise NeardupError(f"data_dir {data_dir} is not a folder or file: set it to the folder of your embeddings")
     glob = partial(on_disk, data_dir, {folder.resolve() for folder in ours})
     names, kind, vectors = _choose(glob, data_dir, reading)
     shards, start = [], 0

@@ -1,12 +1,14 @@
-"""What stage 5 found, in small values and in words."""
+"""What stage 045 found, in small values and in words."""
 
 import json
+import re
 
 import numpy as np
 
 from neardup.geometry import in_words
 
 _SHOWN_GROUPS, _SHOWN_IDS, _SHOWN_TEXT = 5, 6, 100
+_ACTED_ON = re.compile("[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")  # control characters, and turns of direction
 
 
 def summary(groups, threshold, counts):
@@ -89,12 +91,17 @@ def show_groups(largest, preview):
         print(f"  {group['size']:,} rows, similarity >= {in_words(group['weakest'])}")
         for name, text in map(known.get, group["rows"]):
             name, text = json.dumps(name, ensure_ascii=False), " ".join(text.split())
-            print(f"    {shorten(name)}  {shorten(text)}".rstrip())
+            print(for_terminal(f"    {shorten(name)}  {shorten(text)}".rstrip()))
         if len(group["rows"]) < group["size"]:
             print(f"    … {group['size'] - len(group['rows']):,} more")
     missing = preview.missing([name for name, _ in known.values()])
     if missing:
         print(f"look at this: no picture of these rows is there, the first looked for was {missing}: set preview right")
+
+
+def for_terminal(text):
+    """Text with JSON's escapes in the place of what a terminal would act on instead of showing it."""
+    return _ACTED_ON.sub(lambda found: json.dumps(found[0])[1:-1], text)
 
 
 def shorten(text):

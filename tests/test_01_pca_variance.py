@@ -241,7 +241,10 @@ def test_rows_of_repeated_ids_are_listed(tmp_path):
     assert read_ids(tmp_path / "work") == ids
 
 
-@pytest.mark.parametrize(("n_rows", "count"), [(10, 10), (10, 11), (10, 9), (1000, 7), (100_003, 131), (5, 1)])
+@pytest.mark.parametrize(
+    ("n_rows", "count"),
+    [(10, 10), (10, 11), (10, 9), (1000, 7), (100_003, 131), (5, 1), (4097, 4096), (200_000, 131_072)],
+)
 def test_a_row_of_each_equal_part_counts(n_rows, count):
     """However kinds of rows follow each other, and the same ones each time."""
     rows = sample_of(n_rows, count)
@@ -268,6 +271,24 @@ def test_moments_of_a_sample_are_those_of_its_rows(tmp_path):
     error = covariance_error(rows[chosen], len(chosen))
     assert (np.abs(moments["covariance"] - np.cov(unit(rows[chosen]).T)) <= error).all()
     assert np.load(folder / "rejected_rows.npy").tolist() == list(range(10, 60))
+
+
+@pytest.mark.parametrize("basis_rows", [499, 400, 251])
+def test_moments_of_nearly_all_rows_are_those_of_its_rows(tmp_path, basis_rows):
+    """Of rows of any length, in shards so small that the sample has none, some or all rows of one."""
+    rows = (normal(500, 8) * 10 ** np.random.default_rng(1).uniform(-2, 2, (500, 1))).astype(np.float32)
+    folder = stage_1(tmp_path, rows, cuts=range(2, 500, 2), basis_rows=basis_rows)
+    chosen, moments = sample_of(500, basis_rows), load_npz(folder / "moments.npz")
+    assert moments["count"] == basis_rows
+    mean_error = np.abs(unit(rows[chosen])).mean(axis=0) * value_error(8)
+    assert (np.abs(moments["mean"] - unit(rows[chosen]).mean(axis=0)) <= mean_error).all()
+    assert (np.abs(moments["covariance"] - np.cov(unit(rows[chosen]).T)) <= covariance_error(rows[chosen], 500)).all()
+
+
+def test_as_many_rows_and_one_as_components_are_made_of(tmp_path):
+    """By default; blocks have room for just their rows."""
+    rows = normal(131_073, 2).astype(np.float32)
+    assert load_npz(stage_1(tmp_path, rows, cuts=range(8192, 131_073, 8192)) / "moments.npz")["count"] == 131_072
 
 
 def test_no_row_of_the_sample_has_a_direction(tmp_path, capsys):

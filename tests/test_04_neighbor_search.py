@@ -23,8 +23,9 @@ from conftest import (
     unit,
 )
 
+import faiss_04_neighbor_search
 from config import ROOT
-from neardup import geometry
+from neardup import NeardupError, geometry
 
 STAGE = "04_neighbor_search"
 
@@ -263,6 +264,18 @@ def test_the_audit_notices_a_wrong_pair(small, tmp_path, monkeypatch, capsys, ch
     # and a search that nobody spoils is as good as ever
     run_stages(small / "data", work, scripts=SCRIPTS[3:4], threshold=0.95)
     assert tree_bytes(work / STAGE) == tree_bytes(small / "work" / STAGE)
+
+
+def test_the_audit_notices_rows_that_are_not_joined(small, tmp_path, monkeypatch):
+    """Where just the pairs that join are looked for, and a row is taken to be near none."""
+    are_pairs, row = faiss_04_neighbor_search.are_pairs, min(pair_set(small / "work"))[0]
+    monkeypatch.setattr(
+        faiss_04_neighbor_search, "are_pairs", lambda *how: are_pairs(*how) & (how[-2] != row) & (how[-1] != row)
+    )
+    work = shutil.copytree(small / "work", tmp_path / "work")
+    near = sum(row in pair for pair in pair_set(work))
+    with pytest.raises(NeardupError, match=f"the audit of 90 rows found {near} missed and 0 false pairs"):
+        run_stages(small / "data", work, SCRIPTS[3:4], threshold=0.95, pairs="joining")
 
 
 def test_similarities_are_shown_with_no_more_than_they_are():

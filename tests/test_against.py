@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 
+import h5py
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -26,8 +27,10 @@ from test_growing import NAMES, SETTINGS, example_rows, put
 from config import ROOT
 from neardup import NeardupError, geometry
 from neardup.clusters import Projection
+from neardup.contamination import find_matches
 from neardup.embeddings import open_shards
 from neardup.manifests import MANIFEST, read_manifest
+from neardup.pairs import PAIR
 from neardup.query import FinishedRun, read_vectors
 from neardup.shards import find_shards
 
@@ -87,6 +90,20 @@ def test_a_small_second_set_is_split_finely_for_the_rows_of_a_large_one(tmp_path
     assert {*zip((row - 1000).tolist(), reference.tolist(), strict=True)} - unclear == near - unclear
 
 
+def test_what_is_near_at_a_lower_threshold_is_only_counted(tmp_path):
+    put(tmp_path / "a", "0", np.arange(0, 600))
+    put(tmp_path / "b", "0", np.arange(590, 1500))
+    found = []
+    for name, more in (("alone", {}), ("lower", {"report_threshold": 0.8})):
+        run_against(tmp_path / "a", tmp_path / name, tmp_path / "b", threshold=0.95, **more)
+        merge = tmp_path / name / NAMES[4]
+        results = read_manifest(merge / MANIFEST)["results"]
+        files = [(merge / file).read_bytes() for file in ("contaminated.parquet", "keep.txt", "drop.txt")]
+        found.append((files, results | {"thresholds": None}))
+    assert found[0] == found[1]
+    assert results["thresholds"][-1]["contaminated"] > results["contaminated"]
+
+
 def check_outputs(work, similarity, n_second):
     """contaminated.parquet and both lists say what the pairs do."""
     merge, ids = work / NAMES[4], read_ids(work)
@@ -108,9 +125,30 @@ def check_outputs(work, similarity, n_second):
     assert drop == [ids[n_second + row] for row in sorted(near)]
     assert keep == [name for row, name in enumerate(ids[n_second:]) if row not in near]
     assert "against" in (merge / "report.html").read_text()
+    for line in read_csv(work, "thresholds.csv"):
+        at = {pair for pair, s in similarity.items() if s >= float(line["threshold"])}
+        assert (int(line["pairs"]), int(line["contaminated"])) == (len(at), len({row for row, _ in at}))
+    found = read_manifest(merge / MANIFEST)["results"]
+    matched = len({reference for _, reference in similarity})
+    assert (found["contaminated"], found["reference_matched"]) == (len(near), matched)
 
 
-def test_coordinates_that_are_not_kept_are_made_again(tmp_path):
+@pytest.mark.parametrize("size", [1, 3, 100])
+def test_the_nearest_row_of_the_second_set(size):
+    """Of equally near ones the first; in blocks of any size."""
+    rng = np.random.default_rng(size)
+    found = np.zeros(200, dtype=PAIR)
+    chosen = np.sort(rng.permutation(12 * 30)[:200])
+    found["row_a"], found["row_b"] = chosen // 30, 12 + chosen % 30
+    found["similarity"] = rng.choice([0.9, 0.95, 1.0], 200)
+    matches = find_matches((found[start : start + size] for start in range(0, 200, size)), 12, 30)
+    for row in range(30):
+        near = sorted((-s, a) for a, b, s in found.tolist() if b == 12 + row)
+        similarity, nearest = near[0] if near else (0, -1)
+        assert (matches.nearest[row], matches.similarity[row], matches.count[row]) == (nearest, -similarity, len(near))
+
+
+def test_coordinates_that_are_not_kept_are_made_again(tmp_path, monkeypatch):
     """Those that stage 2 writes of a single set, of a second one's basis; rounding aside."""
     for name, low in (("a", 0), ("b", 1000)):
         put(tmp_path / name, "0", np.arange(low, low + 1000))
@@ -119,6 +157,7 @@ def test_coordinates_that_are_not_kept_are_made_again(tmp_path):
     assert not [*between.glob("reduced*")]
     kept, model = np.load(alone / "reduced_00000.npy"), load_npz(between / "pca.npz")
     shards = find_shards(tmp_path / "b")
+    monkeypatch.setattr("neardup.clusters._PROJECTED_ROWS", 300)
     projection = Projection(open_shards(shards), geometry.projection(model["mean_"], model["components_"]))
     made = projection.gather(np.arange(1000)[::-1])
     error = 2 * geometry.projection_error(shards[0].dim, kept.shape[1])
@@ -171,8 +210,10 @@ def test_vectors_near_a_cluster_without_rows(tmp_path):
     assert [int(rows[0]) for rows, _ in found] == [5, 600]
 
 
-def test_new_vectors(finished):
+def test_new_vectors(finished, monkeypatch):
+    """Few candidates at a time."""
     config, rows, new = finished
+    monkeypatch.setattr("neardup.query._BLOCK_ROWS", 2)
     near, unclear = cross_pairs(new, rows, 0.9)
     found = FinishedRun(config).matches(new)
     assert {(query, row) for query, (some, _) in enumerate(found) for row in some.tolist()} - unclear == near - unclear
@@ -200,6 +241,20 @@ def test_rows_of_the_run(finished):
     assert done.returncode == 1
     assert done.stderr.startswith("neardup.query: error: no row has the id 'nobody'")
     assert len(done.stderr.splitlines()) == 1
+
+
+def test_ids_and_groups_of_every_row(finished):
+    """Of all shards, single ones among them, in any order."""
+    config, rows, _ = finished
+    run, names, order = FinishedRun(config), read_ids(config.work_dir), np.random.default_rng(0).permutation(len(rows))
+    assert run.rows_of([names[row] for row in order]) == [(names[row], row) for row in order.tolist()]
+    expected = dict.fromkeys(range(len(rows)))
+    with h5py.File(config.work_dir / NAMES[4] / "merged_clusters.h5") as file:
+        members, bounds = file["row"][:].tolist(), file["bounds"][:].tolist()
+        for name, low, high in zip(file["name"].asstr()[:], bounds[:-1], bounds[1:], strict=True):
+            expected |= dict.fromkeys(members[low:high], name)
+    assert 0 < sum(map(bool, expected.values())) < len(rows)
+    assert run.groups_of(order) == [expected[row] for row in order.tolist()]
 
 
 def test_at_the_shell(tmp_path):

@@ -20,7 +20,7 @@ from test_045_merge import bundles, load_chains, load_groups, load_list
 
 import faiss_045_merge as merge
 from config import Config
-from neardup import NeardupError, chains, pairs, plots, report, stars, thresholds
+from neardup import NeardupError, chains, changes, geometry, pairs, plots, report, stars, thresholds
 from neardup.artifacts import Stage
 from neardup.embeddings import RowFiles
 from neardup.files import write_json_items
@@ -124,6 +124,20 @@ def test_stars_are_those_of_the_sequential_greedy(seed, kind, n, in_order):
     assert list(zip(nearest.tolist(), similarity.tolist(), strict=True)) == nearest_taken(links, n, taken, rank)
     smallest = [min(row for row in range(n) if nearest[row] == centre) for centre in nearest.tolist()]
     assert stars.smallest_rows(nearest).tolist() == smallest
+
+
+@given(seed=SEED, kind=st.sampled_from(KINDS), n=st.integers(1, 40), share=st.sampled_from([0.1, 0.4]))
+@settings(deadline=None, max_examples=100)
+def test_rows_that_were_kept_are_taken_first(seed, kind, n, share):
+    """Whatever they are near, each other, too."""
+    rng = np.random.default_rng(seed)
+    links, kept = graph(kind, n, rng), rng.random(n) < share
+    rank, near, blocks = rng.permutation(n), neighbors_of(links, n), in_blocks(links, rng)
+    taken = {*np.nonzero(kept)[0].tolist()}
+    for row in np.argsort(rank).tolist():
+        taken |= {row} if near[row].isdisjoint(taken) else set()
+    for budget in (0, 3, 10**6):
+        assert set(np.nonzero(stars.centres(lambda: iter(blocks), rank, budget, kept))[0].tolist()) == taken
 
 
 @pytest.mark.parametrize("budget", [0, 10**6])
@@ -453,6 +467,34 @@ def test_the_forest_joins_what_all_pairs_join(seed, kind, n, at_once):
             assert thresholds.threshold_for(forest, n, target, 0.7) == highest
 
 
+@given(seed=SEED, kind=st.sampled_from(KINDS), n=st.integers(1, 40), share=st.sampled_from([0, 0.1, 0.4, 1]))
+@settings(deadline=None, max_examples=100)
+def test_no_two_rows_that_were_kept_are_joined(seed, kind, n, share):
+    """From the strongest pair on, each joins two parts unless either holds such a row."""
+    rng = np.random.default_rng(seed)
+    forest, kept = thresholds.spanning_forest([packed(graph(kind, n, rng))]), rng.random(n) < share
+    parts, expected = [{row} for row in range(n)], []
+    for a, b, similarity in forest.tolist():
+        if not (kept[[*parts[a]]].any() and kept[[*parts[b]]].any()):
+            expected.append((a, b, similarity))
+            both = parts[a] | parts[b]
+            for row in both:
+                parts[row] = both
+    assert changes.apart(forest, kept).tolist() == expected
+
+
+@given(seed=SEED, kind=st.sampled_from(KINDS), n=st.integers(1, 40), lowest=st.sampled_from([0.5, 0.7, 1.0]))
+@settings(deadline=None, max_examples=50)
+def test_the_histogram_counts_every_pair(seed, kind, n, lowest):
+    rng = np.random.default_rng(seed)
+    links = {pair: max(s, lowest) for pair, s in graph(kind, n, rng).items()}
+    counts, edges = thresholds.histogram(in_blocks(links, rng), lowest)
+    assert (edges[0], edges[-1]) == (min(lowest, 1 - 1e-6), 1)
+    values = [*links.values()]
+    below = [sum(value < edge for value in values) for edge in edges[:-1]] + [len(values)]
+    assert counts.tolist() == np.diff(below).tolist()
+
+
 @given(seed=SEED, kind=st.sampled_from(KINDS), n=st.integers(1, 40), count=st.integers(1, 9))
 @settings(deadline=None, max_examples=100)
 def test_pairs_are_counted_and_shown_by_threshold(seed, kind, n, count):
@@ -500,3 +542,27 @@ def test_groups_that_grow_keep_what_fresh_ones_would(tmp_path, preferred):
         assert lists_of(grown.of(*nested)) == lists_of(found)
         assert grown.calls == calls
     assert calls > 1
+
+
+@pytest.mark.parametrize("preferred", [False, True])
+def test_rows_that_were_kept_represent_their_groups(tmp_path, preferred):
+    """Whatever is preferred; groups of two alike, whether their similarity is known or has to be computed."""
+    values, n, rng = bundles(7), 120, np.random.default_rng(7)
+    lay_out(tmp_path, values)
+    rows, labels = RowFiles([npy_layout(tmp_path / "part_0.npy")], [0, n]), np.zeros(n, dtype=np.int32)
+    a, b = np.triu_indices(n, 1)
+    similarity = geometry.similarities(values[a], values[b])
+    links = {(a, b): s for a, b, s in zip(a.tolist(), b.tolist(), similarity.tolist(), strict=True) if s >= 0.93}
+    kept, order = rng.random(n) < 0.4, rng.integers(0, 9, n) if preferred else None
+    forest = changes.apart(thresholds.spanning_forest([packed(links)]), kept)
+    members_and_bounds, found = thresholds.groups_at(forest, n, 0.93), []
+    for strongest in (None, thresholds.strongest_pairs(forest, n)):
+        stage = Stage(STAGE, tmp_path / str(len(found)), {}, memory=2**28)
+        how = rows, order, labels, Config(_cli_parse_args=[]), kept, strongest
+        found.append(lists_of(Representatives(stage, "at", *how).of(*members_and_bounds)))
+    assert found[0] == found[1]
+    assert {1, 2} <= {len(members) - 1 for _, members in found[0]}
+    for representative, members in found[0]:
+        first = sorted(members, key=lambda row: (not kept[row], order[row] if preferred else 0, row))[0]
+        assert kept[representative] == kept[first]
+        assert representative == first or not (preferred or kept[first])

@@ -5,6 +5,7 @@ import errno
 import json
 import shutil
 from functools import lru_cache
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -13,9 +14,12 @@ from conftest import EXAMPLE, SCRIPTS, answer, brute_force, no_pictures, pair_se
 from faults import failing
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
+from test_resume import rows_of_clusters
 
 from neardup import NeardupError
 from neardup.artifacts import STAGES
+from neardup.changes import Decisions
+from neardup.groups import Groups
 from neardup.growth import grown
 
 NAMES = list(STAGES)
@@ -171,3 +175,89 @@ def test_where_shards_went():
     assert growth.removes
     assert growth.moves
     assert grown([("a", 1)], [("b", 1)]) is None
+
+
+CONTENT = st.lists(st.sampled_from("abcd"), min_size=1, max_size=6)
+
+
+@given(before=CONTENT, now=CONTENT)
+@settings(deadline=None)
+def test_shards_keep_their_order(before, now):
+    """Each is the first of today that holds the same and comes after those of the shards before it."""
+    of = []
+    for what in before:
+        last = max(of, default=-1)
+        of.append(next((n for n, held in enumerate(now) if held == what and n > last), -1))
+    growth = grown([(what, 1) for what in before], [(what, 1) for what in now])
+    assert (growth and growth.of.tolist()) == (of if max(of) >= 0 else None)
+
+
+@pytest.mark.parametrize("today", ["012", "12", "02", "01", "1", "0129", "9012", "912", "0192", "0912", "19"])
+def test_cluster_files_hold_each_row_once(tmp_path, today):
+    """Whatever shards are left of three, and wherever one comes; and once more when another one comes."""
+    data, work, chosen = tmp_path / "data", tmp_path / "work", np.arange(480).reshape(4, 120)
+    for name in "012":
+        put(data, name, chosen[int(name)])
+    run_stages(data, work, SCRIPTS[:3], **SETTINGS)
+    for name in {*"012"} - {*today}:
+        for path in data.glob(f"{name}.*"):
+            path.unlink()
+    for place, name in enumerate(today):
+        if name == "9":
+            put(data, f"{place - 1}x" if place else "-", chosen[3])
+    for another in (False, True):
+        if another:
+            put(data, "y", np.array([600]))
+        run_stages(data, work, SCRIPTS[:3], **SETTINGS)
+        labels, found = np.load(work / NAMES[2] / "labels.npy"), rows_of_clusters(work)
+        assert found == [np.nonzero(labels == number)[0].tolist() for number in range(len(found))]
+        assert sum(map(len, found)) == len(labels)
+
+
+@pytest.mark.parametrize(
+    ("today", "group", "kept"),
+    [("bc", [0, -1, 2, 2, -1, -1], [1, 3]), ("cb", [-1, -1, 0, -1, 2, 2], [3, 5])],
+)
+def test_decisions_of_the_run_before(monkeypatch, today, group, kept):
+    """Of rows 0 to 2 in a shard that went, and 3 to 6 in one that stays. 0, 2 and 6 were kept of their groups."""
+    groups = Groups(
+        np.array([0, 3, 1, 2, 5, 6]), np.array([0, 2, 4, 6]), np.ones(6), np.array([0, 2, 6]), np.zeros(3, np.int32)
+    )
+    monkeypatch.setattr("neardup.changes.read_groups", lambda _: groups)
+    sizes = {"a": 3, "b": 4, "c": 2}
+    growth = grown(*([(name, sizes[name]) for name in names] for names in ("ab", today)))
+    found = Decisions(SimpleNamespace(growth=growth, previous=SimpleNamespace(path=str)))
+    assert (found.group.tolist(), np.nonzero(found.kept)[0].tolist()) == (group, kept)
+    assert (found.new, found.gone) == (2, 3)
+
+
+def groups_by_id(work):
+    """The group of each id of groups.parquet."""
+    table = pq.read_table(work / NAMES[4] / "groups.parquet")
+    return dict(zip(table["id"].to_pylist(), table["group"].to_pylist(), strict=True))
+
+
+def test_changes_are_counted(tmp_path):
+    """By what both runs say of each id, where shards came and went."""
+    data, work, chosen = tmp_path / "data", tmp_path / "work", np.random.default_rng(5).permutation(3054)
+    options, said = SETTINGS | {"threshold": 0.85}, []
+    for names in ("2468", "1248"):  # of 600 rows each
+        for path in data.glob("*") if said else ():
+            path.unlink()
+        for name in names:
+            put(data, name, chosen[300 * int(name) : 300 * int(name) + 600])
+        run_stages(data, work, **options)
+        said.append((*kept_and_dropped(work), groups_by_id(work)))
+    (kept, dropped, before), (kept_now, dropped_now, now) = said
+    members = [{name for name, number in now.items() if number == group} for group in {*now.values()}]
+    earlier = [{before[name] for name in some if name in before} for some in members]
+    changes = json.loads((work / NAMES[4] / "manifest.json").read_text())["results"]["changes"]
+    assert changes == {
+        "new_rows": len((kept_now | dropped_now) - (kept | dropped)),
+        "gone_rows": len((kept | dropped) - (kept_now | dropped_now)),
+        "grown": sum(len(e) == 1 and not some <= {*before} for some, e in zip(members, earlier, strict=True)),
+        "joined": sum(len(e) > 1 for e in earlier),
+        "new": sum(not e for e in earlier),
+        "kept_before_and_dropped": len(kept & dropped_now),
+    }
+    assert min(changes.values()) > 0

@@ -101,6 +101,19 @@ def test_pairs_seen_from_both_ends(seed, n_rows, share, most):
     assert found == [(row, other, near[other]) for row, near in neighbours.items() for other in sorted(near)]
 
 
+@given(seed=SEEDS, n=st.integers(0, 60), share=st.sampled_from([0, 0.1, 0.5, 1]))
+@settings(deadline=None)
+def test_two_series_of_pairs_become_one(seed, n, share):
+    """In blocks of any sizes, some of them empty, of which either may end first."""
+    rng = np.random.default_rng(seed)
+    every, chosen = np.zeros(n, dtype=pairs.PAIR), np.sort(rng.permutation(190)[:n])
+    every["row_a"], every["row_b"] = (ends[chosen] for ends in np.triu_indices(20, 1))
+    every["similarity"], first = rng.random(n), rng.random(n) < share
+    series = [np.split(some, np.sort(rng.integers(0, len(some) + 1, 4))) for some in (every[first], every[~first])]
+    found = [*pairs.merged(*series)]
+    assert np.concatenate([every[:0], *found]).tolist() == every.tolist()
+
+
 def partition(labels):
     """Which places have the same label, as pairs that join them."""
     _, first = np.unique(labels, return_index=True)
@@ -206,6 +219,15 @@ def test_joining_pairs_give_the_same_groups(request, tmp_path, case):
     assert ["counted, drawn and shown" in text for text in texts] == [True, False]
 
 
+def test_rows_that_are_the_same_are_joined(tmp_path):
+    """At a threshold of 1, where a similarity is at it, or isn't."""
+    rows = np.random.default_rng(0).normal(size=(40, 8))[np.random.default_rng(1).integers(0, 40, 120)]
+    run_stages(lay_out(tmp_path / "data", rows), tmp_path / "work", threshold=1, n_clusters=3, pairs="joining")
+    near, unclear = brute_force(rows, 1 - 1e-9)
+    assert not unclear
+    assert found_groups(tmp_path / "work") == components(near, 120) != set()
+
+
 class Rows:
     """Clusters as the search reads them: members, ascending, and sketches of each."""
 
@@ -282,6 +304,7 @@ def test_every_two_rows_within_the_radius_are_found(tmp_path, monkeypatch, m, ra
     """Inside clusters or across borders, once, though some labels are off by rounding, and sketches may be."""
     near_total = across_total = misplaced_total = 0
     monkeypatch.setattr(candidates, "_LEVELS", (("sketches", 0), ("coordinates", 0)))
+    monkeypatch.setattr("neardup.clusters._GATHERED_ROWS", 30)
     for seed, n_clusters in enumerate([1, 2, 3, 9, 20]):
         monkeypatch.setattr(candidates, "_TILE", [(1024, 256), (128, 16)][(seed + rounding) % 2])
         rng, error = np.random.default_rng(seed), geometry.sketch_error(64, m, 0.5) if rounding else 0.0

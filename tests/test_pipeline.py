@@ -94,6 +94,21 @@ def test_pairs_equal_brute_force(seed, n, dim, threshold, kind, dtype, cuts, n_c
         assert (order == np.arange(len(order))).all()
 
 
+@pytest.mark.parametrize(("dtype", "least", "most"), [("f2", -6, 4), ("f4", -44, 38), ("f8", -322, 307)])
+def test_rows_as_short_and_as_long_as_floats_can_be(tmp_path, dtype, least, most):
+    """Squares of their values can be neither nothing nor infinity then."""
+    rng = np.random.default_rng(0)
+    rows = rng.normal(size=(10, 8))[rng.integers(0, 10, 120)] + rng.normal(size=(120, 8)) * 0.15
+    rows = rows / np.abs(rows).max() * 10.0 ** rng.choice([least, least / 2, 0, most / 2, most], (120, 1))
+    rows = rows.astype(dtype)
+    rows[~rows.any(axis=1)] = np.finfo(dtype).smallest_subnormal
+    longest = np.abs(rows.astype(np.float64)).max(axis=1)
+    near, unclear = brute_force(np.ldexp(rows.astype(np.float64), -np.frexp(longest)[1][:, None]), 0.95)
+    run_stages(lay_out(tmp_path / "data", rows), tmp_path / "work", SCRIPTS[:4], threshold=0.95, n_clusters=4)
+    assert pair_set(tmp_path / "work") - unclear == near - unclear
+    assert len(near) > 200
+
+
 def test_borders_that_cut_through_groups(tmp_path, capsys):
     """On an arc of rows every border of clusters separates near-duplicates; none is lost."""
     angle = np.linspace(0, np.pi, 600)

@@ -126,16 +126,17 @@ def run_line(line, place, environment):
     """
     python, script, *settings = shlex.split(line)
     assert python == ".venv/bin/python"
+    settings += [] if "--work-dir" in settings else ["--work-dir", "work"]
     if script == "-m":
         environment = environment | {"PYTHONPATH": str(ROOT)}
-        execute([sys.executable, script, *settings, "--work-dir", "work"], place, environment)
+        execute([sys.executable, script, *settings], place, environment)
         return
     assert script in SCRIPTS
     if "s3://" in line:
-        execute([sys.executable, str(ROOT / script), *settings, "--work-dir", "work"], place, environment)
+        execute([sys.executable, str(ROOT / script), *settings], place, environment)
         return
     with contextlib.chdir(place):
-        config = Config(_cli_parse_args=[*settings, "--work-dir", "work"])
+        config = Config(_cli_parse_args=settings)
         run = importlib.import_module(script.removesuffix(".py")).run
         if config.against_dir and script in SCRIPTS[:3]:
             run(config.reference)
