@@ -9,7 +9,7 @@ from pathlib import Path
 from neardup import NeardupError, copies, engine, mirror
 from neardup.checksums import digest_of_file
 from neardup.files import link, sync_folder, write_json
-from neardup.freshness import changed_shards, fingerprint, remember
+from neardup.freshness import changed_shards, fingerprint, remember, times
 from neardup.manifests import MANIFEST, some_of, write_manifest
 
 STAGES = {  # folder of a stage, in their order: the script that writes it, and the settings that shape it
@@ -24,6 +24,7 @@ STAGES = {  # folder of a stage, in their order: the script that writes it, and 
 }
 TIMES, REPORT = "times.json", "report.html"  # of a stage, but not the same in each run: what it took, and what shows it
 _ENDINGS = "partial", "old", "removed"  # of hidden folders: being built, being replaced, being removed
+_LOOKED_AT = 1 << 20  # bytes of a file, up to which it is hashed before another stage has it, too
 _PARTS = "parts"  # folder of work in progress
 BEGUN = "begun.json"  # in a folder under construction: the key of what it will be
 LEADING = [  # of a work folder: what the files of its folders go together with
@@ -146,6 +147,9 @@ class Stage:
             remember(work_dir, run.shards, run.times, content)
         before, now = run.fingerprint, fingerprint(run.shards)
         changed = [n["name"] for b, n in zip(before, now, strict=True) if b != n]
+        if "content" in results:  # ids were read when the stage began, and hashed now
+            then_and_now = zip(run.times, times(run.shards), strict=True)
+            changed += run.names([i for i, (then, now) in enumerate(then_and_now) if then[2:] != now[2:]])
         changed = changed or [s.name for s in run.shards if not copies.is_current(s)]
         changed = changed or run.names(changed_shards(work_dir, run.shards, content, run.config.n_workers))
         if changed:
@@ -170,8 +174,13 @@ class Stage:
 
 
 def _take(of, folder, name, then):
-    """Have a file of a finished stage in another folder; those that an interrupted run took stay."""
+    """Have a file of a finished stage in another folder; those that an interrupted run took stay.
+
+    A small one is looked at first: whoever needs it anew would be sent to the wrong stage.
+    """
     source, path = of.folder / then, folder / name
+    if source.exists() and source.stat().st_size < _LOOKED_AT:
+        of.path(then)
     if not path.exists() and (source.exists() or not mirror.copy(source, path)):
         link(source if source.exists() else of.path(then), path)
 

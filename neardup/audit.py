@@ -4,7 +4,7 @@ from functools import partial
 
 import numpy as np
 
-from neardup import budget, engine, geometry, pairs
+from neardup import NeardupError, budget, engine, geometry, pairs
 from neardup.embeddings import block_ranges, piece_groups
 from neardup.files import atomic
 from neardup.groups import components
@@ -16,14 +16,22 @@ _STRIDES = 16, 12, 8, 6, 4, 3, 2, 1  # of the coordinates that are compared firs
 _READ_PAIRS = 1 << 20  # true pairs that are looked up together
 _COMPARED = 512  # audited rows, with each other, to choose those
 _GATHERED = 70  # how much longer a coordinate takes where rows are compared one by one, not as matrices
+_BYTES_A_VALUE = 8  # of an audited row, that are held: as stored, and in float32
 _SHOWN = 10  # missed or false pairs that are named
 
 
 def audit_tasks(stage, rows, audited, counted, config):
     """Dask tasks that compare the audited rows with every row, a file each; they need no pairs.
 
-    counted: which rows aren't rejected, (n,) bool. Memory: a block of rows a worker, and the audited rows twice.
+    counted: which rows aren't rejected, (n,) bool. Raises NeardupError where the audited rows take too much of the
+    memory limit. Memory: a block of rows a worker, and the audited rows twice.
     """
+    size, most = _BYTES_A_VALUE * rows.dim, config.memory_limit // 4
+    if len(audited) * size > most:
+        raise NeardupError(
+            f"audit_rows = {len(audited):,} take {len(audited) * size / 2**20:.0f}MiB, and may take a quarter of "
+            f"memory_limit: set it to at most {most // size:,}, or memory_limit higher"
+        )
     stored = rows.gather(audited)
     unit = geometry.unit_rows32(stored)[0]
     sample = audited, stored, unit, best_stride(unit, config.search_threshold)

@@ -93,33 +93,37 @@ def split_chains(representatives, connected, neighbors, threshold, budget):
     left as they are because they have over 50,000 pairs, or have been cut 100 times.
     """
     representatives.learn(connected)
-    groups, n_rows = connected, len(representatives.rows)
-    smallest = np.arange(n_rows)
+    groups, n_rows, n_uncut = connected, len(representatives.rows), 0
+    smallest, settled = np.arange(n_rows), np.zeros(n_rows, dtype=bool)
     smallest[groups.rows] = np.repeat(groups.smallest, groups.sizes)
     for number in count():
-        rows, parts, uncut = cut_chains(groups, threshold, neighbors, (n_rows, budget))
+        rows, parts, uncut = cut_chains(groups, threshold, neighbors, (n_rows, budget), settled)
+        n_uncut += uncut
         if not len(rows) or number == _ROUNDS:
-            return groups, uncut + len(np.unique(smallest[rows]))
+            return groups, n_uncut + len(np.unique(smallest[rows]))
         smallest[rows] = parts
         groups = representatives.of(*members_and_bounds(smallest))
 
 
-def cut_chains(groups, threshold, neighbors, limits):
+def cut_chains(groups, threshold, neighbors, limits, settled=None):
     """The smallest row of each part that chains fall into, for the rows of those that can be cut: (rows, parts, uncut).
 
     From each member below the threshold from its representative, the weakest bridge between the two is cut, of equal
     ones the one nearest to the member. A pair is a bridge if nothing else joins its ends, so what isn't joined by one
     stays, and so do chains of over 50,000 pairs, whose number `uncut` is. limits: number of all rows; budget, in bytes.
+    settled: the smallest rows of chains that can't be cut, (n,) bool, which aren't looked at; those found are added.
     Memory: that, and 16 bytes a row.
     """
     part_of, uncut = np.full(limits[0], -1, dtype=np.int64), 0
-    chains = np.nonzero(groups.weakest < threshold)[0]
+    settled = np.zeros(limits[0], dtype=bool) if settled is None else settled
+    chains = np.nonzero((groups.weakest < threshold) & ~settled[groups.smallest])[0]
     for number, pairs in pairs_of_groups(groups, chains, neighbors, (limits[0], _CHAIN_PAIRS, limits[1])):
         here = groups.members(number)
         far = groups.rows[here][groups.similarity[here] < threshold]
         found = _parts(pairs, int(groups.representative[number]), far.tolist()) if len(pairs) else []
         for part in found if len(found) > 1 else []:
             part_of[[*part]] = min(part)
+        settled[groups.smallest[number]] = len(found) < 2
         uncut += not len(pairs)
     rows = np.nonzero(part_of >= 0)[0]
     return rows, part_of[rows], uncut

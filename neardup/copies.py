@@ -8,7 +8,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from neardup import NeardupError, engine, mirror
-from neardup.checksums import digest_of_values
+from neardup.checksums import digest_of_sample, digest_of_values
 from neardup.files import atomic, npy_rows, read_json, write_json
 from neardup.formats import Vectors
 from neardup.metadata import SUFFIXES, TEXTS
@@ -113,16 +113,26 @@ def known(path, name, copy):
     return Vectors(found["rows"], found["dim"], np.dtype(found["dtype"]))
 
 
-def make(shards, blocks_of, others_of, n_workers):
+def make(shards, blocks_of, others_of, n_workers, anew=False):
     """Decode those shards that have to be, and whose copy isn't as it should be, a file a task. Memory: a block each.
+
+    anew: whether all have to be decoded, whatever is known of their copies.
 
     blocks_of(path, name): yields a file's vectors; others_of(path, name): other files that hold some of them. Raises
     NeardupError where the disk has no room.
     """
-    missing = [s for s in shards if not is_current(s)]
+    missing = [s for s in shards if s.copy and (anew or not is_current(s))]
     if missing:
         _need_room(missing[0].copy.parent, sum(s.rows * s.dim * s.dtype.itemsize for s in missing))
         engine.run_in_threads(_make, [(s, blocks_of, others_of) for s in missing], n_workers, "decode input")
+
+
+def forget_others(shards, folder):
+    """Remove copies that were decoded of shards that aren't there any more. folder: of all copies."""
+    ours = {path for shard in shards if shard.copy for path in (shard.copy, _note(shard.copy))}
+    for leftover in (folder / DECODED).rglob("*"):
+        if leftover.is_file() and leftover not in ours:
+            leftover.unlink()
 
 
 def is_current(shard):
@@ -170,7 +180,8 @@ def _made(copy):
 
 def _source(path, name, others):
     """What a copy is of: a file as it is, the name of its vectors, and other files as they are. others: their paths."""
-    return [str(path.resolve()), *_state(path), name, *(_state(Path(other)) for other in others)]
+    states = [[*_state(file), digest_of_sample(file)] for file in (path, *map(Path, others))]
+    return [str(path.resolve()), name, *states]
 
 
 def _state(path):

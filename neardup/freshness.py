@@ -55,11 +55,16 @@ def tables_digest(config, shards, n_before=0):
 
 
 def times(shards):
-    """When each shard, or its copy, and its ids were changed last, and their sizes: [[ns, bytes, ns, bytes]]."""
+    """When each shard, or its copy, and its ids were changed last, and their sizes: [[ns, bytes, ns, bytes]].
+
+    And a sample of ids in a table, of which the `fingerprint` has none, for other columns don't matter.
+    """
     found = []
     for shard in shards:
         states = [p.stat() if p and p.exists() else None for p in (shard.copy or shard.path, shard.ids_path)]
         found.append([n for s in states for n in ((s.st_mtime_ns, s.st_size) if s else (0, 0))])
+        if states[1] and shard.ids_path.suffix != ".txt" and shard.ids_path != shard.path:
+            found[-1].append(digest_of_sample(shard.ids_path))
     return found
 
 

@@ -78,10 +78,10 @@ def unit_rows32(rows):
 def unit_error(dim):
     """Greatest distance of a row of `unit_rows32` from the exact one.
 
-    Its squared length is off by gamma_d, so its length by half of that; 8 u for the root, the quotient, the product
-    and, of float64 rows, the cast.
+    Its squared length is off by gamma_d, d u and a little, so its length by half of that; 8 u for the root, the
+    quotient, the product and, of float64 rows, the cast.
     """
-    return (dim / 2 + 8) * UNIT32
+    return (dim / 2 * 1.01 + 8) * UNIT32
 
 
 def similarities(rows_a, rows_b):

@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from neardup.files import atomic, hdf5, write_csv, write_stream
+from neardup.files import atomic, damaged, hdf5, write_csv, write_stream
 from neardup.groups import Groups
 from neardup.ids import store_ids
 from neardup.npy import map_npy
@@ -82,10 +82,13 @@ def write_hdf5(path, groups, ids, threshold):
 
 
 def read_groups(path):
-    """The `Groups` of merged_clusters.h5. Memory: 24 bytes a row in groups."""
-    with h5py.File(path) as file:
-        names = "row", "bounds", "similarity", "representative_row", "cluster"
-        return Groups(*(file[name][:] for name in names))
+    """The `Groups` of merged_clusters.h5. Raises NeardupError where it is damaged. Memory: 24 bytes a row in groups."""
+    names = "row", "bounds", "similarity", "representative_row", "cluster"
+    try:
+        with h5py.File(path) as file:
+            return Groups(*(file[name][:] for name in names))
+    except (OSError, KeyError) as error:
+        raise damaged(path, error) from error
 
 
 def write_pickle(path, groups, ids):

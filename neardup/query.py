@@ -35,6 +35,7 @@ from neardup.summary import for_terminal
 _AHEAD = 16  # clusters, whose rows are being read
 _BLOCK_ROWS = 1024  # that are verified together
 _LAST = "045_merge"
+_TAILS = 4.2 * geometry.UNIT32  # how far off those of two shortened sketches are
 
 some_of = partial(map_array, here_and_there=True)
 
@@ -143,6 +144,7 @@ def near_in_short(kmeans, cluster, sketches, queries, reach):
     arrays = {n: some_of(path, s.dtype, s.offset, s.shape) for n, s in (("row", row), ("vector", vector))}
     stored = read_array(path, short.dtype, short.offset, short.shape)
     mine, every = geometry.shorten(sketches[queries], stored.shape[1] - 1), np.arange(len(stored))
+    reach += _TAILS
     near = [
         (query, every[within(mine, stored, np.full(len(every), place), every, reach)])
         for place, query in enumerate(queries)

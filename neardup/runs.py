@@ -1,5 +1,6 @@
 """What a script begins with: its settings, its input, the stages before it, and what is left of earlier runs."""
 
+import sys
 import time
 from functools import partial
 from pathlib import Path
@@ -68,6 +69,7 @@ def begin(config, name):
         names = list(STAGES)
         reference, _ = _earlier(second, names[min(names.index(name) + 1, N_REFERENCE)])
         shards, n_before = joined(second.shards, shards), len(second.shards)
+    copies.forget_others(shards[n_before:], config.work_dir / copies.FOLDER)
     run = Run(config, shards, reference, n_before)
     earlier, key = _earlier(run, name)
     return _open(run, name, key), run.shards, earlier
@@ -84,7 +86,7 @@ def open_finished(config):
 def _shards_of(config):
     """The shards of an input, decoded where they have to be."""
     shards = find_input(config)
-    copies.make(shards, blocks, others, config.n_workers)
+    copies.make(shards, blocks, others, config.n_workers, config.verify_input)
     return shards
 
 
@@ -144,6 +146,8 @@ def check_folders(config):
     folders = [folder for work_dir in work_dirs for folder in stage_folders(work_dir)]
     for setting, place in inputs.items():
         for folder in folders:
+            if folder.is_symlink():
+                raise NeardupError(f"{folder} is a link, and stages replace their folders: make work_dir one instead")
             if isinstance(place, Path) and place.resolve().is_relative_to(folder.resolve()):
                 raise NeardupError(f"{setting} {place} lies in {folder}, which a stage replaces: set another work_dir")
     for folder in (work_dir / name for work_dir in work_dirs for name in STAGES):
@@ -184,7 +188,14 @@ def _open(run, name, key):
         manifest = read_manifest(final / MANIFEST)
         if not (differences(manifest, key) or _changes(run, manifest)):
             tidy(final)
+            gone = [name for name in manifest["files"] if not (final / name).exists()]
+            if gone and mirror.shown(final) == final:  # else they are elsewhere
+                print(f"{mirror.shown(final)} lacks {some_of(gone)}: remove it to have all made again", file=sys.stderr)
             return Stage(name, final, key, manifest)
+        if ("against" in manifest.get("settings", {})) != ("against" in key["settings"]):
+            kind = "of one set alone" if run.reference else "against a second set"
+            told = f"{mirror.shown(final)} is of a run {kind}, and is replaced: to keep it set another work_dir"
+            print(told, file=sys.stderr)
     previous = _previous(run, final, key)
     begun, what = folder / BEGUN, key | {"sources": digest_of_sources()}  # another version may cut its tasks otherwise
     if not run.content:

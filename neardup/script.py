@@ -3,7 +3,6 @@
 import gc
 import json
 import os
-import resource
 import signal
 import sys
 from argparse import ArgumentError
@@ -33,7 +32,7 @@ def main(run, description):
     with report_errors(name) as places:
         config = Config(_cli_settings_source=command_line(name, sys.argv[1:]))
         places.append(config.work_dir)
-        _open_more_files()
+        engine.open_more_files()
         gc.freeze()  # what was imported stays: to look through it for garbage takes 5 % of a short script
         sys.meta_path.insert(0, _NoPandas)
         if config.dry_run:
@@ -143,12 +142,6 @@ def _leave(name, status, word):
         sys.stdout.flush()
     os.write(sys.stderr.fileno(), f"{name}: {word}; start it again to go on\n".encode())
     os._exit(status)
-
-
-def _open_more_files():
-    """Raise the limit of open files to what the system allows: each memory-mapped file takes one."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def _setting_message(error):

@@ -9,7 +9,7 @@ from neardup import budget, engine, geometry
 from neardup.embeddings import equal_parts
 from neardup.files import atomic, hdf5, write_npy
 from neardup.ids import IdTable, bytes_of, positions, store_ids
-from neardup.npy import map_array, map_npy, read_npy
+from neardup.npy import map_npy, read_array, read_npy
 
 _SHORT_DIMS = 8  # coordinates of the sketch that a few rows are compared with all by (neardup/query.py)
 _LEAST_CUT = 4096  # rows of a cluster that stays whole whatever its share
@@ -113,8 +113,10 @@ def merge_runs(stage, width, sources, low, cuts, begins, counts):
         sketches, places, ids = sources[0].gather(rows), rows, sources[1]
     else:
         parts = [_rest_of_run(stage, width, number, *part) for number, part in some]
-        sketches, places = np.concatenate([part[0] for part in parts])[order], np.arange(len(rows))
+        sketches, places = np.concatenate([part[0] for part in parts]), np.arange(len(rows))
         ids = IdTable([pa.concat_arrays([part[1] for part in parts]).take(positions(order))])
+        del parts
+        sketches = sketches[order]
     for path, start, stop in zip(paths, cuts[:-1].tolist(), cuts[1:].tolist(), strict=True):
         write_cluster(path, rows[start:stop], sketches[start:stop], ids, places[start:stop])
 
@@ -140,17 +142,17 @@ def write_cluster(path, rows, sketches, ids, places):
 
 
 def _rows_of_run(stage, number, start, size):
-    """Rows of some of a sorted run, (s,) int64, memory-mapped."""
-    return map_array(stage.volatile("run", number), np.dtype(np.int64), 8 * start, (size,))
+    """Rows of some of a sorted run, (s,) int64; read, not mapped, for each map of many would hold a file."""
+    return read_array(stage.volatile("run", number), np.dtype(np.int64), 8 * start, (size,))
 
 
 def _rest_of_run(stage, width, number, start, size):
-    """Sketches (s, width) float32 and ids, an Arrow array, of some of a sorted run; memory-mapped."""
+    """Sketches (s, width) float32 and ids, an Arrow array, of some of a sorted run."""
     path, n_rows = stage.volatile("run", number), int(map_npy(stage.volatile("bounds", number))[-1])
-    offsets = map_array(path, np.dtype(np.int64), 8 * (n_rows + start), (size + 1,))
+    offsets = read_array(path, np.dtype(np.int64), 8 * (n_rows + start), (size + 1,))
     vectors = 8 * (2 * n_rows + 1)
-    sketches = map_array(path, np.dtype(np.float32), vectors + 4 * width * start, (size, width))
+    sketches = read_array(path, np.dtype(np.float32), vectors + 4 * width * start, (size, width))
     text_at = vectors + 4 * width * n_rows + int(offsets[0])
-    text = map_array(path, np.dtype(np.uint8), text_at, (int(offsets[-1] - offsets[0]),))
+    text = read_array(path, np.dtype(np.uint8), text_at, (int(offsets[-1] - offsets[0]),))
     buffers = [None, pa.py_buffer(offsets - offsets[0]), pa.py_buffer(text)]
     return sketches, pa.Array.from_buffers(pa.large_string(), size, buffers)

@@ -38,7 +38,7 @@ def verify_block(stage, candidates, similarity, threshold, block):
     if path.exists():
         return
     starts, stops = map_npy(stage.part("bounds"))[block : block + 2]
-    some = [map_npy(candidates[i])[starts[i] : stops[i]] for i in np.nonzero(starts < stops)[0].tolist()]
+    some = [map_npy(candidates[i])[starts[i] : stops[i]].copy() for i in np.nonzero(starts < stops)[0].tolist()]
     packed = np.sort(np.concatenate([_NONE, *some]))
     found = np.empty(len(packed), dtype=PAIR)
     found["row_a"], found["row_b"] = unpack(packed)

@@ -412,3 +412,14 @@ def test_an_id_that_is_kept_is_not_dropped(tmp_path, capsys):
     assert load_list(tmp_path / "work" / "045_merge" / "keep.txt") == ["a", "a", "d"]
     assert load_list(tmp_path / "work" / "045_merge" / "drop.txt") == ["e"]
     assert "6 rows = 4 in groups + 1 single + 1 rejected; keep 3 and drop 2\n" in capsys.readouterr().out
+
+
+def test_what_a_terminal_would_act_on_is_escaped(tmp_path, capsys):
+    """Titles, colours and turns of direction, of ids and of texts."""
+    rows, ids = np.ones((2, 3), dtype=np.float32), ["a\u009b31m", "b\u202e"]
+    data = lay_out(tmp_path / "data", rows, ids=ids)
+    (data / "texts.json").write_text(json.dumps({ids[0]: "\x1b]0;title\x07", ids[1]: "fine"}))
+    run_stages(data, tmp_path / "work")
+    shown = capsys.readouterr().out
+    assert not {"\x1b", "\x07", "\u009b", "\u202e"} & {*shown}
+    assert '"a\\u009b31m"  \\u001b]0;title\\u0007\n    "b\\u202e"  fine\n' in shown

@@ -5,6 +5,7 @@ import pickle
 import runpy
 import shutil
 import sys
+from types import SimpleNamespace
 
 import h5py
 import numpy as np
@@ -24,8 +25,9 @@ from conftest import (
 )
 
 import faiss_04_neighbor_search
-from config import ROOT
+from config import ROOT, Config
 from neardup import NeardupError, geometry
+from neardup.audit import audit_tasks
 
 STAGE = "04_neighbor_search"
 
@@ -283,3 +285,9 @@ def test_similarities_are_shown_with_no_more_than_they_are():
     assert shown == ["0.9824", "0.9800", "0.9999", "0.9999", "1.0000", "0.9822", "-0.4626"]
     for step in range(-10_000, 10_001):
         assert geometry.in_words(step / 1e4) == f"{step / 1e4:.4f}"
+
+
+def test_more_audited_rows_than_memory_holds_are_refused():
+    rows, config = SimpleNamespace(dim=20_000), Config(_cli_parse_args=[], memory_limit="320MiB", threshold=0.9)
+    with pytest.raises(NeardupError, match=r"audit_rows = 1,000 take 153MiB.* set it to at most 524, or memory_limit"):
+        audit_tasks(None, rows, np.arange(1000), None, config)

@@ -473,3 +473,26 @@ def test_a_query_finds_the_similarities_of_the_run_to_the_last_digit(tmp_path, d
     pairs = {(a, b): s for a, b, s in zip(*(c.tolist() for c in found_pairs(config.work_dir)), strict=True)}
     assert len(pairs) > 1000
     assert {pair: found[pair] for pair in pairs} == {pair: found[pair[::-1]] for pair in pairs} == pairs
+
+
+def test_a_damaged_stage_of_the_second_set_is_named(tmp_path):
+    """Not the one that took the file over."""
+    put(tmp_path / "a", "0", np.arange(0, 600))
+    put(tmp_path / "b", "0", np.arange(500, 700))
+    config = run_against(tmp_path / "a", tmp_path / "work", tmp_path / "b")
+    os.truncate(config.reference.work_dir / NAMES[0] / "n_components.json", 9)
+    put(tmp_path / "a", "1", np.arange(700, 720))
+    with pytest.raises(NeardupError, match=r"against/01_pca_variance/n_components.json is missing or not what"):
+        run_scripts(config, SCRIPTS[:1])
+
+
+def test_a_run_of_another_kind_is_not_replaced_in_silence(tmp_path, capsys):
+    put(tmp_path / "a", "0", np.arange(0, 300))
+    put(tmp_path / "b", "0", np.arange(200, 400))
+    run_scripts(settings_of(tmp_path / "a", tmp_path / "work", **SETTINGS))
+    assert "is replaced" not in capsys.readouterr().err
+    run_against(tmp_path / "a", tmp_path / "work", tmp_path / "b")
+    told = (
+        f"{tmp_path}/work/{NAMES[0]} is of a run of one set alone, and is replaced: to keep it set another work_dir\n"
+    )
+    assert told in capsys.readouterr().err

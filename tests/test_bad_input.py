@@ -2,8 +2,10 @@
 
 import csv
 import json
+import os
 import re
 import shutil
+import subprocess
 import sys
 from functools import partial
 from pathlib import Path
@@ -12,6 +14,7 @@ import numpy as np
 import pytest
 from conftest import EXAMPLE, SCRIPTS, command, lay_out, pair_set, read_ids, run_stages, tree_bytes, write_hole
 
+from config import ROOT
 from neardup.artifacts import STAGES
 from neardup.shards import find_shards
 
@@ -419,3 +422,32 @@ def test_wide_rows_take_memory_however_few_they_are(tmp_path):
     assert "memory_limit = 320MiB is too little for 40 rows of 1,500 values" in line
     least = int(re.search(r"at least (\d+)MiB", line)[1])
     assert run("--memory-limit", f"{least}MiB").returncode == 0
+
+
+def test_a_stage_that_is_a_link_is_refused(good, tmp_path):
+    here = shutil.copytree(good, tmp_path / "here")
+    (here / "work" / "02_pca_reduce").rename(tmp_path / "elsewhere")
+    (here / "work" / "02_pca_reduce").symlink_to(tmp_path / "elsewhere")
+    line = refused(command(SCRIPTS[1], "--data-dir", here / "data", "--work-dir", here / "work"))
+    assert "02_pca_reduce is a link, and stages replace their folders: make work_dir one instead" in line
+
+
+def test_a_variable_that_is_nearly_a_setting(tmp_path):
+    """What is none by far may be somebody else's."""
+    line = refused(command(SCRIPTS[1], "--work-dir", tmp_path, NEARDUP_TRESHOLD="0.9"), 2)
+    assert "NEARDUP_TRESHOLD in the environment is no setting, NEARDUP_THRESHOLD is: rename or unset it" in line
+    done = command(SCRIPTS[1], "--work-dir", tmp_path, neardup_scheduler_service_host="10.0.0.1", NEARDUP_PORT="1")
+    assert "run faiss_01_pca_variance.py first" in refused(done)
+
+
+@pytest.mark.parametrize("name", ["01_pca_variance/ids.arrow", "045_merge/merged_clusters.h5"])
+@pytest.mark.parametrize("size", [0, 100])
+def test_a_query_of_damaged_files(good, tmp_path, name, size):
+    here = shutil.copytree(good, tmp_path / "here")
+    os.truncate(here / "work" / name, size)
+    asked = ["-m", "neardup.query", "--ids", read_ids(good / "work")[0], "--data-dir", here / "data"]
+    done = subprocess.run(
+        [sys.executable, *map(str, asked), "--work-dir", str(here / "work")],
+        cwd=ROOT, capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert f"{name} is damaged" in refused(done)

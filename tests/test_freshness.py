@@ -10,6 +10,8 @@ import sys
 import time
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from conftest import SCRIPTS, answer, command, finished_run, lay_out, no_pictures, read_ids, run_stages, tree_bytes
 
@@ -364,3 +366,96 @@ def test_a_folder_of_shards_that_is_renamed(tmp_path):
         run_stages(tmp_path / "data", tmp_path / "work", SCRIPTS[1:2], shard_pattern="**/*.npy")
     run_stages(tmp_path / "data", tmp_path / "work", SCRIPTS[:1], shard_pattern="**/*.npy")
     assert read_ids(tmp_path / "work")[0] == "b/part_0:0"
+
+
+def with_table(folder, name, **columns):
+    """Nine rows, and such a table of them."""
+    data = lay_out(folder, np.eye(9, dtype=np.float32))
+    (data / "part_0.txt").unlink()
+    pq.write_table(pa.table({"id": [f"{name}{i}" for i in range(9)], **columns}), data / "part_0.parquet")
+    return data
+
+
+def test_ids_of_a_table_that_change_while_rows_are_read(tmp_path, monkeypatch):
+    """Nothing is published with ids that aren't those of the input when the script ends."""
+    data, digests_of = with_table(tmp_path / "data", "a"), faiss_01_pca_variance.content
+
+    def change_first(*arguments):
+        with_table(tmp_path / "data", "b")
+        return digests_of(*arguments)
+
+    with monkeypatch.context() as patch, pytest.raises(NeardupError, match="changed while it was read: run faiss_01"):
+        patch.setattr(faiss_01_pca_variance, "content", change_first)
+        run_stages(data, tmp_path / "work", SCRIPTS[:1])
+    assert not (tmp_path / "work" / NAMES[0]).exists()
+    run_stages(data, tmp_path / "work", SCRIPTS[:1])
+    assert read_ids(tmp_path / "work") == [f"b{i}" for i in range(9)]
+
+
+def test_ids_of_a_table_that_change_at_the_same_size_and_time(tmp_path):
+    """Where a sample sees it; another column that changes is nothing."""
+    data, work = with_table(tmp_path / "data", "a", other=[1] * 9), tmp_path / "work"
+    run_stages(data, work, SCRIPTS[:2])
+    table, before = data / "part_0.parquet", tree_bytes(work / NAMES[1])
+    times = table.stat().st_atime_ns, table.stat().st_mtime_ns
+    with_table(tmp_path / "data", "a", other=[2] * 9)
+    os.utime(table, ns=times)
+    run_stages(data, work, SCRIPTS[:2])
+    assert tree_bytes(work / NAMES[1]) == before
+    with_table(tmp_path / "data", "b", other=[1] * 9)
+    os.utime(table, ns=times)
+    with pytest.raises(NeardupError, match=r"part_0\.npy changed"):
+        run_stages(data, work, SCRIPTS[1:2])
+    run_stages(data, work, SCRIPTS[:1])
+    assert read_ids(work) == [f"b{i}" for i in range(9)]
+
+
+@pytest.mark.parametrize("seen", [True, False], ids=["a sample sees it", "none does"])
+def test_a_decoded_shard_that_changes_at_the_same_size_and_time(tmp_path, seen):
+    rows, data, work = (
+        np.random.default_rng(0).normal(size=(6000, 32)).astype(np.float32),
+        tmp_path / "data",
+        tmp_path / "work",
+    )
+    data.mkdir()
+    path = data / "a.arrow"
+
+    def write():
+        table = pa.table({"embedding": pa.FixedSizeListArray.from_arrays(pa.array(rows.reshape(-1)), 32)})
+        with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+            writer.write_table(table)
+
+    write()
+    run_stages(data, work, SCRIPTS[:2], **SETTINGS)
+    state, first = path.stat(), path.read_bytes().index(rows[0].tobytes())
+    between = max(range(6000), key=lambda row: np.abs(np.arange(64) * state.st_size / 63 - first - 128 * row).min())
+    rows[5999 if seen else between] *= -1
+    write()
+    os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns))
+    assert path.stat().st_size == state.st_size
+    if not seen:
+        run_stages(data, work, SCRIPTS[1:2], **SETTINGS)
+    with pytest.raises(NeardupError, match=r"a\.arrow changed"):
+        run_stages(data, work, SCRIPTS[1:2], verify_input=not seen, **SETTINGS)
+
+
+def test_copies_of_shards_that_are_gone_go(tmp_path):
+    data, work = tmp_path / "data", tmp_path / "work"
+    data.mkdir()
+    for number in range(3):
+        pq.write_table(pa.table({"embedding": np.eye(5, dtype=np.float32).tolist()}), data / f"{number}.parquet")
+    run_stages(data, work, SCRIPTS[:1], duplicate_ids="allow")
+    (data / "1.parquet").unlink()
+    run_stages(data, work, SCRIPTS[:1], duplicate_ids="allow")
+    left = sorted(path.name for path in (work / "input").rglob("*") if path.is_file())
+    assert left == ["0.parquet.npy", "0.parquet.npy.json", "2.parquet.npy", "2.parquet.npy.json"]
+
+
+def test_files_that_are_gone_are_told_of(copy, capsys):
+    for name in ("keep.txt", "groups.parquet"):
+        (copy / "work" / NAMES[4] / name).unlink()
+    again(copy)
+    assert (
+        f"{copy}/work/045_merge lacks groups.parquet, keep.txt: remove it to have all made again\n"
+        in capsys.readouterr().err
+    )

@@ -566,3 +566,20 @@ def test_rows_that_were_kept_represent_their_groups(tmp_path, preferred):
         first = sorted(members, key=lambda row: (not kept[row], order[row] if preferred else 0, row))[0]
         assert kept[representative] == kept[first]
         assert representative == first or not (preferred or kept[first])
+
+
+def test_what_can_not_be_cut_is_looked_at_once(monkeypatch):
+    """Beside a chain whose weakest bridges are cut one after another."""
+    squares = {pair: 0.9 for s in range(0, 40, 4) for pair in ((s, s + 1), (s + 1, s + 2), (s + 2, s + 3), (s, s + 3))}
+    chain, calls, parts_of = {(row, row + 1): 0.8 + row / 1000 for row in range(40, 59)}, [], chains._parts
+
+    def count(pairs, representative, far):
+        calls.append(representative)
+        return parts_of(pairs, representative, far)
+
+    monkeypatch.setattr(chains, "_parts", count)
+    before, after, uncut = split(squares | chain, 60)
+    assert uncut == 0
+    assert after[:10] == before[:10]
+    assert sorted(row for row in calls if row < 40) == list(range(0, 40, 4))
+    assert len([row for row in calls if row >= 40]) > 2

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import threading
 from uuid import uuid4
 
 import fsspec
@@ -10,6 +11,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from conftest import NOTES, SCRIPTS, answer, lay_out, run_scripts, run_stages, settings_of, tree_bytes
+from dask import threaded
 
 from neardup import NeardupError, mirror
 from neardup.artifacts import LEADING, STAGES
@@ -169,6 +171,9 @@ def test_what_could_not_be_put_there_is_made_again(remote, data, tmp_path, monke
                 break
             except NeardupError as error:
                 assert "ConnectionError: gone; mend that, then start it again" in str(error)
+                for pool in threaded.pools[threading.current_thread()].values():
+                    pool.shutdown()  # as a process that ends: what else was being written is
+                threaded.pools.clear()
     assert len(calls) > 60
     run_stages(data, tmp_path / "plain", threshold=0.9, n_clusters=4)
     assert there(remote) == tree_bytes(tmp_path / "plain")

@@ -305,6 +305,7 @@ def test_every_two_rows_within_the_radius_are_found(tmp_path, monkeypatch, m, ra
     near_total = across_total = misplaced_total = 0
     monkeypatch.setattr(candidates, "_LEVELS", (("sketches", 0), ("coordinates", 0)))
     monkeypatch.setattr("neardup.clusters._GATHERED_ROWS", 30)
+    monkeypatch.setattr("neardup.clusters._VISITS", 50)
     for seed, n_clusters in enumerate([1, 2, 3, 9, 20]):
         monkeypatch.setattr(candidates, "_TILE", [(1024, 256), (128, 16)][(seed + rounding) % 2])
         rng, error = np.random.default_rng(seed), geometry.sketch_error(64, m, 0.5) if rounding else 0.0

@@ -18,7 +18,8 @@ from conftest import EXAMPLE, SCRIPTS, command, lay_out, read_csv, run_stages, t
 from PIL import ExifTags, Image
 from test_045_merge import bundles, long_chain
 
-from neardup import NeardupError, preview
+from config import Config
+from neardup import NeardupError, preview, report
 from neardup.geometry import in_words
 
 REPORT = "045_merge/report.html"
@@ -477,3 +478,13 @@ def test_half_a_character_is_shown_as_none(tmp_path):
     [line] = read_csv(tmp_path / "work", "examples.csv")
     assert [line["text_a"], line["text_b"]] == ["nice ?", "\U0001f600"]
     assert "nice ?" in (tmp_path / "work" / REPORT).read_text(encoding="utf-8")
+
+
+def test_no_secrets_are_shown(tmp_path, monkeypatch):
+    """Of a cluster's options just the names, of URLs not who logs in."""
+    options = {"env": {"KEY": "hunter2"}, "image": "hunter3"}
+    config = Config(_cli_parse_args=[], scheduler_options=options, against_work_dir="s3://me:hunter4@host/a")
+    settings = report._settings(config)
+    assert settings["scheduler_options"] == ["env", "image"]
+    assert settings["against_work_dir"] == "s3://host/a"
+    assert "hunter" not in json.dumps(settings)
