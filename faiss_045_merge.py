@@ -74,7 +74,7 @@ def run(config):
         groups = groupings[config.grouping]
         counts = write_groups(stage, groups, ids, threshold, (rejected, repeated))
         found = summary(groups, threshold, counts)
-        found["changes"] = before and before.compared(groups, rejected)
+        found["changes"] = before and before.compared(groups)
         found |= write_choices(stage, search, (table, threshold, groups), ids, preview)
         within = forest[forest["similarity"] >= threshold]
         found |= write_warnings(stage, shards, (groups, within, threshold), neighbors, ids, config)

@@ -24,21 +24,19 @@ class Decisions:
         self.kept = ~dropped & ~growth.each_is_fresh()
         self.new, self.gone = growth.n_fresh, n_before - (n_rows - growth.n_fresh)
 
-    def compared(self, groups, rejected):
+    def compared(self, groups):
         """How the groups of today differ, as small JSON values."""
         of_group = np.repeat(np.arange(len(groups)), groups.sizes)
         both = np.unique(np.stack([of_group, self.group[groups.rows]], axis=1), axis=0)
         earlier = np.bincount(both[both[:, 1] >= 0, 0], minlength=len(groups))
         more = np.bincount(both[both[:, 1] < 0, 0], minlength=len(groups)) > 0
-        dropped, kept = groups.dropped(len(self.kept)), self.kept.copy()
-        kept[rejected] = False
         return {
             "new_rows": self.new,
             "gone_rows": self.gone,
             "grown": int(np.count_nonzero((earlier == 1) & more)),
             "joined": int(np.count_nonzero(earlier > 1)),
             "new": int(np.count_nonzero(earlier == 0)),
-            "kept_before_and_dropped": int(np.count_nonzero(kept & dropped)),
+            "kept_before_and_dropped": int(np.count_nonzero(self.kept & groups.dropped(len(self.kept)))),
         }
 
 

@@ -192,6 +192,21 @@ def test_shards_keep_their_order(before, now):
     assert (growth and growth.of.tolist()) == (of if max(of) >= 0 else None)
 
 
+def test_shards_of_several_pieces_keep_them(tmp_path):
+    """Reduced vectors and sketches are those of a run from scratch, though shards have other numbers."""
+    data, work = tmp_path / "data", tmp_path / "work"
+    rows = np.random.default_rng(0).normal(size=(20_000, 3)).astype(np.float32)
+    data.mkdir()
+    np.save(data / "b.npy", rows)
+    run_stages(data, work, SCRIPTS[:2])
+    before = {path.name: path.read_bytes() for path in (work / NAMES[1]).glob("*_00000-*.npy")}
+    assert len(before) == 4
+    np.save(data / "a.npy", rows[:5] + 1)
+    run_stages(data, work, SCRIPTS[:2])
+    after = {name: (work / NAMES[1] / name.replace("_00000", "_00001")).read_bytes() for name in before}
+    assert after == before
+
+
 @pytest.mark.parametrize("today", ["012", "12", "02", "01", "1", "0129", "9012", "912", "0192", "0912", "19"])
 def test_cluster_files_hold_each_row_once(tmp_path, today):
     """Whatever shards are left of three, and wherever one comes; and once more when another one comes."""

@@ -199,6 +199,7 @@ def example_at_09(example, tmp_path_factory):
     return EXAMPLE, work, {"threshold": 0.9}
 
 
+@pytest.mark.usefixtures("example")  # made before what is of a test alone
 @pytest.mark.parametrize("case", ["example_at_09", "crowds"])
 def test_joining_pairs_give_the_same_groups(request, tmp_path, case):
     data, every, settings = request.getfixturevalue(case)
