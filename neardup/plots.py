@@ -125,6 +125,6 @@ def thresholds(table, threshold):
         axes.plot(steps, rows, "o-", color=_BLUE, markersize=4)
         axes.axvline(threshold, color=_RED, linewidth=1)
         axes.locator_params(axis="x", nbins=5)
-        axes.set(xlabel=f"as chosen (line): threshold = {threshold:g}", title=title)
+        axes.set(xlabel=f"threshold (line: chosen threshold = {threshold:g})", title=title)
         _counted(axes.yaxis, max(rows))
     return figure
