@@ -145,13 +145,13 @@ class Stage:
         content = results.get("content", run.content)
         if "content" in results:
             remember(work_dir, run.shards, run.times, content)
-        before, now = run.fingerprint, fingerprint(run.shards)
+        before, now, seen = run.fingerprint, fingerprint(run.shards), times(run.shards)
         changed = [n["name"] for b, n in zip(before, now, strict=True) if b != n]
         if "content" in results:  # ids were read when the stage began, and hashed now
-            then_and_now = zip(run.times, times(run.shards), strict=True)
-            changed += run.names([i for i, (then, now) in enumerate(then_and_now) if then[2:] != now[2:]])
+            both = enumerate(zip(run.times, seen, strict=True))
+            changed += run.names([number for number, (then, now) in both if then[2:] != now[2:]])
         changed = changed or [s.name for s in run.shards if not copies.is_current(s)]
-        changed = changed or run.names(changed_shards(work_dir, run.shards, content, run.config.n_workers))
+        changed = changed or run.names(changed_shards(work_dir, run.shards, seen, content, run.config.n_workers))
         if changed:
             remove(self.folder, self.folder.with_name(f".{self.name}.removed"))
             script = next(iter(STAGES.values()))[0]

@@ -116,10 +116,8 @@ def known(path, name, copy):
 def make(shards, blocks_of, others_of, n_workers, anew=False):
     """Decode those shards that have to be, and whose copy isn't as it should be, a file a task. Memory: a block each.
 
-    anew: whether all have to be decoded, whatever is known of their copies.
-
-    blocks_of(path, name): yields a file's vectors; others_of(path, name): other files that hold some of them. Raises
-    NeardupError where the disk has no room.
+    blocks_of(path, name): yields a file's vectors; others_of(path, name): other files that hold some of them; anew:
+    whether all have to be, whatever is known of their copies. Raises NeardupError where the disk has no room.
     """
     missing = [s for s in shards if s.copy and (anew or not is_current(s))]
     if missing:

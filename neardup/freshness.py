@@ -120,13 +120,13 @@ def _names(shards):
     return [str(path.relative_to(folder)) for path in paths]
 
 
-def changed_shards(work_dir, shards, recorded, n_workers, all_of_them=False):
+def changed_shards(work_dir, shards, seen, recorded, n_workers, all_of_them=False):
     """Numbers of the shards that hold something else than recorded. Reads those that were touched since, or all.
 
-    recorded: of `content`, when stage 1 read them, None of shards that don't matter. What is unchanged is noted with
-    its times.
+    seen: of `times`, at most as late as they are read; recorded: of `content`, when stage 1 read them, None of shards
+    that don't matter. What is unchanged is noted with its times.
     """
-    path, seen = work_dir / _MEMO, times(shards)
+    path = work_dir / _MEMO
     try:
         memo = read_json(path) if path.exists() else {}
     except NeardupError:  # without it all is read again

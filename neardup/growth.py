@@ -106,7 +106,7 @@ def growth_of(run, manifest):
         if today >= 0:
             recorded[today] = content[then]
     config = run.config
-    changed = changed_shards(config.work_dir, run.shards, recorded, config.n_workers, config.verify_input)
+    changed = changed_shards(config.work_dir, run.shards, run.times, recorded, config.n_workers, config.verify_input)
     growth.of[np.isin(growth.of, changed)] = -1
     return growth if (growth.of >= 0).any() else None
 

@@ -12,7 +12,7 @@ from neardup.files import damaged
 from neardup.formats.flat import id_map
 from neardup.metadata import column_blocks, column_type
 from neardup.mirror import here
-from neardup.npy import UNREADABLE, map_array
+from neardup.npy import map_array
 
 _BLOCK_ROWS = 1 << 16  # rows whose ids are handled together
 _CHUNK = 1 << 16  # bytes of a chunk of the HDF5 data set that holds their text, where it is written in blocks
@@ -215,7 +215,7 @@ class IdTable:
         try:
             mapped = map_array(path, np.dtype(np.uint8), 0, (size,), here_and_there=here_and_there)
             return cls(pa.ipc.open_file(pa.py_buffer(mapped)).read_all().column("id").chunks, path)
-        except (*UNREADABLE, pa.ArrowInvalid, KeyError) as error:
+        except (ValueError, EOFError, KeyError) as error:  # Arrow's are ValueErrors
             raise damaged(path, error) from error
 
     def __reduce__(self):

@@ -5,6 +5,7 @@ from neardup.checksums import digest_of_values
 from neardup.files import read_json, write_json
 
 FORMAT = 8  # of the artifacts; a new one makes all older work stale
+_OF_FILES = {"against": "against a second set that has changed", "tables": "with other texts or columns of metadata"}
 MANIFEST = "manifest.json"  # written last: a stage's folder that has one is whole
 
 
@@ -30,9 +31,6 @@ def searched_lower(manifest, key):
     if wanted is None or not isinstance(then, float) or then > wanted or key["settings"]["pairs"] == "joining":
         return key
     return key | {"settings": key["settings"] | {"search_threshold": then}}
-
-
-_OF_FILES = {"against": "against a second set that has changed", "tables": "with other texts or columns of metadata"}
 
 
 def some_of(names):

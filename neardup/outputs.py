@@ -88,6 +88,8 @@ def read_groups(path):
         with h5py.File(path) as file:
             return Groups(*(file[name][:] for name in names))
     except (OSError, KeyError) as error:
+        if getattr(error, "errno", None):  # the system's, not HDF5's
+            raise
         raise damaged(path, error) from error
 
 

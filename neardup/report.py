@@ -225,14 +225,13 @@ def _group(groups, number):
     kept = rows == groups.representative[number]
     order = np.lexsort((rows, -similarity, ~kept))
     if len(order) > _MEMBERS:
-        order = np.concatenate([order[: _MEMBERS // 2], order[-_MEMBERS // 2 :]])  # so what isn't shown lies between
+        order = np.concatenate([order[: _MEMBERS // 2], order[-_MEMBERS // 2 :]])  # what isn't shown lies between
     columns = {"row": rows, "similarity": similarity, "kept": kept}
     members = zip(*(column[order].tolist() for column in columns.values()), strict=True)
     return {
         "name": groups.name(number),
         "size": len(rows),
         "weakest": float(similarity.min()),
-        "more_after": _MEMBERS // 2,
         "members": [dict(zip(columns, member, strict=True)) for member in members],
     }
 

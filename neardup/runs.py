@@ -174,7 +174,7 @@ def _changes(run, manifest):
     if "content" not in manifest["results"]:
         return ""
     recorded, config = manifest["results"]["content"], run.config
-    changed = changed_shards(config.work_dir, run.shards, recorded, config.n_workers, config.verify_input)
+    changed = changed_shards(config.work_dir, run.shards, run.times, recorded, config.n_workers, config.verify_input)
     return f"from other input ({some_of(run.names(changed))} changed)" if changed else ""
 
 
