@@ -45,9 +45,8 @@ def others(path, name=None):
     with opened(path) as file:
         data = _vectors(path, file, name)
         names = dict.fromkeys(source.file_name for source in data.virtual_sources()) if data.is_virtual else ()
-        found = [
-            path.parent / name for name in names if name != "." and "%" not in name
-        ]  # this one; a pattern of names
+        names = [name for name in names if name != "." and "%" not in name]  # not this one, nor a pattern of names
+        found = [path.parent / name for name in names]
         found += [Path(name) for name, *_ in data.external or ()]  # where the script was started, if relative
     for missing in (p for p in found if not p.is_file()):
         raise NeardupError(f"{path} has values in {missing}, which is not there: put it there")
