@@ -265,7 +265,7 @@ def main():
     parser.add_argument("--threshold", type=float, nargs="+", default=[0.98, 0.95])
     parser.add_argument("--n-clusters", default="None")
     parser.add_argument("--name", default="search", help="of the results' files")
-    parser.add_argument("--only", nargs="*", help="contenders")
+    parser.add_argument("--only", nargs="*", choices=CONTENDERS, default=[], metavar="NAME", help="contenders")
     parser.add_argument("--contender", help=argparse.SUPPRESS)
     parser.add_argument("--ours", help=argparse.SUPPRESS)
     given = parser.parse_args()

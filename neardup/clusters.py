@@ -178,20 +178,12 @@ def joined_visits(some, n_clusters):
     return np.concatenate([np.sum(offsets, axis=0, dtype=np.uint32), *places, *margins])
 
 
-def prepare_cluster(stage, clusters, n_first, centroids, radius_and_error, block_rows, cluster, numbers):
-    """Write the sketches of a cluster as the search wants them, and its visits.
+def flat_visits(sketches, own, borders, radius, numbers, n_clusters, block_rows):
+    """All visits of a cluster's rows, as of `flatten_visits`, listed a block of rows and some clusters at a time.
 
-    Memory: 5 K bytes a row of a block, 16 bytes a visit, and 12 MB.
-
-    n_first: coordinates that are compared first; numbers: of the clusters that it may visit, its own among them, (N,).
+    Arguments as of `list_visits`. Memory: 5 K bytes a row of a block, 16 bytes a visit, and 12 MB.
     """
-    path = stage.volatile("search", cluster)
-    if path.exists():
-        return
-    radius, error = radius_and_error
-    sketches = clusters.load(cluster)[1]
-    own = int(np.searchsorted(numbers, cluster))
-    borders, some = geometry.borders(own, centroids[numbers], error), sketches[:_COUNTED_ROWS]
+    some = sketches[:_COUNTED_ROWS]
     count = len(list_visits(some, own, borders, radius)) * len(sketches) / max(1, len(some))
     most, visits = max(1, int(len(numbers) * min(1, _VISITS / max(1, count)))), []
     for low, high in equal_parts(0, len(numbers), most):  # visits sort by cluster: those to some at a time
@@ -199,8 +191,23 @@ def prepare_cluster(stage, clusters, n_first, centroids, radius_and_error, block
         place, found = own - low if low <= own < high else None, [np.empty(0, dtype=np.uint64)]
         for start, stop in block_ranges((0, len(sketches)), block_rows):
             found.append(list_visits(sketches[start:stop], place, part, radius, others) + np.uint64(start))
-        visits.append(flatten_visits(np.sort(np.concatenate(found)), len(clusters), radius))
-    visits = joined_visits(visits, len(clusters))
+        visits.append(flatten_visits(np.sort(np.concatenate(found)), n_clusters, radius))
+    return joined_visits(visits, n_clusters)
+
+
+def prepare_cluster(stage, clusters, n_first, centroids, radius_and_error, block_rows, cluster, numbers):
+    """Write the sketches of a cluster as the search wants them, and its visits.
+
+    n_first: coordinates that are compared first; numbers: of the clusters that it may visit, its own among them, (N,).
+    Memory: 5 K bytes a row of a block, 16 bytes a visit, and 12 MB.
+    """
+    path = stage.volatile("search", cluster)
+    if path.exists():
+        return
+    radius, error = radius_and_error
+    sketches, own = clusters.load(cluster)[1], int(np.searchsorted(numbers, cluster))
+    borders = geometry.borders(own, centroids[numbers], error)
+    visits = flat_visits(sketches, own, borders, radius, numbers, len(clusters), block_rows)
     layout = lay_out(sketches, n_first)
     with atomic(path, flush=stage.boot is None) as temporary, temporary.open("wb") as file:
         for values in (np.uint32(layout.shape[1:]), visits, layout):  # plain: numpy's header takes long to read

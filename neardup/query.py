@@ -49,7 +49,7 @@ class FinishedRun:
         self.ids = IdTable.open(self.stages["01_pca_variance"].folder / "ids.arrow", here_and_there=True)
 
     def rows_of(self, names):
-        """The rows of these ids, in their order, [(id, row)]. Raises NeardupError where there is none."""
+        """The rows of these ids, in their order, [(id, row)]. Raises NeardupError where an id has none to compare."""
         wanted, found, start = pa.array(names, pa.large_string()), [], 0
         for chunk in self.ids.chunks:
             rows = np.nonzero(pc.is_in(chunk, wanted).to_numpy(zero_copy_only=False))[0]
@@ -60,6 +60,11 @@ class FinishedRun:
             raise NeardupError(
                 f"no row has the id {sorted(missing)[0]!r}: give ids as they are in keep.txt and drop.txt"
             )
+        rejected = set(read_npy(self.stages["01_pca_variance"].path("rejected_rows.npy")).tolist())
+        found = [both for both in found if both[1] not in rejected]
+        left_out = set(names) - {name for name, _ in found}
+        if left_out:
+            raise NeardupError(f"the row of id {sorted(left_out)[0]!r} was left out of the run: rejected.csv says why")
         place = {name: number for number, name in enumerate(names)}
         return sorted(found, key=lambda both: place[both[0]])
 

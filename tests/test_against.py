@@ -447,6 +447,19 @@ def test_a_query_searches_at_the_threshold_that_groups_were_made_at(tmp_path):
     assert found - unclear == near - unclear
 
 
+def test_ids_of_rows_that_were_left_out(tmp_path):
+    """One that another row has, too, stands for that."""
+    rows = np.eye(4, dtype=np.float32)[[0, 0, 1, 2, 1]]
+    rows[[0, 3]] = 0
+    lay_out(tmp_path / "data", rows, ids=["a", "a", "c", "d", "e"])
+    config = settings_of(tmp_path / "data", tmp_path / "work", bad_rows="skip", duplicate_ids="allow")
+    run_scripts(config)
+    run = FinishedRun(config)
+    assert run.rows_of(["e", "a", "c"]) == [("e", 4), ("a", 1), ("c", 2)]
+    with pytest.raises(NeardupError, match="the row of id 'd' was left out of the run"):
+        run.rows_of(["e", "d"])
+
+
 def test_ids_that_the_terminal_cannot_show(tmp_path):
     lay_out(tmp_path / "data", np.eye(4, dtype=np.float32)[[0, 0, 1, 2]], ids=["é", "重複", "c", "d"])
     run_scripts(settings_of(tmp_path / "data", tmp_path / "work"))
