@@ -112,7 +112,9 @@ class Config(BaseSettings):
         "all", description="pairs to keep: all, or just enough to join each group, for rows that repeat by the 10,000"
     )
     audit_rows: int = Field(
-        1000, ge=0, description="random rows compared with every row by brute force, to prove the answer, 0 or more"
+        1000,
+        ge=0,
+        description="random rows compared with every row, and pairs computed anew, to prove the answer, 0 or more",
     )
 
     report_threshold: float | None = Field(

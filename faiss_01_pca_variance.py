@@ -21,6 +21,7 @@ from neardup.moments import Moments, component_count, components_of, mean_and_co
 from neardup.npy import read_npy
 from neardup.runs import begin
 from neardup.script import main, tell
+from neardup.words import percent
 
 _BLOCK_ROWS = 4096  # rows of a block at most: a d x d float64 sum a block costs little beside its product
 _SHOWN = 10  # bad rows or repeated ids that an error names
@@ -218,7 +219,7 @@ def keep_rejected(stage, shards, rejected, bad_rows):
     of_shard = [int(np.searchsorted(starts, row, side="right")) - 1 for row, _ in rejected]
     ids = table.take([row for row, _ in rejected])
     lines = [
-        (row, shards[s].path.name, int(row - starts[s]), name, reason)
+        (row, shards[s].name, int(row - starts[s]), name, reason)
         for (row, reason), s, name in zip(rejected, of_shard, ids, strict=True)
     ]
     if lines and bad_rows == "error":
@@ -237,7 +238,8 @@ def keep_rejected(stage, shards, rejected, bad_rows):
 def keep_components(stage):
     """Take the moments and the component count of the finished run. Returns what it said of them."""
     stage.take_over([(name, name) for name in ("moments.npz", "n_components.json", "scree.png")])
-    return {name: stage.previous.results[name] for name in ("n_components", "variance_kept", "basis_rows")}
+    found = {name: stage.previous.results[name] for name in ("n_components", "variance_kept", "basis_rows")}
+    return found | {"basis_kept": True}
 
 
 def find_components(stage, moments, count, target_variance):
@@ -249,7 +251,7 @@ def find_components(stage, moments, count, target_variance):
     write_npz(stage.path("moments.npz"), count=count, **arrays, components=components_of(axes[:n_components]))
     write_json(stage.path("n_components.json"), {"n_components": n_components, "variance_kept": kept})
     plots.save_png(stage.path("scree.png"), plots.scree(variances, n_components, target_variance))
-    return {"n_components": n_components, "variance_kept": kept, "basis_rows": count}
+    return {"n_components": n_components, "variance_kept": kept, "basis_rows": count, "basis_kept": False}
 
 
 def report(stage):
@@ -259,9 +261,9 @@ def report(stage):
         f"{found['rows']:,} rows of {found['dim']} values in {found['shards']} shards, {found['rejected']:,} rejected; "
         f"ids: {found['ids']}"
     )
-    whole = found["rows"] - found["rejected"]
-    of = "" if found["basis_rows"] == whole else f" of the {found['basis_rows']:,} rows they were made of"
-    print(f"{found['n_components']} components keep {found['variance_kept']:.2%} of the variance{of}")
+    all_of_them = not found["basis_kept"] and found["basis_rows"] == found["rows"] - found["rejected"]
+    of = "" if all_of_them else f" of the {found['basis_rows']:,} rows they were made of"
+    print(f"{found['n_components']} components keep {percent(found['variance_kept'], 2)} of the variance{of}")
     print(f"-> {stage.shown} (scree.png shows the spectrum)")
 
 

@@ -16,6 +16,7 @@ from neardup.files import atomic, damaged, npy_rows, read_json, write_json, writ
 from neardup.npy import read_npy
 from neardup.runs import begin
 from neardup.script import main, tell
+from neardup.words import percent
 
 _MUCH_LESS = 0.02  # of the variance: new rows then take more candidates
 _BLOCK_ROWS = 4096  # rows projected together, at most: 16 MB at 1,024 values, which caches hold
@@ -44,7 +45,7 @@ def run(config):
                 "sketch_error": geometry.sketch_error(shards[0].dim, sketch_dims, np.linalg.norm(moments["mean"])),
                 "basis": basis,
                 "variance_kept": earlier["01_pca_variance"].results["variance_kept"],
-                "since": since_basis(stage),
+                "since": since_basis(stage, len(shards)),
             }
         )
     tell(config, stage, report)
@@ -136,31 +137,31 @@ def project_piece(stage, rows, projection, how, block_rows, piece):
         npy_rows(done, (n_rows, sketch_dims + 1)) as write_sketches,
         npy_rows(stage.path(f"reduced_{piece.name}.npy"), shape, digest=digest, cached=cached) as write_reduced,
     ):
-        squares = np.zeros(2)
+        squares = np.zeros(3)
         for start, stop in block_ranges(piece[1:], block_rows):
-            values, scales, _ = geometry.scaled_rows32(rows.read(start, stop))
+            values, scales, bad = geometry.scaled_rows32(rows.read(start, stop))
             reduced, distance = geometry.project(values, scales, *projection)
             write_sketches(geometry.sketch(reduced[:, :sketch_dims], distance))
             write_reduced(reduced)
             if stage.growth:
-                squares += np.vecdot(reduced, reduced).sum(dtype=np.float64), distance.sum(dtype=np.float64)
+                kept = np.vecdot(reduced, reduced)
+                squares += np.column_stack([np.ones(len(kept)), kept, distance])[~bad].sum(axis=0)
         if stage.growth:
             write_npy(stage.part("squares", piece.name), squares)
         write_json(stage.part("digest", piece.name, suffix=".json"), {"reduced": digest.hexdigest()})
 
 
-def since_basis(stage):
-    """How well the basis fits the rows that came after it was made: their number, and their sums of squares about its
-    mean, of the reduced vectors and in all."""
-    if not stage.growth or stage.against:
-        return {"rows": 0, "kept": 0.0, "squares": 0.0}
-    found = dict(stage.previous.results["since"])
-    for piece in stage.growth.pieces()[0]:
-        kept, squares = read_npy(stage.part("squares", piece.name)).tolist()
-        found["rows"] += piece.stop - piece.start
-        found["kept"] += kept
-        found["squares"] += squares
-    return found
+def since_basis(stage, n_shards):
+    """How well the basis fits the rows that came after it was made and are still there, rejected ones left out: their
+    number, and their sums of squares about its mean, of the reduced vectors and in all; and these three by shard."""
+    of_shards = np.zeros((n_shards, 3))
+    if stage.growth and not stage.against:
+        there = stage.growth.of >= 0
+        of_shards[stage.growth.of[there]] = np.array(stage.previous.results["since"]["of_shards"])[there]
+        for piece in stage.growth.pieces()[0]:
+            of_shards[piece.file] += read_npy(stage.part("squares", piece.name))
+    rows, kept, squares = of_shards.sum(axis=0).tolist()
+    return {"rows": int(rows), "kept": kept, "squares": squares, "of_shards": of_shards.tolist()}
 
 
 def report(stage):
@@ -172,10 +173,11 @@ def report(stage):
     since = found["since"]
     if since["rows"]:
         share = since["kept"] / (since["squares"] or 1)
-        print(f"of the {since['rows']:,} rows that came to those, they keep {share:.2%} of the variance", end="")
-        print(f", of those they were made of {found['variance_kept']:.2%}")
+        came, made_of = percent(share, 2), percent(found["variance_kept"], 2)
+        print(f"of the {since['rows']:,} rows that came since, they keep {came} of the variance", end=", ")
+        print(f"of those they were made of {made_of}")
         if share < found["variance_kept"] - _MUCH_LESS:
-            print("they don't fit any more: remove the folder 01_pca_variance of work_dir, and run all scripts again")
+            print(f"they don't fit any more: remove {stage.shown_beside('01_pca_variance')}, and run all scripts again")
     what = "sketch_*.npy" if "against" in stage.key["settings"] else "reduced_*.npy"
     print(f"-> {stage.shown} ({what}, and pca.pkl: a scikit-learn PCA of unit rows)")
 

@@ -63,14 +63,16 @@ def run(config):
 
 
 def made_of(stage, sizes, n_kept, centroid, config):
-    """How many files were made together, of how many rows, and how many distances it would spare to make them anew.
+    """How many files were made together, of how many rows; how many rows came since and are still there; and how many
+    distances it would spare to make them anew.
 
     sizes: of all files, the first `n_kept` of which were there; centroid: of each of the others, a number of those.
     """
     if not stage.growth or stage.growth.against:
-        return {"made": len(sizes), "made_of": int(sizes.sum()), "gain": 1.0}
+        return {"made": len(sizes), "made_of": int(sizes.sum()), "came": 0, "gain": 1.0}
     of_centroid = sizes[:n_kept] + np.bincount(centroid, sizes[n_kept:], minlength=n_kept)
     found = {name: stage.previous.results[name] for name in ("made", "made_of")}
+    found["came"] = int(sizes[n_kept:].sum())
     return found | {"gain": gain(of_centroid, sizes[:n_kept], config.n_clusters or default_clusters(int(sizes.sum())))}
 
 
@@ -197,12 +199,13 @@ def report(stage):
     """Say what was found and where it is."""
     found = stage.results
     print(f"{found['rows']:,} rows in {found['n_clusters']} clusters of {found['smallest']:,} to {found['largest']:,}")
-    if found["n_clusters"] > found["made"]:
-        print(f"{found['made']} of them were made of {found['made_of']:,} rows; those that came since lie beside them")
+    if found["came"]:
+        print(f"{found['made']} of them were made of {found['made_of']:,} rows; ", end="")
+        print(f"the {found['came']:,} that came since lie beside them")
     if found["gain"] >= _MUCH:
         print(
-            f"made of all rows, clusters would have {found['gain']:.1f} times fewer distances inside: to have them so, "
-            "remove the folder 03_kmeans of work_dir, and run this and the later scripts again"
+            f"made of all rows, clusters would have about {found['gain']:.1f} times fewer distances inside: to have "
+            f"them so, remove {stage.shown}, and run this and the later scripts again"
         )
     print(f"-> {stage.shown} (clusters/, labels.npy, centroids.npy)")
 

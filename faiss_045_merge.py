@@ -187,7 +187,7 @@ def write_choices(stage, search, chosen, ids, preview):
     steps_of = [line["threshold"] for line in table]
     write_examples(stage.path("examples.csv"), search.pairs(0), steps_of, ids, preview)
     counts, edges = histogram(search.pairs(0), search.lowest)
-    plots.save_png(stage.path("groups.png"), plots.groups(counts, edges, threshold, groups.sizes))
+    plots.save_png(stage.path("groups.png"), plots.groups(counts, edges, (search.lowest, threshold), groups.sizes))
     return {"thresholds": table, "similarities": [counts.tolist(), edges.tolist()]}
 
 

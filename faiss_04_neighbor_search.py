@@ -20,7 +20,7 @@ from neardup.files import damaged, hdf5, write_json, write_npy
 from neardup.ids import IdTable, store_ids
 from neardup.npy import read_npy, total_rows
 from neardup.outputs import write_neighbors_pickle
-from neardup.pairs import PAIR, read_pairs
+from neardup.pairs import BYTES_A_PAIR, PAIR, read_pairs
 from neardup.runs import begin
 from neardup.script import main, tell
 from neardup.shares import search_tasks
@@ -33,7 +33,6 @@ _ACROSS = 4  # distances for each inside clusters, about
 _QUICK = 0.4  # nanoseconds of a distance under which threads would wait for each other, more than search
 _SAMPLED_CLUSTERS, _SAMPLED_ROWS = 4, 512  # and rows of each, to choose what is compared first
 _BYTES_A_ROW = 700  # on disk while the search runs: layout, visits of about 20 other clusters, and the row's neighbours
-_BYTES_A_PAIR = 130  # on disk at most: verified, in neighbors.h5, mirrored for neighbors.pkl, and there in both rows
 _CROWDED = 200  # candidates a row, from which on some rows must repeat by the hundred
 
 
@@ -49,12 +48,12 @@ def run(config):
         repeated = read_npy(earlier["01_pca_variance"].path("repeated_rows.npy"))
         stage.needs(len(rows) * _BYTES_A_ROW + 2 * ids.stat().st_size)
         audited = chosen_rows(np.nonzero(labels >= 0)[0], stage.growth, config)
-        audit = audited, audit_tasks(stage, rows, audited, labels >= 0, config)
+        audit = audited, labels >= 0, audit_tasks(stage, rows, audited, labels >= 0, config)
         clusters = open_clusters(earlier["03_kmeans"], config)
         n_first, nanoseconds = compared_first(stage, clusters, radius_and_error(rows, earlier, config))
         distances = _ACROSS * float(np.sum(np.diff(clusters.bounds).astype(float) ** 2) / 2)
         with engine.in_processes(config, stage.memory, distances * nanoseconds >= 1e9 * _MUCH and not stage.growth):
-            beside = audit[1] if nanoseconds < _QUICK else None
+            beside = audit[-1] if nanoseconds < _QUICK else None
             searched = clusters, n_first
             candidates, compared = find_candidates(stage, rows, labels, earlier, searched, config, beside)
             n_candidates = total_rows(candidates)
@@ -170,7 +169,7 @@ def find_visits(stage, prepare, labels, n_clusters, config):
 def tell_of_crowds(n_candidates, n_rows, config):
     """Where rows repeat by the hundred, say that there is a choice, while it is early."""
     if config.pairs == "all" and config.against_dir is None and n_candidates > _CROWDED * n_rows:
-        size = f"up to {n_candidates * _BYTES_A_PAIR / 1e9:.2g} GB of pairs"
+        size = f"up to {n_candidates * BYTES_A_PAIR / 1e9:.2g} GB of pairs"
         print(
             f"{n_candidates:,} candidates for {n_rows:,} rows, {size}: if groups are all you need, pairs = 'joining' "
             "makes the same ones of a few of them",
@@ -187,7 +186,7 @@ def join_parts(stage, parts, n_rows, ids, threshold):
     """
     total, seen, at = total_rows(parts), np.zeros(n_rows, dtype=bool), 0
     total += sum(map(len, pairs_before(stage, threshold)))
-    stage.needs(total * _BYTES_A_PAIR)
+    stage.needs(total * BYTES_A_PAIR)
     with hdf5(stage.path("neighbors.h5")) as file:
         for name in PAIR.names:
             file.create_dataset(name, (total,), PAIR[name])
@@ -237,7 +236,8 @@ def report(stage):
     print(f"{found['pairs']:,} pairs with similarity >= {found['threshold']}", end=", ")
     print(f"among {found['rows_in_pairs']:,} of {found['rows']:,} rows")
     print(f"audit: {audit['rows']:,} random rows by brute force against {audit['against']}", end=": ")
-    print(f"{audit['pairs']:,} pairs, {audit['missed']} missed, {audit['false']} false")
+    print(f"{audit['pairs']:,} pairs, {audit['missed']} missed, {audit['false']} false", end="; ")
+    print(f"{audit['anew']:,} random pairs computed anew")
     print(f"-> {stage.shown} (neighbors.h5, audit.json{', neighbors.pkl' * ('neighbors.pkl' in stage.files)})")
 
 

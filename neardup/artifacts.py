@@ -65,6 +65,10 @@ class Stage:
         """Its folder as users know it."""
         return mirror.shown(self.folder)
 
+    def shown_beside(self, name):
+        """The folder of another stage of the same set, as users know it."""
+        return mirror.shown(self.folder.with_name(name))
+
     def path(self, *parts):
         """A file of this stage; of a finished one, after a look that it is what the stage wrote."""
         path = mirror.here(self.folder.joinpath(*parts))

@@ -1,4 +1,5 @@
-"""The audit: random rows compared with every row by brute force, and with what was found for them."""
+"""The audit: random rows compared with every row by brute force, and with what was found for them; and similarities of
+random pairs computed anew."""
 
 from functools import partial
 
@@ -45,22 +46,25 @@ def audit_tasks(stage, rows, audited, counted, config):
     return engine.tasks(task, enumerate(groups), config.n_workers, "04 audit")
 
 
-def audit_pairs(stage, found, rows, audited, tasks, config, others=()):
+def audit_pairs(stage, found, rows, audited, counted, tasks, config, others=()):
     """Compare `audit_rows` random rows with every row, and with what was found for them.
 
     Of a run that grows half of them are new, if there are as many, and all are compared with the new rows: pairs of
-    earlier ones were audited when they were found. Of two sets all are of the one, and compared with the other.
+    earlier ones were audited when they were found. Of two sets all are of the one, and compared with the other. As many
+    random pairs, of earlier rows too, have their similarities computed anew.
     stage: keeps what is compared, a file a task; found: yields the pairs that were found, as (p,) PAIR, each time it
-    is called; rows: `RowFiles`; audited: of `chosen_rows`; tasks: of `audit_tasks`, of which some may be done; others:
-    Dask tasks to be done beside those. Where just the pairs that join were looked for, a pair counts as found if its
-    rows are joined.
-    Returns a dict: rows audited, true pairs of theirs, how many of those are missed, how many found are false, some of
-    both, and in words which they were compared with. Memory: 25 bytes a pair found for the audited rows.
+    is called; rows: `RowFiles`; audited: of `chosen_rows`; counted, tasks: of `audit_tasks`, of which some may be done;
+    others: Dask tasks to be done beside those. Where just the pairs that join were looked for, a pair counts as found
+    if its rows are joined.
+    Returns a dict: rows audited, true pairs of theirs, how many of those are missed, pairs computed anew, how many of
+    those found are false, some missed and false ones, and in words which rows were compared with. Memory: 25 bytes a
+    pair found for the audited rows.
     """
     growth, compared, against = stage.growth, np.ones(len(rows), dtype=bool), "all"
     if growth:
         compared = growth.each_is_fresh() ^ growth.against
-        against = f"the {np.count_nonzero(compared):,} {'of the second set' if growth.against else 'that came'}"
+        count = np.count_nonzero(compared & counted)
+        against = f"the {count:,} {'of the second set' if growth.against else 'that came'}"
     engine.compute([*tasks, *others], config.n_workers, "04 audit")
     chosen = np.zeros(len(rows), dtype=bool)
     chosen[audited] = True
@@ -75,11 +79,37 @@ def audit_pairs(stage, found, rows, audited, tasks, config, others=()):
         twice = chosen[a] & chosen[b]  # in the files of both, or of one
         both.append(true[twice])
         count += len(true) - np.count_nonzero(twice)
-    missed, false = _union(missed), listed[~is_true]
+    anew = drawn(found(), len(audited), np.random.default_rng(config.random_state))
+    missed, false = _union(missed), _union([listed[~is_true], differing(anew, rows)])
     examples = np.stack(pairs.unpack(np.concatenate([missed, false])[:_SHOWN]), axis=1).tolist()
     counts = {"rows": len(audited), "pairs": int(count) + len(_union(both))}
-    counts |= {"missed": len(missed), "false": len(false)}
+    counts |= {"missed": len(missed), "anew": len(anew), "false": len(false)}
     return counts | {"against": against, "examples": examples}
+
+
+def drawn(blocks, count, rng):
+    """Random pairs of those in some blocks, (min(p, count),) PAIR, in their order: those of the least random keys."""
+    kept, keys = np.empty(0, pairs.PAIR), np.empty(0)
+    for block in blocks:
+        kept, keys = np.concatenate([kept, block]), np.concatenate([keys, rng.random(len(block))])
+        some = np.sort(np.argsort(keys, kind="stable")[:count])
+        kept, keys = kept[some], keys[some]
+    return kept
+
+
+def differing(some, rows):
+    """Pairs whose similarity isn't that of their rows, packed: by more than float64 may round on another processor.
+
+    some: (p,) PAIR. Memory: 512 rows, in float64.
+    """
+    found, most = [np.empty(0, np.uint64)], geometry.similarity_error(rows.dim)
+    for start in range(0, len(some), _PAIRS_AT_ONCE):
+        here = some[start : start + _PAIRS_AT_ONCE]
+        numbers, places = np.unique(np.concatenate([here["row_a"], here["row_b"]]), return_inverse=True)
+        similar = geometry.similarities_among(rows.gather(numbers), *np.split(places, 2))
+        wrong = here[~(np.abs(similar - here["similarity"]) <= most)]
+        found.append(pairs.pack(wrong["row_a"], wrong["row_b"]))
+    return np.concatenate(found)
 
 
 def _blocks(paths):

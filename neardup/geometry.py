@@ -129,9 +129,9 @@ def _cosines(dots, squares_a, squares_b):
     return np.round(np.clip(dots / np.sqrt(squares_a * squares_b), -1, 1), SIMILARITY_DECIMALS)
 
 
-def in_words(similarity):
-    """A similarity with four decimals, never more than it is: who takes it for a threshold still has the pair."""
-    return f"{math.floor(math.nextafter(similarity * 1e4, math.inf)) / 1e4:.4f}"
+def in_words(similarity, decimals=4):
+    """A similarity with so many decimals, never more than it is: who takes it for a threshold still has the pair."""
+    return f"{math.floor(math.nextafter(similarity * 10**decimals, math.inf)) / 10**decimals:.{decimals}f}"
 
 
 def cosine_error(dim):
@@ -139,12 +139,20 @@ def cosine_error(dim):
     return (dim + 8) * UNIT32 + 2.01 * unit_error(dim)
 
 
+def similarity_error(dim):
+    """Greatest difference of two `similarities` of the same rows, in whatever order their sums run.
+
+    Each may lie 2 gamma_d from the exact one.
+    """
+    return 4 * (dim + 8) * UNIT64 + 10.0**-SIMILARITY_DECIMALS
+
+
 def radius(threshold, dim):
     """Greatest distance of two unit rows that are a pair: |x-y|^2 = 2 - 2 cos(x, y).
 
     The cosine is computed in float64, so it may lie 2 gamma_d under the threshold and still be reported.
     """
-    return float(np.sqrt(2 - 2 * threshold + 4 * (dim + 8) * UNIT64 + 10.0**-SIMILARITY_DECIMALS))
+    return float(np.sqrt(2 - 2 * threshold + similarity_error(dim)))
 
 
 def projection(mean, components):

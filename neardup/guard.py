@@ -8,6 +8,7 @@ from neardup.chains import place_of, places_among
 from neardup.geometry import in_words
 from neardup.metadata import as_text, read_column
 from neardup.thresholds import spanning_forest
+from neardup.words import percent
 
 _LARGE_GROUP, _LARGE_LOSS = 0.01, 0.9  # share of all rows in one group, and of a shard dropped, that are worth a look
 _LARGE_ROWS, _LINES = 10, 10  # rows of such a group, at least; lines of a kind
@@ -46,7 +47,7 @@ def warnings(groups, found, n_rows, pair_blocks):
     large = np.nonzero((share > _LARGE_GROUP) & (groups.sizes >= _LARGE_ROWS))[0]
     large = large[np.argsort(-groups.sizes[large], kind="stable")]
     lines = [
-        f"{groups.name(number)} takes {share[number]:.1%} of all rows ({groups.sizes[number]:,}): the farthest is "
+        f"{groups.name(number)} takes {percent(share[number])} of all rows ({groups.sizes[number]:,}): the farthest is "
         f"{in_words(groups.weakest[number])} similar to the one kept"
         for number in large[:_LINES]
     ]
@@ -56,7 +57,7 @@ def warnings(groups, found, n_rows, pair_blocks):
     if len(large) > _LINES:
         lines.append(f"{len(large) - _LINES:,} more groups take over {_LARGE_GROUP:.0%} of all rows")
     lost = [line for line in found if line[0] == "shard" and line[3] > _LARGE_LOSS * line[2]]
-    lines += [f"{v} loses {d / r:.1%} of its rows ({d:,} of {r:,})" for _, v, r, d in lost[:_LINES]]
+    lines += [f"{v} loses {percent(d / r)} of its rows ({d:,} of {r:,})" for _, v, r, d in lost[:_LINES]]
     if len(lost) > _LINES:
         lines.append(f"{len(lost) - _LINES:,} more shards lose over {_LARGE_LOSS:.0%} of their rows (losses.csv)")
     return lines

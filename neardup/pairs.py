@@ -12,6 +12,7 @@ from neardup.embeddings import MOST_ROWS
 from neardup.files import damaged
 
 PAIR = np.dtype([("row_a", "<i8"), ("row_b", "<i8"), ("similarity", "<f8")])
+BYTES_A_PAIR = 130  # on disk at most: verified, in neighbors.h5, mirrored for neighbors.pkl, and there in both rows
 _SAMPLED = 64  # packed pairs between two that are looked at to cut them
 _BLOCK = 1 << 20  # pairs read together: 24 MB
 

@@ -11,6 +11,7 @@ from neardup.embeddings import open_shards
 from neardup.ids import expected_bytes
 from neardup.mirror import folder_for
 from neardup.moments import component_count
+from neardup.pairs import BYTES_A_PAIR
 from neardup.runs import find_input, reading_of, wanted_by
 from neardup.shards import find_shards
 
@@ -53,6 +54,7 @@ def _plan_of(config):
     seconds_a_row, spectrum_s, components = measured
     sketch = min(config.sketch_dims, components) + 1
     disk = copied + rows * (4 * components + 8 * sketch + 16 + _BYTES_A_ROW) + 3 * expected_bytes(shards)
+    disk += 8 * dim * (dim + 3 * components) + config.export * found["input_bytes"]  # the model, three times
     least = budget.least_memory(rows, dim)
     memory = max(least, min(config.memory_limit, least + 8 * rows * dim))
     found |= {
@@ -97,9 +99,12 @@ def print_plan(found):
         print_second(found)
         return
     print(f"{found['rows']:,} rows of {found['dim']} values in {found['shards']} shards, {size}")
-    print(f"disk: about {found['disk_bytes'] / 1e9:.3g} GB, of {found['disk_free_bytes'] / 1e9:.3g} GB free")
+    print(f"disk: about {found['disk_bytes'] / 1e9:.3g} GB and {BYTES_A_PAIR} bytes a pair of near rows", end=", ")
+    print(f"of {found['disk_free_bytes'] / 1e9:.3g} GB free")
     more = found["memory_bytes"] > found["memory_limit_bytes"]
-    print(f"memory: at most about {found['memory_bytes'] / 1e9:.3g} GB" + more * ": set memory_limit to as much")
+    print(f"memory: about {found['memory_bytes'] / 1e9:.3g} GB", end="")
+    limit = f", up to {found['memory_limit_bytes'] / 1e9:.3g} GB where very many rows are near"
+    print(": set memory_limit to as much" if more else limit)
     print_second(found)
     if found.get("seconds"):
         print(f"time: about {_in_words(found['seconds'])} for all five scripts, at thresholds of 0.95 and above")

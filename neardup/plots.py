@@ -6,6 +6,7 @@ import re
 import numpy as np
 
 from neardup.files import atomic
+from neardup.words import counted, exact
 
 _INK, _BLUE, _RED = "#010203", "#1f77b4", "#d62728"  # of an SVG, to be exchanged for those of the page
 _ON_A_PAGE = {
@@ -78,7 +79,7 @@ def scree(variances, n_components, target_variance):
     (figure, [axes]), numbers = _figure(height=4.5), np.arange(1, len(variances) + 1)
     figure.subplots_adjust(right=0.88)
     shares = np.cumsum(variances) / (variances.sum() or 1)
-    axes.set(title=f"{n_components} of {len(variances)} components keep {target_variance:.0%} of the variance")
+    axes.set(title=f"{n_components} of {len(variances)} components keep {100 * target_variance:.10g}% of the variance")
     axes.plot(numbers, shares, color=_BLUE)
     axes.axhline(target_variance, color="0.7", linewidth=0.8, linestyle="--")
     axes.axvline(n_components, color=_RED, linewidth=1, label=f"n_components = {n_components}")
@@ -93,22 +94,25 @@ def scree(variances, n_components, target_variance):
     return figure
 
 
-def groups(counts, edges, threshold, sizes):
+def groups(counts, edges, lowest_and_threshold, sizes):
     """How many pairs have which similarity, and how many groups which size, side by side.
 
-    counts: (b,), edges: (b + 1,) of a histogram; sizes: (G,) int64.
+    counts: (b,), edges: (b + 1,) of a histogram; the lowest threshold, from which pairs are counted, and the chosen
+    one; sizes: (G,) int64.
     """
+    lowest, threshold = lowest_and_threshold
     figure, (left, right) = _figure(columns=2)
     left.stairs(counts, edges, fill=True, color=_BLUE)
-    if threshold > edges[0]:
+    if threshold > lowest:
         left.axvline(threshold, color=_RED, linewidth=1)
     left.locator_params(axis="x", nbins=5)
-    line = f" (line: threshold = {threshold:g})" if threshold > edges[0] else ""
-    left.set(xlabel=f"similarity{line}", ylabel="pairs", title=f"{counts.sum():,} pairs at {edges[0]:g} and above")
+    line = f" (line: threshold = {exact(threshold)})" if threshold > lowest else ""
+    title = f"{counted(counts.sum(), 'pair')} at {exact(lowest)} and above"
+    left.set(xlabel=f"similarity{line}", ylabel="pairs", title=title)
     _counted(left.yaxis, counts.max())
     size, count = np.unique(sizes, return_counts=True)
     right.loglog(size, count, "o", color=_BLUE, markersize=5)
-    right.set(xlabel="rows in the group", ylabel="groups", title=f"{len(sizes):,} groups")
+    right.set(xlabel="rows in the group", ylabel="groups", title=counted(len(sizes), "group"))
     for axis, values in ((right.xaxis, size), (right.yaxis, count)):
         axis.set_view_interval(0.8, max(12, 1.25 * values.max(initial=1)), ignore=True)
         _plain_ticks(axis)
@@ -125,6 +129,6 @@ def thresholds(table, threshold):
         axes.plot(steps, rows, "o-", color=_BLUE, markersize=4)
         axes.axvline(threshold, color=_RED, linewidth=1)
         axes.locator_params(axis="x", nbins=5)
-        axes.set(xlabel=f"threshold (line: chosen threshold = {threshold:g})", title=title)
+        axes.set(xlabel=f"threshold (line: chosen threshold = {exact(threshold)})", title=title)
         _counted(axes.yaxis, max(rows))
     return figure

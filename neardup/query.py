@@ -213,7 +213,8 @@ def main():
             joins = ", ".join(found["groups"]) or ("a new one" if found["matches"] else "none")
             print(f"{as_json(found['query'])}: {len(found['matches'])} near; group: {joins}")
             for match in found["matches"]:
-                print(f"  {match['similarity']:.6f}  {as_json(match['id'])}  {match['group'] or ''}".rstrip())
+                similarity = geometry.in_words(match["similarity"], 6)
+                print(f"  {similarity}  {as_json(match['id'])}  {match['group'] or ''}".rstrip())
 
 
 def as_json(value):

@@ -4,6 +4,7 @@ import base64
 import itertools
 import json
 import math
+import os
 import re
 from functools import lru_cache
 from pathlib import Path
@@ -16,6 +17,7 @@ from neardup.artifacts import REPORT, TIMES
 from neardup.files import atomic, read_csv, read_json, read_json_items
 from neardup.geometry import in_words
 from neardup.preview import thumbnail
+from neardup.words import exact, percent
 
 _SAMPLE, _MEMBERS, _LOSSES = 12, 12, 30  # groups of a kind, rows of a group, lines of a table
 _TEXT, _ID, _STEPS = 400, 120, 4  # characters of a text, of an id; rows of a path at each of its ends
@@ -42,7 +44,6 @@ def write_report_against(stages, found, config, preview):
         "name": _name(config.data_dir),
         "reference": _name(config.against_dir),
         "found": found,
-        "audit": stages["04_neighbor_search"].results["audit"],
         "examples": [(step, _fitting(shown, pairs)) for step, pairs in examples],
         **_pictures(shown),
         **_of_run(stages, config),
@@ -67,8 +68,8 @@ def _templates():
     environment.filters |= {
         "n": lambda number: f"{number:,}",
         "sim": in_words,
-        "share": lambda s: f"{s:.1%}",
-        "exact": lambda threshold: repr(threshold).removesuffix(".0"),  # to be given back
+        "share": percent,
+        "exact": exact,
     }
     return environment
 
@@ -80,7 +81,10 @@ def _name(location):
 
 def _of_run(stages, config):
     """What the page of any run shows."""
+    search = stages["04_neighbor_search"].results
     return {
+        "audit": search["audit"],
+        "searched": search["threshold"],
         "times": _times(stages),
         "settings": _settings(config),
         "work_dir": _NAMED.sub("//", str(mirror.shown(config.work_dir))),
@@ -103,7 +107,6 @@ def _content(stages, groups_and_found, config, preview):
         "found": found,
         "total": total,
         "single": total - found["rows_in_groups"] - found["rejected"],
-        "audit": stages["04_neighbor_search"].results["audit"],
         "variance": variance.results,
         "grouping": config.grouping,
         "plots": _plots(variance, found, groups.sizes, config),
@@ -121,7 +124,7 @@ def _plots(variance, found, sizes, config):
     table, threshold = found["thresholds"], found["threshold"]
     drawn = {
         "thresholds": (plots.thresholds, table, threshold),
-        "groups": (plots.groups, counts, edges, threshold, sizes),
+        "groups": (plots.groups, counts, edges, (table[-1]["threshold"], threshold), sizes),
         "scree": (plots.scree, variances, variance.results["n_components"], config.target_variance),
     }
     return {name: plots.page_svg(*how) for name, how in drawn.items()}
@@ -131,12 +134,12 @@ class Shown:
     """Rows as a page shows them: id, text, and a picture in the page itself, as long as there is room for those.
 
     rows: all that may be shown; room: bytes that are left for all that is no picture; unread: {id: file} of pictures
-    that can't be read, without_room: ids of those that are left out.
+    that can't be read, without_room: ids of those that are left out, here or there, pictured: of those that aren't.
     """
 
     def __init__(self, preview, rows):
         self.preview, self.room, self.image_room = preview, _WORD_BYTES, _IMAGE_BYTES
-        self.unread, self.without_room = {}, set()
+        self.unread, self.without_room, self.pictured = {}, set(), set()
         rows = np.unique(np.array(rows, dtype=np.int64))
         known = zip(preview.ids.take(rows), preview.texts(rows, _TEXT + 1), strict=True)
         self._known = dict(zip(rows.tolist(), known, strict=True))
@@ -164,15 +167,16 @@ class Shown:
         """A picture as a data: URL, or None where there is none, or no room left, which is counted."""
         if not self.preview.is_of_files:
             return None
-        if self.image_room < 0:
+        path = self.preview.image(name)
+        if self.image_room < 0 and path and os.access(path, os.R_OK):
             self.without_room.add(name)
             return None
-        path = self.preview.image(name)
         data = path and thumbnail(path, _PIXELS)
         if not data:
             self.unread[name] = str(path or name)
             return None
         self.image_room -= len(data) * 4 // 3
+        self.pictured.add(name)
         return "data:image/webp;base64," + base64.b64encode(data).decode()
 
 
@@ -201,7 +205,7 @@ def _looked_at(merge, groups, threshold, preview):
 def _pictures(shown):
     """What pages say of those that aren't shown. shown: `Shown`, of which all is done."""
     unread = [shorten(path, _TEXT, _TEXT // 2) for path in shown.unread.values()]
-    return {"unread": unread, "without_room": shown.without_room}
+    return {"unread": unread, "without_room": shown.without_room - shown.pictured}
 
 
 def _fitting(shown, pairs):

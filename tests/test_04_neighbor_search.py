@@ -27,7 +27,8 @@ from conftest import (
 import faiss_04_neighbor_search
 from config import ROOT, Config
 from neardup import NeardupError, geometry
-from neardup.audit import audit_tasks
+from neardup.audit import audit_tasks, drawn
+from neardup.pairs import PAIR
 
 STAGE = "04_neighbor_search"
 
@@ -266,6 +267,41 @@ def test_the_audit_notices_a_wrong_pair(small, tmp_path, monkeypatch, capsys, ch
     # and a search that nobody spoils is as good as ever
     run_stages(small / "data", work, scripts=SCRIPTS[3:4], threshold=0.95)
     assert tree_bytes(work / STAGE) == tree_bytes(small / "work" / STAGE)
+
+
+def test_the_audit_notices_another_similarity(small, tmp_path, monkeypatch):
+    """Of pairs that are some; rounding alone isn't one."""
+    work, join = shutil.copytree(small / "work", tmp_path / "work"), faiss_04_neighbor_search.join_parts
+    drawn = min(90, len(pair_set(work)))
+
+    def spoilt_by(difference):
+        def join_spoilt(stage, *how):
+            joined = join(stage, *how)
+            with h5py.File(stage.path("neighbors.h5"), "r+") as file:
+                file["similarity"][:] -= difference
+            return joined
+
+        shutil.rmtree(work / STAGE, ignore_errors=True)
+        monkeypatch.setattr(faiss_04_neighbor_search, "join_parts", join_spoilt)
+        run_stages(small / "data", work, SCRIPTS[3:4], threshold=0.95)
+        return load_audit(work)
+
+    assert spoilt_by(1e-15)["anew"] == drawn
+    with pytest.raises(NeardupError, match=f"the audit of 90 rows found 0 missed and {drawn} false pairs"):
+        spoilt_by(1e-9)
+
+
+@pytest.mark.parametrize("count", [0, 1, 7, 1000])
+def test_random_pairs_to_compute_anew(count):
+    """In order, each once, of all blocks."""
+    pairs, rng = np.zeros(1000, PAIR), np.random.default_rng(0)
+    pairs["row_a"] = np.arange(1000)
+    some = [drawn(np.split(pairs, [1, 300, 300, 990]), count, rng)["row_a"] for _ in range(300 if count == 7 else 1)]
+    assert all(len(rows) == count and (np.diff(rows) > 0).all() for rows in some)
+    if count == 7:
+        counts = np.histogram(np.concatenate(some), np.arange(0, 1001, 100))[0]
+        assert counts.min() > 150
+        assert counts.max() < 270
 
 
 def test_the_audit_notices_rows_that_are_not_joined(small, tmp_path, monkeypatch):

@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import json
+import re
 import shutil
 from functools import lru_cache
 from types import SimpleNamespace
@@ -16,6 +17,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from test_resume import rows_of_clusters
 
+import faiss_04_neighbor_search
 from neardup import NeardupError
 from neardup.artifacts import STAGES
 from neardup.changes import Decisions
@@ -205,6 +207,78 @@ def test_shards_of_several_pieces_keep_them(tmp_path):
     run_stages(data, work, SCRIPTS[:2])
     after = {name: (work / NAMES[1] / name.replace("_00000", "_00001")).read_bytes() for name in before}
     assert after == before
+
+
+def test_what_is_said_of_rows_that_came_is_of_those_that_are_there(tmp_path, capsys):
+    """Not of rejected ones, nor of those that went again."""
+    rng, data, work = np.random.default_rng(0), tmp_path / "data", tmp_path / "work"
+    basis, settings = rng.normal(size=(3, 20)), {"n_clusters": 5, "bad_rows": "skip", "duplicate_ids": "allow"}
+    data.mkdir()
+    np.save(data / "a.npy", rng.normal(size=(300, 3)) @ basis)
+    np.save(data / "b.npy", np.concatenate([rng.normal(size=(10, 3)) @ basis, np.zeros((90, 20))]))
+    np.save(data / "c.npy", rng.normal(size=(100, 20)))
+    shards = {path.name: path.read_bytes() for path in data.iterdir()}
+
+    def said(*names):
+        for name in shards:
+            (data / name).unlink(missing_ok=True)
+        for name in names:
+            (data / name).write_bytes(shards[name])
+        capsys.readouterr()
+        run_stages(data, work, SCRIPTS[:3], **settings)
+        return capsys.readouterr().out
+
+    assert "since" not in said("a.npy")
+    out = said("a.npy", "b.npy")
+    assert "of the 10 rows that came since, they keep 100.00% of the variance, of those they were made of 100" in out
+    assert "5 of them were made of 300 rows; the 10 that came since lie beside them" in out
+    assert "don't fit" not in out
+    out = said("a.npy", "b.npy", "c.npy")
+    share = float(re.search(r"of the 110 rows that came since, they keep ([\d.]+)% of the variance", out)[1]) / 100
+    kept, squares = (np.zeros(20) for _ in range(2))
+    mean, components = (np.load(work / NAMES[1] / "pca.npz")[name] for name in ("mean_", "components_"))
+    new = np.concatenate([np.load(data / "b.npy")[:10], np.load(data / "c.npy")])
+    new = new / np.linalg.norm(new, axis=1)[:, None] - mean
+    kept, squares = np.sum((new @ components.T) ** 2), np.sum(new**2)
+    assert abs(share - kept / squares) < 1e-4
+    assert f"they don't fit any more: remove {work / NAMES[0]}, and run all scripts again" in out
+    out = said("a.npy", "b.npy")
+    assert "of the 10 rows that came since, they keep 100.00% of the variance" in out
+    assert "don't fit" not in out
+    assert "since" not in said("a.npy")
+
+
+def test_components_of_other_rows_are_said_to_be(tmp_path, capsys):
+    """Though there are as many."""
+    data, rng = tmp_path / "data", np.random.default_rng(0)
+    data.mkdir()
+    for name in "ab":
+        np.save(data / f"{name}.npy", rng.normal(size=(50, 4)))
+    run_stages(data, tmp_path / "work", SCRIPTS[:1])
+    assert "% of the variance\n" in capsys.readouterr().out
+    np.save(data / "b.npy", rng.normal(size=(50, 4)))
+    run_stages(data, tmp_path / "work", SCRIPTS[:1])
+    assert "% of the variance of the 100 rows they were made of\n" in capsys.readouterr().out
+
+
+def test_the_audit_notices_pairs_of_before_that_are_others_now(grown_run, tmp_path, monkeypatch):
+    """As if rows had been counted wrong; it compares no earlier rows with each other."""
+    work, before = tmp_path / "work", faiss_04_neighbor_search.pairs_before
+
+    def others(stage, threshold):
+        for pairs in before(stage, threshold):
+            pairs["row_b"] += 1
+            yield pairs
+
+    shutil.copytree(grown_run / "after", work)
+    shutil.rmtree(work / NAMES[3])
+    shutil.copytree(grown_run / "before" / NAMES[3], work / NAMES[3])
+    monkeypatch.setattr(faiss_04_neighbor_search, "pairs_before", others)
+    with pytest.raises(NeardupError, match=r"the audit of 50 rows found 0 missed and [1-9]"):
+        run_stages(grown_run / "data", work, SCRIPTS[3:4], **SETTINGS)
+    monkeypatch.undo()
+    run_stages(grown_run / "data", work, SCRIPTS[3:4], **SETTINGS)
+    assert tree_bytes(work / NAMES[3]) == tree_bytes(grown_run / "after" / NAMES[3])
 
 
 @pytest.mark.parametrize("today", ["012", "12", "02", "01", "1", "0129", "9012", "912", "0192", "0912", "19"])

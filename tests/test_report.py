@@ -155,6 +155,10 @@ def test_pictures_stop_where_there_is_no_room(images, tmp_path, monkeypatch):
     )
     text = (work / REPORT).read_text()
     assert sum(tag == "img" for tag, _ in Tags(text).found) < 12
+    shown = {attrs["alt"] for tag, attrs in Tags(text).found if tag == "img"}
+    pictures = {path.stem for path in (images.parent.parent.parent / "pictures").glob("*.png")}
+    there = pictures & set(re.findall(r'class="id">(?:<a[^>]*>)?([^<]*)<', text)) - shown
+    assert f"There is no room for {len(there)} pictures" in text
     assert re.search(r"There is no room for \d+ pictures", text)
 
 
