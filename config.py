@@ -23,7 +23,14 @@ SECTIONS = {  # of the settings in --help: the first setting of each
     "memory_limit": "the machine, and how scripts run",
 }
 
-Location = Annotated[Path | str, BeforeValidator(lambda value: value if "://" in str(value) else Path(value))]
+
+def _location(value):
+    """A URL, or the path of a folder."""
+    str(value).encode()  # a ValueError where a name isn't UTF-8, which files of ours are
+    return value if "://" in str(value) else Path(value)
+
+
+Location = Annotated[Path | str, BeforeValidator(_location)]
 
 
 class Config(BaseSettings):
@@ -151,7 +158,7 @@ class Config(BaseSettings):
         False, description="write a copy of the input with just the rows kept, in its own format, into 045_merge/export"
     )
     graph_group: int | None = Field(
-        None, ge=0, description="number of a group to write as GraphML, with all its pairs, into graphs/"
+        None, ge=0, description="number of a group to write as GraphML, with all its pairs that are kept, into graphs/"
     )
 
     # the machine, and how scripts run
@@ -178,6 +185,7 @@ class Config(BaseSettings):
     json_output: bool = Field(False, description="print what was found as one JSON object, for other programs")
 
     _is_reference: bool = PrivateAttr(False)
+    _other_work_dir: Path | str | None = PrivateAttr(None)
 
     @model_validator(mode="before")
     @classmethod
@@ -199,13 +207,19 @@ class Config(BaseSettings):
             self.work_dir / "against" if isinstance(self.work_dir, Path) else f"{self.work_dir.rstrip('/')}/against"
         )
         alone = self.model_copy(update={"data_dir": self.against_dir, "work_dir": folder, "against_dir": None})
-        alone._is_reference = True
+        alone._is_reference, alone._other_work_dir = True, self.work_dir
         return alone
 
     @property
     def is_reference(self):
         """Whether these settings are for the second set alone."""
         return self._is_reference
+
+    @property
+    def work_dirs(self):
+        """The work folders of this machine, of both sets where there are two."""
+        other = self._other_work_dir if self.against_dir is None else self.reference.work_dir
+        return [folder for folder in (self.work_dir, other) if isinstance(folder, Path)]
 
     @property
     def search_threshold(self):

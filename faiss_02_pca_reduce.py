@@ -13,6 +13,7 @@ from neardup import budget, engine, geometry
 from neardup.checksums import Digest
 from neardup.embeddings import block_ranges, open_shards, pieces, shard_starts, total_rows
 from neardup.files import atomic, damaged, npy_rows, read_json, write_json, write_npy, write_npz
+from neardup.freshness import digests_of_rows
 from neardup.npy import read_npy
 from neardup.runs import begin
 from neardup.script import main, tell
@@ -118,9 +119,19 @@ def project_all(stage, shards, model, variance, config):
     cached = 4 * n_components * sum(piece.stop - piece.start for piece in some) <= _CACHED
     task = partial(project_piece, stage, open_shards(shards), geometry.projection(*model), (sketch_dims, cached))
     engine.run(task, [(block_rows, piece) for piece in some], config.n_workers, "02 project")
-    digests = [read_json(stage.part("digest", piece.name, suffix=".json"))["reduced"] for piece in some]
-    stage.files |= {f"reduced_{piece.name}.npy": d for piece, d in zip(some, digests, strict=True)}  # not read again
+    digests = [read_json(stage.part("digest", piece.name, suffix=".json")) for piece in some]
+    stage.files |= {f"reduced_{p.name}.npy": d["reduced"] for p, d in zip(some, digests, strict=True)}  # not read again
+    check_rows(stage, [d["rows"] for d in digests])
     return sketch_dims
+
+
+def check_rows(stage, digests):
+    """Raises NeardupError where rows aren't those that stage 1 read. digests: of the pieces that were read now."""
+    fresh = np.nonzero(stage.growth.fresh)[0] if stage.growth else range(len(stage.run.shards))
+    found = digests_of_rows([stage.run.shards[number] for number in fresh], digests)
+    changed = [n for n, rows in zip(fresh, found, strict=True) if stage.run.content[n][0] != rows]
+    if changed:
+        stage.refuse_input(stage.run.names(changed))
 
 
 def project_piece(stage, rows, projection, how, block_rows, piece):
@@ -132,14 +143,16 @@ def project_piece(stage, rows, projection, how, block_rows, piece):
     done, n_rows = stage.path(f"sketch_{piece.name}.npy"), piece.stop - piece.start
     if done.exists():
         return
-    digest, shape = Digest(), (n_rows, len(projection[1]))
+    digest, read, shape = Digest(), Digest(), (n_rows, len(projection[1]))
     with (
         npy_rows(done, (n_rows, sketch_dims + 1)) as write_sketches,
         npy_rows(stage.path(f"reduced_{piece.name}.npy"), shape, digest=digest, cached=cached) as write_reduced,
     ):
         squares = np.zeros(3)
         for start, stop in block_ranges(piece[1:], block_rows):
-            values, scales, bad = geometry.scaled_rows32(rows.read(start, stop))
+            stored = rows.read(start, stop)
+            read.update(stored)
+            values, scales, bad = geometry.scaled_rows32(stored)
             reduced, distance = geometry.project(values, scales, *projection)
             write_sketches(geometry.sketch(reduced[:, :sketch_dims], distance))
             write_reduced(reduced)
@@ -148,7 +161,8 @@ def project_piece(stage, rows, projection, how, block_rows, piece):
                 squares += np.column_stack([np.ones(len(kept)), kept, distance])[~bad].sum(axis=0)
         if stage.growth:
             write_npy(stage.part("squares", piece.name), squares)
-        write_json(stage.part("digest", piece.name, suffix=".json"), {"reduced": digest.hexdigest()})
+        digests = {"reduced": digest.hexdigest(), "rows": read.hexdigest()}
+        write_json(stage.part("digest", piece.name, suffix=".json"), digests)
 
 
 def since_basis(stage, n_shards):

@@ -72,8 +72,10 @@ def made_of(stage, sizes, n_kept, centroid, config):
         return {"made": len(sizes), "made_of": int(sizes.sum()), "came": 0, "gain": 1.0}
     of_centroid = sizes[:n_kept] + np.bincount(centroid, sizes[n_kept:], minlength=n_kept)
     found = {name: stage.previous.results[name] for name in ("made", "made_of")}
-    found["came"] = int(sizes[n_kept:].sum())
-    return found | {"gain": gain(of_centroid, sizes[:n_kept], config.n_clusters or default_clusters(int(sizes.sum())))}
+    found["came"], n_rows = int(sizes[n_kept:].sum()), int(sizes.sum())
+    return found | {
+        "gain": gain(of_centroid, sizes[:n_kept], min(config.n_clusters or default_clusters(n_rows), n_rows))
+    }
 
 
 def row_ranges(stage, sketches, ranges, config):
@@ -89,7 +91,7 @@ def row_ranges(stage, sketches, ranges, config):
 
 
 def train(stage, sketches, rejected, runs, config):
-    """Centroids of a seeded sample of the rows, (K, m) float32. Memory: 512 K m floats.
+    """Centroids of a seeded sample of the rows, (K, m + 1) float32. Memory: 512 K m floats.
 
     In the sketch, not in all reduced coordinates: it holds most of the variance and costs a tenth.
     """
@@ -145,7 +147,7 @@ def take(stage, sketches, number, rows):
 def kmeans(points, n_clusters, seed):
     """K-means by faiss, not scikit-learn's: see docs/architecture.md.
 
-    points: (n, m) float32. Returns centroids (n_clusters, m) float32.
+    points: (n, m + 1) float32. Returns centroids (n_clusters, m + 1) float32.
     """
     model = faiss.Kmeans(
         points.shape[1],

@@ -10,7 +10,7 @@ from functools import partial
 
 import numpy as np
 
-from neardup import NeardupError, budget, engine, geometry, pairs
+from neardup import NeardupError, budget, engine, geometry, mirror, pairs
 from neardup.audit import audit_pairs, audit_tasks, chosen_rows
 from neardup.candidates import first_dims
 from neardup.clusters import Clusters, OpenCluster, open_projection, open_reduced, prepare_cluster
@@ -44,7 +44,8 @@ def run(config):
             stage.growth = None  # a pair that joined no components then may do so when rows are gone
         rows, ids = open_shards(shards), earlier["01_pca_variance"].path("ids.arrow")
         labels_path = earlier["03_kmeans"].path("labels.npy")
-        labels = read_labels(labels_path, len(rows), earlier["03_kmeans"].results["n_clusters"])
+        rejected = read_npy(earlier["01_pca_variance"].path("rejected_rows.npy"))
+        labels = read_labels(labels_path, len(rows), rejected, earlier["03_kmeans"].results["n_clusters"])
         repeated = read_npy(earlier["01_pca_variance"].path("repeated_rows.npy"))
         stage.needs(len(rows) * _BYTES_A_ROW + 2 * ids.stat().st_size)
         audited = chosen_rows(np.nonzero(labels >= 0)[0], stage.growth, config)
@@ -75,11 +76,16 @@ def run(config):
     tell(config, stage, report)
 
 
-def read_labels(path, n_rows, n_clusters):
-    """The cluster of each row, (n,) int32, -1 for rejected rows. Raises NeardupError where the file holds others."""
+def read_labels(path, n_rows, rejected, n_clusters):
+    """The cluster of each row, (n,) int32, -1 of just the rejected ones: none that a stage lost escapes the audit.
+
+    Raises NeardupError where the file holds others.
+    """
     labels = read_npy(path)
     if labels.shape != (n_rows,) or labels.dtype != np.int32 or not -1 <= labels.min() <= labels.max() < n_clusters:
         raise damaged(path, "no clusters of these rows")
+    if not np.array_equal(np.flatnonzero(labels < 0), rejected):
+        raise damaged(path, "other rows without a cluster than the rejected ones")
     return labels
 
 
@@ -225,7 +231,8 @@ def audit_and_pickle(stage, rows, audit, names, config):
         stage.drop_parts()
         raise NeardupError(
             f"the audit of {audit['rows']} rows found {audit['missed']} missed and {audit['false']} false pairs of "
-            f"{audit['pairs']} ({stage.path('audit.json')}): don't use this result, and report it as a defect"
+            f"{audit['pairs']} ({stage.path('audit.json')}): don't use this result; remove the stages' folders of "
+            f"{mirror.shown(stage.folder.parent)}, run all scripts again, and report it as a defect if it stays"
         )
     return audit
 

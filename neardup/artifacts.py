@@ -157,9 +157,13 @@ class Stage:
         changed = changed or [s.name for s in run.shards if not copies.is_current(s)]
         changed = changed or run.names(changed_shards(work_dir, run.shards, seen, content, run.config.n_workers))
         if changed:
-            remove(self.folder, self.folder.with_name(f".{self.name}.removed"))
-            script = next(iter(STAGES.values()))[0]
-            raise NeardupError(f"the input ({some_of(changed)}) changed while it was read: run {script} again")
+            self.refuse_input(changed)
+
+    def refuse_input(self, changed):
+        """Remove what was made of shards that have changed since stage 1. changed: their names. Raises NeardupError."""
+        remove(self.folder, self.folder.with_name(f".{self.name}.removed"))
+        script = next(iter(STAGES.values()))[0]
+        raise NeardupError(f"the input ({some_of(changed)}) changed while it was read: run {script} again")
 
     def part(self, *name, suffix=".npy"):
         """A file of work in progress, which an interrupted run leaves to the next, and a finished stage drops."""

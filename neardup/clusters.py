@@ -62,9 +62,11 @@ def data_sets(path, *more):
             sets = [file[name] for name in ("row", "vector", *more)]
             found = [_DataSet(s.shape, s.dtype, s.id.get_offset()) for s in sets]
     except (OSError, KeyError, RuntimeError) as error:
-        raise damaged(path, error) from error
+        if getattr(error, "errno", None):  # the system's, not HDF5's
+            raise
+        raise damaged(path, error, path.parents[1]) from error
     if found[0].shape != found[1].shape[:1] or found[0].dtype != np.int64 or found[1].dtype != np.float32:
-        raise damaged(path, "other shapes or types")
+        raise damaged(path, "other shapes or types", path.parents[1])
     return found
 
 

@@ -28,13 +28,14 @@ _NOT_XML = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ufffe\uffff]")  # what XML 1.
 
 
 def write_copies(stage, shards, keep, ids, config):
-    """What is kept, in the formats of others: DataComp's subset file, if ids are its uids; a copy, if it is wanted.
+    """What is kept, as others have it: DataComp's subset file, if ids that are kept are its uids; a copy, if wanted.
 
     keep: (n,) bool, of the rows of the shards; ids: an `IdTable`, of a second set's rows before those, if there is one.
     Returns the names of the files that the copy leaves out.
     """
     of_others = np.zeros(len(ids) - len(keep), dtype=bool)
-    write_datacomp(stage.path("keep_datacomp.npy"), ids, np.concatenate([of_others, keep]))
+    if keep.any():
+        write_datacomp(stage.path("keep_datacomp.npy"), ids, np.concatenate([of_others, keep]))
     if not config.export:
         return []
     stage.needs(sum(p.stat().st_size for s in shards for p in {s.path, s.ids_path, s.table} if p))

@@ -29,9 +29,9 @@ def write_beside_others():
     _writer = f"{socket.gethostname()}-{os.getpid()}."
 
 
-def damaged(path, why):
-    """A NeardupError about a file of ours that isn't what it should be."""
-    return NeardupError(f"{path} is damaged ({why}): remove {path.parent} and run the scripts again")
+def damaged(path, why, folder=None):
+    """A NeardupError about a file of ours that isn't what it should be. folder: of its stage, where not its own."""
+    return NeardupError(f"{path} is damaged ({why}): remove {folder or path.parent} and run the scripts again")
 
 
 def read_json(path):
@@ -78,7 +78,7 @@ def link(source, path):
 def write_json(path, content, flush=True):
     """Write small values as JSON, whole or not at all. flush: as of `atomic`."""
     with atomic(path, flush) as temporary:
-        temporary.write_text(json.dumps(content, indent=1, default=str) + "\n", encoding="utf-8")
+        temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
 def write_json_items(path, items):

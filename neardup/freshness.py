@@ -70,12 +70,14 @@ def times(shards):
 
 def content(shards, digests):
     """[[digest of the rows, digest of the ids]] of each shard. digests: of its pieces, all shards' in order."""
-    digests, found = iter(digests), []
-    for shard in shards:
-        count = len(pieces((0, shard.rows)))
-        rows = digest_of_bytes(*(next(digests).encode() for _ in range(count)))
-        found.append([rows, _digest_of_ids(shard)])
-    return found
+    return [[rows, _digest_of_ids(shard)] for rows, shard in zip(digests_of_rows(shards, digests), shards, strict=True)]
+
+
+def digests_of_rows(shards, digests):
+    """The digest of the rows of each shard. digests: of its pieces, all shards' in order."""
+    digests = iter(digests)
+    counts = [len(pieces((0, shard.rows))) for shard in shards]
+    return [digest_of_bytes(*(next(digests).encode() for _ in range(count))) for count in counts]
 
 
 def _digest_of_ids(shard):

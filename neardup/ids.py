@@ -123,7 +123,7 @@ def _read_text(shard):
     try:
         text = path.read_text(encoding="utf-8-sig")
         is_json = text.lstrip().startswith(("[", "{")) and not _has_lines(text, shard.rows)
-        ids = json.loads(text) if is_json else _lines(text)
+        ids = json.loads(text) if is_json else _lines(text) if text or shard.rows else []
     except (ValueError, RecursionError) as error:  # not UTF-8, not JSON, a number too long
         raise NeardupError(f"{path} is not JSON in UTF-8 ({error}): {advice}") from error
     if not isinstance(ids, list):

@@ -14,7 +14,7 @@ from neardup.shuffle import cluster_name, cluster_path, write_cluster
 class Kept(NamedTuple):
     """The clusters of a finished run, without the rows that came to it: their files stay.
 
-    centroids: (F, m) float32, of each file; labels: (n,) int32, the file of each of today's rows; others: [(start,
+    centroids: (F, m + 1) float32, of each file; labels: (n,) int32, the file of each of today's rows; others: [(start,
     stop)] of the rows that have none in them.
     """
 

@@ -9,6 +9,7 @@ from filelock import FileLock, Timeout
 
 from neardup import NeardupError
 from neardup.files import write_json
+from neardup.mirror import shown
 
 _LOCK, _HOLDER = ".lock", ".lock.json"
 _held = []  # until the process ends: its threads may outlive what failed
@@ -25,7 +26,7 @@ def lock(work_dir, script):
         file_lock.acquire(timeout=0)
     except Timeout:
         raise NeardupError(
-            f"work_dir {work_dir} is in use by {_holder(work_dir)}: wait until that ends, or set another"
+            f"work_dir {shown(work_dir)} is in use by {_holder(work_dir)}: wait until that ends, or set another"
         ) from None
     _held.append(file_lock)
     since = time.strftime("%Y-%m-%d %H:%M:%S")

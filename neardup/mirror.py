@@ -123,7 +123,7 @@ def shown(path):
     """A path as users know it: the URL of what is in a mirror."""
     for folder, (url, *_) in _attached.items():
         if path.is_relative_to(folder):
-            return f"{url.rstrip('/')}/{path.relative_to(folder).as_posix()}"
+            return "/".join([url.rstrip("/"), *path.relative_to(folder).parts])
     return path
 
 

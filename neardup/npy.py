@@ -118,7 +118,11 @@ def read_records(path, offset, places, out):
     with here(path).open("rb", buffering=0) as file:
         for start, at in enumerate((offset + places * size).tolist()):
             if os.preadv(file.fileno(), [rows[start * size : (start + 1) * size]], at) < size:
-                raise NeardupError(f"{path} has become shorter while it was read: mend it, then run the scripts again")
+                raise _shorter(path)
+
+
+def _shorter(path):
+    return NeardupError(f"{path} has become shorter while it was read: mend it, then run the scripts again")
 
 
 def read_ahead(path, offset, size, places):
@@ -140,7 +144,7 @@ def read_ahead(path, offset, size, places):
 def map_array(path, dtype, offset, shape, fortran_order=False, here_and_there=False):
     """Some values of a file as a read-only array, memory-mapped, in a tenth of numpy.memmap's time. offset: bytes.
 
-    here_and_there: just some will be looked at, so nothing is read ahead.
+    here_and_there: just some will be looked at, so nothing is read ahead. Raises NeardupError where it ends early.
     """
     count = math.prod(shape)
     if not count:
@@ -148,6 +152,8 @@ def map_array(path, dtype, offset, shape, fortran_order=False, here_and_there=Fa
     start = offset - offset % mmap.ALLOCATIONGRANULARITY
     with here(path).open("rb") as file:
         length = offset - start + count * dtype.itemsize
+        if os.fstat(file.fileno()).st_size < start + length:
+            raise _shorter(path)
         mapped = mmap.mmap(file.fileno(), length, access=mmap.ACCESS_READ, offset=start)
         if here_and_there and hasattr(mmap, "MADV_RANDOM"):
             mapped.madvise(mmap.MADV_RANDOM)

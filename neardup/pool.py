@@ -11,6 +11,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from multiprocessing import get_context, parent_process
 from threading import Thread
+from uuid import uuid4
 
 from tqdm import tqdm
 
@@ -35,9 +36,9 @@ class Pool:
 
         Raises NeardupError where a process ended.
         """
-        futures = []
+        futures, which = [], uuid4().hex
         try:
-            futures += [self._executor.submit(engine.limited, function, self._threads, *a) for a in arguments]
+            futures += [self._executor.submit(_call, which, function, self._threads, *a) for a in arguments]
             with tqdm(total=len(futures), **bar) as shown:
                 for future in as_completed(futures):
                     future.result()
@@ -51,6 +52,17 @@ class Pool:
             for future in futures:
                 future.cancel()
         return [future.result() for future in futures]
+
+
+_called = {}  # in a process: the function that it calls, by what tells it from those of other runs
+
+
+def _call(which, function, threads, *arguments):
+    """As `engine.limited`, with the same object for all tasks of a run: what that opened and looked at stays so."""
+    if which not in _called:
+        _called.clear()
+        _called[which] = function
+    return engine.limited(_called[which], threads, *arguments)
 
 
 @contextmanager

@@ -200,12 +200,16 @@ def main():
         allow_abbrev=False,
     )
     what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--ids", nargs="+", help="rows of the run")
+    what.add_argument("--ids", nargs="+", help="rows of the run; --ids=-ID where one begins with a hyphen")
     what.add_argument("--vectors", help="a .npy file of new vectors (of the setting of that name: NEARDUP_VECTORS)")
     given, settings = parser.parse_known_args()
     with report_errors("neardup.query"):
         write_beside_others()
         config = on_this_machine(Config(_cli_settings_source=command_line(parser.prog, settings)))
+        if config.against_dir is not None:
+            raise NeardupError(
+                "a run against a second set can't be asked: set against_dir to None, and work_dir to a run"
+            )
         for found in answer(FinishedRun(config), given):
             if config.json_output:
                 print(json.dumps(found))

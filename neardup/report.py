@@ -7,10 +7,10 @@ import math
 import os
 import re
 from functools import lru_cache
+from html import escape
 from pathlib import Path
 
 import numpy as np
-from markupsafe import escape
 
 from neardup import NeardupError, mirror, plots
 from neardup.artifacts import REPORT, TIMES

@@ -37,11 +37,13 @@ _OF_GROUPS = "target_rows", "grouping", "representative", "keep_previous", "tabu
 class Run:
     """What a script found when it began: settings, shards, and what identifies the input.
 
-    reference: of a second set, whose `n_before` shards come first, {name: finished `Stage`} of its own.
+    reference: of a second set, whose `n_before` shards come first, {name: finished `Stage`} of its own; locked: whether
+    the work folder is this process's alone, which then completes what was cut off there.
     """
 
-    def __init__(self, config, shards, reference=None, n_before=0):
+    def __init__(self, config, shards, reference=None, n_before=0, locked=True):
         self.config, self.shards, self.reference, self.n_before = config, shards, reference, n_before
+        self.locked = locked
         self.fingerprint, self.times, self.content = fingerprint(shards), times(shards), None
         self.memory = budget.working_memory(config.memory_limit, sum(s.rows for s in shards), shards[0].dim)
         self.began = time.perf_counter()
@@ -65,9 +67,9 @@ def begin(config, name):
     check_folders(config)
     shards, reference, n_before = _shards_of(config), None, 0
     if config.against_dir is not None:
-        second = Run(config.reference, _shards_of(config.reference))
-        names = list(STAGES)
-        reference, _ = _earlier(second, names[min(names.index(name) + 1, N_REFERENCE)])
+        number = list(STAGES).index(name)
+        second = Run(config.reference, _shards_of(config.reference), locked=number < N_REFERENCE)
+        reference, _ = _earlier(second, list(STAGES)[min(number + 1, N_REFERENCE)])
         shards, n_before = joined(second.shards, shards), len(second.shards)
     copies.forget_others(shards[n_before:], config.work_dir / copies.FOLDER)
     run = Run(config, shards, reference, n_before)
@@ -78,7 +80,7 @@ def begin(config, name):
 def open_finished(config):
     """All five stages, finished, by name, and the shards, of which copies are made as by `begin`. Raises as that."""
     last = list(STAGES)[-1]
-    run = Run(config, _shards_of(config))
+    run = Run(config, _shards_of(config), locked=False)
     stages, key = _earlier(run, last)
     return stages | {last: _finished_stage(run, last, key)}, run.shards
 
@@ -127,9 +129,7 @@ def find_input(config):
     """The shards of the input; what is remote is fetched, as far as needed."""
     reading = reading_of(config)
     copy_dir, data_dir = config.work_dir / copies.FOLDER, config.data_dir
-    ours = [*stage_folders(config.work_dir), copy_dir]
-    if config.against_dir is not None:
-        ours += [*stage_folders(config.reference.work_dir), config.reference.work_dir / copies.FOLDER]
+    ours = [folder for work in config.work_dirs for folder in (*stage_folders(work), work / copies.FOLDER)]
     if not isinstance(data_dir, Path):
         data_dir, ours = copies.fetch(data_dir, copy_dir, wanted_by(config), config.n_workers), []
     return find_shards(data_dir, reading, copy_dir / copies.DECODED, ours)
@@ -158,7 +158,8 @@ def check_folders(config):
 def _finished_stage(run, name, key):
     """A stage that is finished and has this key. Raises NeardupError that says which script to run."""
     folder, script = run.config.work_dir / name, STAGES[name][0]
-    recover(folder)
+    if run.locked:
+        recover(folder)
     if not (folder / MANIFEST).exists():
         raise NeardupError(f"{mirror.shown(folder)} is missing: run {script} first")
     manifest = read_manifest(folder / MANIFEST)

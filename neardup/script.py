@@ -74,6 +74,8 @@ def report_errors(name):
     Yields a list, for the folder to name where the system doesn't say which file failed.
     """
     places = ["a file"]
+    closed = Path(os.devnull).open("w")  # noqa: SIM115 -- takes the place of a stream that is closed
+    sys.stdout, sys.stderr = sys.stdout or closed, sys.stderr or closed
     for stream in (sys.stdout, sys.stderr):  # ids may hold what a terminal can't show
         stream.reconfigure(errors="backslashreplace")
     signal.signal(signal.SIGINT, lambda *_: _leave(name, EXIT_INTERRUPTED, "interrupted"))

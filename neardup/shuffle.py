@@ -38,7 +38,8 @@ class Shuffle:
     """Which rows of which sorted run go to which cluster file.
 
     bounds: of each run, (K + 1,); most: rows of a file; first_file: the number of the first one. A centroid with more
-    rows, or with so many that comparing them would take long, has several files of equal parts.
+    rows, or with so many that comparing them would take long, has several files of equal parts; one without rows has
+    an empty one, or none where there are files of before.
     `cuts`, (F + 1,): where files begin when all rows lie by centroid, then by number; `centroid`, (F,): of each file.
     Memory: 24 bytes a run and centroid.
     """
@@ -53,6 +54,8 @@ class Shuffle:
         whole, part = (max(_LEAST_CUT, int(np.sqrt(w))) for w in (2 * work, work))
         parts = [
             equal_parts(start, start + size, min(most, size if size <= whole else part) or 1)
+            if size or not first_file
+            else []
             for start, size in zip(self.starts[:-1].tolist(), sizes.tolist(), strict=True)
         ]
         self.cuts = np.array([low for some in parts for low, _ in some] + [self.starts[-1]])

@@ -26,7 +26,7 @@ from conftest import (
 from faiss_01_pca_variance import sample_of
 from neardup import NeardupError
 from neardup.freshness import _digest_of_ids
-from neardup.ids import write_table
+from neardup.ids import IdTable, repeated_rows, write_table
 from neardup.shards import find_shards
 
 
@@ -239,6 +239,11 @@ def test_rows_of_repeated_ids_are_listed(tmp_path):
     folder = stage_1(tmp_path, normal(6, 4), cuts=[3], ids=ids, duplicate_ids="allow")
     assert np.load(folder / "repeated_rows.npy").tolist() == [0, 1, 2, 4, 5]
     assert read_ids(tmp_path / "work") == ids
+
+
+def test_ids_of_one_hash_are_not_one_id():
+    table = IdTable([pa.array(["other", "a", "b"]), pa.array(["a", "c"])])
+    assert repeated_rows(np.zeros(4, dtype=np.int64), table, first=1).tolist() == [1, 3]
 
 
 @pytest.mark.parametrize(

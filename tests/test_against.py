@@ -280,6 +280,15 @@ def test_a_copy_without_what_is_near(tmp_path):
     assert len(np.load(merge / "export" / "0.npy")) == len(kept) <= 500
 
 
+def test_results_among_the_shards_of_the_second_set(tmp_path):
+    put(tmp_path / "a", "0", np.arange(0, 600))
+    put(tmp_path / "b", "0", np.arange(500, 800))
+    for _ in range(2):
+        run_against(tmp_path / "a", tmp_path / "b" / "work", tmp_path / "b", shard_pattern="**/*.npy")
+    run_against(tmp_path / "a", tmp_path / "work", tmp_path / "b")
+    assert answer_pairs(tmp_path / "b" / "work") == answer_pairs(tmp_path / "work")
+
+
 def test_a_work_folder_of_two_sets_is_none_of_one(tmp_path):
     """Nor the other way round: what the one holds isn't what the other needs."""
     put(tmp_path / "a", "0", np.arange(0, 900))

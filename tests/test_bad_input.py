@@ -1,9 +1,11 @@
 """Whatever is wrong with the input or the settings: one line, the right exit status, and no damage."""
 
 import csv
+import errno
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -12,10 +14,27 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import EXAMPLE, SCRIPTS, command, lay_out, pair_set, read_ids, run_stages, tree_bytes, write_hole
+from conftest import (
+    EXAMPLE,
+    SCRIPTS,
+    answer,
+    command,
+    lay_out,
+    pair_set,
+    read_ids,
+    run_stages,
+    settings_of,
+    tree_bytes,
+    write_hole,
+)  # fmt: skip
 
 from config import ROOT
+from faiss_04_neighbor_search import read_labels
+from neardup import NeardupError
 from neardup.artifacts import STAGES
+from neardup.clusters import data_sets
+from neardup.embeddings import RowFiles, open_shards
+from neardup.runs import open_finished
 from neardup.shards import find_shards
 
 
@@ -430,6 +449,98 @@ def test_a_stage_that_is_a_link_is_refused(good, tmp_path):
     (here / "work" / "02_pca_reduce").symlink_to(tmp_path / "elsewhere")
     line = refused(command(SCRIPTS[1], "--data-dir", here / "data", "--work-dir", here / "work"))
     assert "02_pca_reduce is a link, and stages replace their folders: make work_dir one instead" in line
+
+
+def test_a_stage_that_lost_a_row_is_noticed(good, tmp_path):
+    """Else the audit would leave it out, too."""
+    work = shutil.copytree(good / "work", tmp_path / "work")
+    labels = np.load(work / "03_kmeans" / "labels.npy")
+    labels[7] = -1
+    np.save(tmp_path / "labels.npy", labels)
+    read = partial(read_labels, tmp_path / "labels.npy", 30, n_clusters=30)
+    with pytest.raises(NeardupError, match="other rows without a cluster than the rejected ones"):
+        read(rejected=np.empty(0, np.int64))
+    assert read(rejected=np.array([7])).tolist() == labels.tolist()
+
+
+def test_rows_that_are_others_while_they_are_projected(good, tmp_path, monkeypatch):
+    """And those of before again when the stage ends."""
+    work, read = shutil.copytree(good / "work", tmp_path / "work"), RowFiles.read
+    expected = tree_bytes(work)
+    shutil.rmtree(work / "02_pca_reduce")
+    with monkeypatch.context() as patch:
+        patch.setattr(RowFiles, "read", lambda *how: read(*how) + np.float32(how[1] == 10))
+        with pytest.raises(NeardupError, match=r"the input \(part_1.npy\) changed while it was read: run faiss_01"):
+            run_stages(good / "data", work, SCRIPTS[:2])
+    assert not (work / "02_pca_reduce").exists()
+    run_stages(good / "data", work)
+    assert answer(work) == answer(good / "work")
+    assert tree_bytes(work).keys() == expected.keys()
+
+
+def test_a_shard_that_becomes_shorter_before_it_is_mapped(tmp_path):
+    path = lay_out(tmp_path, np.eye(8, dtype=np.float32)) / "part_0.npy"
+    rows = open_shards(find_shards(tmp_path))
+    os.truncate(path, 200)
+    with pytest.raises(NeardupError, match="has become shorter while it was read"):
+        rows.read(0, 8)
+
+
+def test_files_that_cannot_be_opened_are_not_damaged(tmp_path, monkeypatch):
+    def fail(*_, **__):
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    path = tmp_path / "03_kmeans" / "clusters" / "cluster_00000.h5"
+    monkeypatch.setattr("h5py.File", fail)
+    with pytest.raises(OSError, match="Too many open files"):
+        data_sets(path)
+    monkeypatch.undo()
+    path.parent.mkdir(parents=True)
+    path.write_bytes(bytes(99))
+    with pytest.raises(NeardupError, match=f"remove {tmp_path / '03_kmeans'} and run the scripts again"):
+        data_sets(path)
+
+
+def test_streams_that_are_closed(good):
+    """As some services start programs."""
+    run = f"{shlex.quote(sys.executable)} {SCRIPTS[4]} --data-dir {good / 'data'} --work-dir {good / 'work'}"
+    in_shell = partial(subprocess.run, shell=True, cwd=ROOT, capture_output=True, text=True, check=False)
+    done = in_shell(f"{run} >&-")
+    assert (done.returncode, done.stderr) == (0, "")
+    done = in_shell(f"{run} --threshold 2 2>&-")
+    assert (done.returncode, done.stdout) == (2, "")
+
+
+def test_names_that_are_no_names(good, tmp_path):
+    """A folder whose name isn't UTF-8, and a link that leads to itself."""
+    line = refused(command(SCRIPTS[0], "--data-dir", good / "data", "--work-dir", os.fsdecode(b"w\xff")), 2)
+    assert "setting work_dir" in line
+    assert "can't encode" in line
+    data = shutil.copytree(good / "data", tmp_path / "data")
+    (data / "part_2.npy").symlink_to("part_2.npy")
+    line = refused(command(SCRIPTS[0], "--data-dir", data, "--work-dir", tmp_path / "work"))
+    assert "part_2.npy" in line
+
+
+def test_a_shard_without_rows_has_an_empty_list_of_ids(tmp_path):
+    data = lay_out(tmp_path / "data", np.eye(4, dtype=np.float32), cuts=[4])
+    (data / "part_1.txt").write_text("")
+    run_stages(data, tmp_path / "work", SCRIPTS[:1])
+    assert len(read_ids(tmp_path / "work")) == 4
+
+
+def test_a_query_leaves_what_is_being_published(good, tmp_path):
+    """Between the two renames."""
+    here = shutil.copytree(good, tmp_path / "here")
+    final = here / "work" / "045_merge"
+    final.rename(here / "work" / ".045_merge.old")
+    shutil.copytree(here / "work" / ".045_merge.old", here / "work" / ".045_merge.partial")
+    before = tree_bytes(here)
+    with pytest.raises(NeardupError, match=r"045_merge is missing: run faiss_045_merge.py first"):
+        open_finished(settings_of(here / "data", here / "work"))
+    assert tree_bytes(here) == before
+    run_stages(here / "data", here / "work")
+    assert tree_bytes(here) == tree_bytes(good)
 
 
 def test_a_variable_that_is_nearly_a_setting(tmp_path):

@@ -199,6 +199,15 @@ def test_a_higher_threshold_needs_no_new_search(tmp_path):
     assert tree_bytes(case.work) == before
 
 
+def test_pairs_that_just_join_need_a_new_search_at_a_higher_threshold(tmp_path):
+    """For weaker ones that were found may stand for stronger ones that weren't looked for."""
+    case = make_case(tmp_path, bundles(1), cuts=[40], threshold=0.9, pairs="joining")
+    case.merge()
+    for threshold in (0.89, 0.96):
+        with pytest.raises(NeardupError, match=f"with threshold 0.9, not {threshold}: run faiss_04"):
+            case.merge(threshold=threshold)
+
+
 def rows_left(case, threshold):
     """How many rows a threshold leaves, rejected ones aside."""
     row_a, row_b, similarity = (column.tolist() for column in found_pairs(case.work))

@@ -1057,12 +1057,13 @@ def test_gathered_rows_are_those_asked_for(tmp_path, monkeypatch, kinds, here_an
     assert (by["mapped"] > 0) == (set(kinds) != {"rows"} or not here_and_there)
 
 
-def test_a_file_that_is_cut_while_rows_are_gathered(tmp_path):
+@pytest.mark.parametrize("size", [1000 * 1024, 128 + 1990 * 1024 + 1000], ids=["before a row", "within it"])
+def test_a_file_that_is_cut_while_rows_are_gathered(tmp_path, size):
     values = np.arange(2000 * 256, dtype=np.float32).reshape(2000, 256)
     np.save(tmp_path / "some.npy", values)
     files = RowFiles([npy_layout(tmp_path / "some.npy")], [0, 2000])
     assert np.array_equal(files.gather([3, 1990]), values[[3, 1990]])
-    os.truncate(tmp_path / "some.npy", 1000 * 1024)
+    os.truncate(tmp_path / "some.npy", size)
     with pytest.raises(NeardupError, match=r"some.npy has become shorter while it was read: mend it"):
         files.gather([3, 1990])
 

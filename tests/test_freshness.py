@@ -21,7 +21,7 @@ from neardup import NeardupError, embeddings
 from neardup.artifacts import STAGES, Stage
 from neardup.checksums import digest_of_file
 from neardup.embeddings import open_shards, piece_groups, pieces
-from neardup.shards import find_shards
+from neardup.shards import blocks, find_shards
 
 NAMES = list(STAGES)
 SETTINGS = {"threshold": 0.9, "n_clusters": 3, "audit_rows": 20}
@@ -110,6 +110,18 @@ def test_a_change_between_the_samples_is_noticed_by_its_time(copy, stage):
     fresh = copy.with_name("fresh")
     run_stages(copy / "data", fresh, **SETTINGS)
     assert answer(copy / "work") == answer(fresh)
+
+
+def test_stages_of_earlier_input_that_come_back_are_not_used(copy):
+    """Though the note on times, which did not come back, says that the input is as it was last read."""
+    shutil.copytree(copy / "work", copy / "backup")
+    poke(copy / "data" / "part_0.npy", UNSEEN, keep_times=False)
+    again(copy)
+    for name in NAMES:
+        shutil.rmtree(copy / "work" / name)
+        shutil.copytree(copy / "backup" / name, copy / "work" / name)
+    with pytest.raises(NeardupError, match=r"from other input \(part_0.npy changed\): run faiss_01"):
+        again(copy, SCRIPTS[1:2])
 
 
 def test_a_change_between_the_samples_at_the_same_time_is_noticed_if_all_is_hashed(copy):
@@ -437,6 +449,23 @@ def test_a_decoded_shard_that_changes_at_the_same_size_and_time(tmp_path, seen):
         run_stages(data, work, SCRIPTS[1:2], **SETTINGS)
     with pytest.raises(NeardupError, match=r"a\.arrow changed"):
         run_stages(data, work, SCRIPTS[1:2], verify_input=not seen, **SETTINGS)
+
+
+def test_a_shard_that_changes_while_it_is_decoded(tmp_path, monkeypatch):
+    data, rows = tmp_path / "data", np.random.default_rng(0).normal(size=(50, 8))
+    data.mkdir()
+    np.savez_compressed(data / "part_0.npz", vectors=rows)
+
+    def change_last(path, name):
+        yield from blocks(path, name)
+        np.savez_compressed(path, vectors=rows[::-1])
+
+    with monkeypatch.context() as patch, pytest.raises(NeardupError, match="changed while it was read: run the script"):
+        patch.setattr("neardup.runs.blocks", change_last)
+        run_stages(data, tmp_path / "work", SCRIPTS[:1])
+    run_stages(data, tmp_path / "work", SCRIPTS[:1])
+    [copied] = (tmp_path / "work" / "input").rglob("*.npy")
+    assert np.array_equal(np.load(copied), rows[::-1])
 
 
 def test_copies_of_shards_that_are_gone_go(tmp_path):

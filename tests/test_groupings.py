@@ -8,19 +8,20 @@ from itertools import pairwise
 from types import SimpleNamespace
 from unittest.mock import DEFAULT, patch
 
+import h5py
 import networkx as nx
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import EXAMPLE, SCRIPTS, components, found_pairs, lay_out, run_stages, unit
+from conftest import EXAMPLE, SCRIPTS, components, flat_ids, found_pairs, lay_out, run_stages, unit
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_045_merge import bundles, load_chains, load_groups, load_list
 
 import faiss_045_merge as merge
 from config import Config
-from neardup import NeardupError, chains, changes, geometry, pairs, plots, report, stars, thresholds
+from neardup import NeardupError, chains, changes, geometry, outputs, pairs, plots, report, stars, thresholds
 from neardup.artifacts import Stage
 from neardup.embeddings import RowFiles
 from neardup.files import write_json_items
@@ -542,6 +543,50 @@ def test_groups_that_grow_keep_what_fresh_ones_would(tmp_path, preferred):
         assert lists_of(grown.of(*nested)) == lists_of(found)
         assert grown.calls == calls
     assert calls > 1
+
+
+def test_a_group_that_is_read_in_pieces_has_its_most_central_row(tmp_path, monkeypatch):
+    """Most central of all pieces, not of the last one."""
+    monkeypatch.setattr("neardup.representatives._BLOCK_ROWS", 3)
+    values, n = np.random.default_rng(0).normal(size=(20, 4)) + 1, 20
+    values[12:] = -values[12:]
+    lay_out(tmp_path, values)
+    rows, labels = RowFiles([npy_layout(tmp_path / "part_0.npy")], [0, n]), np.zeros(n, dtype=np.int32)
+    stage, config = Stage(STAGE, tmp_path, {}, memory=2**28), Config(_cli_parse_args=[])
+    found = Representatives(stage, "at", rows, None, labels, config).of(np.arange(n), np.array([0, n]))
+    cosines = unit(values) @ unit(values).T
+    best = cosines.sum(axis=1).argmax()
+    assert found.representative.tolist() == [best]
+    assert np.allclose(found.similarity, cosines[best])
+
+
+@pytest.mark.parametrize("strongest", [None, np.ones(4)], ids=["computed", "known"])
+def test_the_first_of_two_that_are_preferred_alike(tmp_path, strongest):
+    lay_out(tmp_path, np.ones((4, 2)))
+    rows, labels = RowFiles([npy_layout(tmp_path / "part_0.npy")], [0, 4]), np.zeros(4, dtype=np.int32)
+    stage, preferred = Stage(STAGE, tmp_path, {}, memory=2**28), np.array([5, 5, 6, 5])
+    how = rows, preferred, labels, Config(_cli_parse_args=[]), None, strongest
+    found = Representatives(stage, "at", *how).of(np.arange(4), np.array([0, 2, 4]))
+    assert found.representative.tolist() == [0, 3]
+
+
+def test_groups_of_several_blocks_keep_their_numbers(tmp_path, monkeypatch):
+    """In groups.parquet; and their ids in HDF5."""
+    monkeypatch.setattr("neardup.outputs._BLOCK_ROWS", 2)
+    monkeypatch.setattr("neardup.ids._BLOCK_ROWS", 3)
+    names, bounds = [f"id-{'x' * i}" for i in range(8)], np.arange(0, 9, 2)
+    ids = IdTable([pa.array(names, pa.large_string())])
+    groups = Groups(np.arange(8), bounds, np.ones(8), bounds[:-1], np.zeros(4, np.int32))
+    outputs.write_parquet(tmp_path / "groups.parquet", groups, ids, 0.9)
+    assert pq.read_table(tmp_path / "groups.parquet")["group"].to_pylist() == [0, 0, 1, 1, 2, 2, 3, 3]
+    outputs.write_hdf5(tmp_path / "groups.h5", groups, ids, 0.9)
+    with h5py.File(tmp_path / "groups.h5") as file:
+        assert flat_ids(file) == names
+
+
+@pytest.mark.parametrize("names", [["a", "", "b"], ["a", '"b'], ["a\nb"], [""]])
+def test_ids_of_many_lines_are_those_of_each(names):
+    assert outputs.id_lines(names) == "".join(outputs.id_line(name) + "\n" for name in names)
 
 
 @pytest.mark.parametrize("preferred", [False, True])

@@ -248,6 +248,24 @@ def test_what_is_said_of_rows_that_came_is_of_those_that_are_there(tmp_path, cap
     assert "since" not in said("a.npy")
 
 
+def test_a_centroid_without_new_rows_has_no_new_file(tmp_path):
+    """And the next ones are told apart."""
+    data, work = tmp_path / "data", tmp_path / "work"
+    settings = SETTINGS | {"n_clusters": 40}
+    put(data, "0", np.arange(1000))
+    run_stages(data, work, **settings)
+    for name, chosen, count in (("1", [1000], 41), ("2", [1001, 1002, 5], None), ("3", [], None)):
+        put(data, name, np.array(chosen, dtype=np.int64))
+        run_stages(data, work, **settings)
+        labels = np.load(work / NAMES[2] / "labels.npy")
+        files = sorted((work / NAMES[2] / "clusters").iterdir())
+        assert len(files) == 40 + len({*labels[1000:].tolist()}) == len(np.load(work / NAMES[2] / "centroids.npy"))
+        assert count in (None, len(files))
+        assert rows_of_clusters(work) == [np.nonzero(labels == n)[0].tolist() for n in range(len(files))]
+    run_stages(data, tmp_path / "whole", **settings)
+    assert answer(work) == answer(tmp_path / "whole")
+
+
 def test_components_of_other_rows_are_said_to_be(tmp_path, capsys):
     """Though there are as many."""
     data, rng = tmp_path / "data", np.random.default_rng(0)
@@ -301,6 +319,19 @@ def test_cluster_files_hold_each_row_once(tmp_path, today):
         labels, found = np.load(work / NAMES[2] / "labels.npy"), rows_of_clusters(work)
         assert found == [np.nonzero(labels == number)[0].tolist() for number in range(len(found))]
         assert sum(map(len, found)) == len(labels)
+
+
+def test_rows_beside_a_rejected_one_stay_in_cluster_files(tmp_path):
+    """Of a shard that came to a run, when another one comes."""
+    data, work, options = tmp_path / "data", tmp_path / "work", SETTINGS | {"bad_rows": "skip"}
+    for name, low in (("0", 0), ("1", 120), ("2", 240)):
+        put(data, name, np.arange(low, low + 120))
+        if name == "1":
+            rows = np.load(data / "1.npy")
+            rows[7] = np.nan
+            np.save(data / "1.npy", rows)
+        run_stages(data, work, SCRIPTS[:3], **options)
+    assert sorted(row for some in rows_of_clusters(work) for row in some) == [*range(127), *range(128, 360)]
 
 
 @pytest.mark.parametrize(

@@ -79,6 +79,26 @@ def test_threads_where_processes_do_not_pay_or_have_no_room(memory, is_much, n_w
         assert [*engine.run(where, [(0,)], n_workers, "where")] == [os.getpid()]
 
 
+class Counts:
+    """A task that says how often it was called, in a process."""
+
+    def __init__(self):
+        self.called = 0
+
+    def __call__(self, _):
+        self.called += 1
+        return self.called
+
+
+def test_all_tasks_of_a_run_are_of_one_object():
+    """In each process; what it has opened stays open. That of the next run is another one."""
+    counts = Counts()
+    with started(1, 1) as pool:
+        for _ in range(2):
+            assert pool.run(counts, [(i,) for i in range(9)], {"disable": True}) == [*range(1, 10)]
+    assert counts.called == 0
+
+
 def test_an_error_of_a_task_is_that_of_the_script():
     with started(2, 1) as pool, pytest.raises(OSError, match="file-0") as raised:
         pool.run(fail, [(0,)], {"disable": True})
