@@ -2,6 +2,7 @@
 
 import importlib
 import re
+import sys
 
 import h5py
 import pyarrow.parquet as pq
@@ -161,10 +162,14 @@ def test_every_import_is_a_dependency():
     """What the scripts and neardup import is in requirements.txt, and all of that is imported."""
     module_of = {"scikit-learn": "sklearn", "faiss-cpu": "faiss", "pydantic-settings": "pydantic_settings"}
     module_of["pillow"] = "PIL"
-    text = "\n".join(path.read_text() for path in [*ROOT.glob("*.py"), *ROOT.glob("neardup/*.py")])
+    sources = [*ROOT.glob("*.py"), *ROOT.glob("neardup/**/*.py")]
+    text = "\n".join(path.read_text() for path in sources)
     imported = {name.split(".")[0] for name in re.findall(r"^\s*(?:from|import) ([\w.]+)", text, flags=re.MULTILINE)}
     for package in packages("requirements.txt"):
         assert module_of.get(package, package) in imported, package
+    listed = {module_of.get(package, package) for package in packages("requirements.txt")}
+    ours = {"neardup", *(path.stem for path in ROOT.glob("*.py"))}
+    assert imported - listed - ours <= sys.stdlib_module_names
 
 
 def test_no_placeholder_is_left():

@@ -20,6 +20,7 @@ from conftest import EXAMPLE, SCRIPTS, brute_force, components, found_groups, la
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from faiss_03_kmeans import nearest_centroids
 from neardup import candidates, geometry, npy, pairs
 from neardup.artifacts import Stage
 from neardup.clusters import OpenCluster, prepare_cluster
@@ -387,6 +388,69 @@ def test_centroids_that_are_the_same_have_no_border():
         assert not normals[:, [0, 8]].any()
         assert np.isfinite(offsets[1:8]).all()
         assert np.isfinite(below).all()
+
+
+def unlike_rows(rng, dim, kind):
+    """Rows that rounding treats badly: (24, d) float64, none of zeros."""
+    rows = rng.normal(size=(24, dim))
+    return {
+        "plain": rows,
+        "about a mean": 1 + 1e-3 * rows,
+        "uneven": np.exp(8 * rows),
+        "small": 1e-25 * rows,
+        "large": 1e30 * rows,
+        "thirds": np.sign(rows) / 3,
+    }[kind]
+
+
+@pytest.mark.parametrize("kind", ["plain", "about a mean", "uneven", "small", "large", "thirds"])
+@pytest.mark.parametrize("dim", [1, 2, 8, 64, 200])
+def test_what_float32_gives_is_as_near_as_the_bounds_say(dim, kind):
+    """Rows of unit length, their coordinates, sketches and cosines, against long double."""
+    rng = np.random.default_rng(dim)
+    for dtype in (np.float32, np.float64):
+        stored = unlike_rows(rng, dim, kind).astype(dtype)
+        exact = stored.astype(np.longdouble)
+        exact /= np.abs(exact).max(axis=1)[:, None]
+        exact /= np.sqrt((exact * exact).sum(axis=1))[:, None]
+        unit = geometry.unit_rows32(stored)[0]
+        far = lambda a, b: np.sqrt(((a - b) ** 2).sum(axis=1)).max()  # noqa: E731
+        assert far(unit, exact) <= geometry.unit_error(dim)
+        i, j = np.triu_indices(24, 1)
+        cosines = (exact[i] * exact[j]).sum(axis=1)
+        assert np.abs(np.vecdot(unit[i], unit[j]) - cosines).max() <= geometry.cosine_error(dim)
+        similar = geometry.similarities(stored[i], stored[j])
+        assert np.abs(similar - cosines).max() <= geometry.similarity_error(dim)
+        apart = np.sqrt(((exact[i] - exact[j]) ** 2).sum(axis=1))
+        assert all(a <= geometry.radius(s, dim) for a, s in zip(apart, similar.tolist(), strict=True))
+        axes, mean = np.linalg.qr(rng.normal(size=(dim, dim)))[0].T, exact.mean(axis=0).astype(np.float64)
+        for count in sorted({1, min(dim, 32), dim}):
+            values, scales, _ = geometry.scaled_rows32(stored)
+            found = geometry.project(values, scales, *geometry.projection(mean, axes[:count]))
+            coordinates = (exact - mean) @ axes[:count].T
+            assert far(found[0], coordinates) <= geometry.projection_error(dim, count)
+            rest = ((exact - mean) ** 2).sum(axis=1) - (coordinates**2).sum(axis=1)
+            sketches = np.column_stack([coordinates, np.sqrt(np.maximum(rest, 0.25**2))])
+            error = geometry.sketch_error(dim, count, float(np.linalg.norm(mean)))
+            assert far(geometry.sketch(*found), sketches) <= error
+
+
+def test_rows_on_a_border_lie_as_far_beyond_it_as_is_said():
+    """In the cluster that float32 takes for nearer; on the other side by more than nothing, and never by more."""
+    beyond = []
+    for seed in range(30):
+        rng = np.random.default_rng(seed)
+        centroids = (rng.normal(size=(6, 65)) / 10 + 0.2).astype(np.float32)
+        a, b = rng.integers(0, 6, (2, 500))
+        rows = (centroids[a] / 2 + centroids[b] / 2 + rng.normal(size=(500, 65)) * 1e-8).astype(np.float32)
+        labels = nearest_centroids(rows, centroids, 100)
+        for own in range(6):
+            normals, offsets, below = geometry.borders(own, centroids, 1e-6)
+            margins = rows[labels == own] @ normals + offsets
+            others = np.arange(6) != own
+            assert (margins[:, others] >= -below[others]).all()
+            beyond.append(margins[:, others].min(initial=0))
+    assert min(beyond) < 0
 
 
 @pytest.fixture
