@@ -18,7 +18,7 @@ from neardup.files import atomic, npy_rows, read_csv, read_json, write_csv, writ
 from neardup.freshness import content
 from neardup.ids import IdTable, expected_bytes, repeated_rows, sources, write_table
 from neardup.moments import Moments, component_count, components_of, mean_and_covariance, spectrum
-from neardup.npy import read_npy
+from neardup.npy import read_npy, read_npz
 from neardup.runs import begin
 from neardup.script import main, tell
 from neardup.words import percent
@@ -154,8 +154,8 @@ def second_projection(stage, config):
     """What projects rows onto the coordinates of a sketch, as a second set has it; None where there is none."""
     if not stage.against:
         return None
-    with np.load(stage.previous.path("moments.npz"), allow_pickle=False) as moments:
-        return geometry.projection(moments["mean"], moments["components"][: config.sketch_dims])
+    moments = read_npz(stage.previous.path("moments.npz"))
+    return geometry.projection(moments["mean"], moments["components"][: config.sketch_dims])
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from neardup.checksums import Digest
 from neardup.embeddings import block_ranges, open_shards, pieces, shard_starts, total_rows
 from neardup.files import atomic, damaged, npy_rows, read_json, write_json, write_npy, write_npz
 from neardup.freshness import digests_of_rows
-from neardup.npy import read_npy
+from neardup.npy import read_npy, read_npz
 from neardup.runs import begin
 from neardup.script import main, tell
 from neardup.words import percent
@@ -58,8 +58,7 @@ def read_moments(variance, dim):
     n_components = read_json(path).get("n_components")
     if type(n_components) is not int or not 1 <= n_components <= dim:
         raise damaged(path, f"{n_components!r} components of {dim}")
-    with np.load(variance.path("moments.npz"), allow_pickle=False) as file:
-        moments = dict(file)
+    moments = read_npz(variance.path("moments.npz"))
     expected = {"mean": (dim,), "covariance": (dim, dim), "variances": (dim,), "components": (n_components, dim)}
     shapes = {name: moments[name].shape for name in expected}
     if shapes != expected:

@@ -12,7 +12,7 @@ from neardup.candidates import lay_out, swapped
 from neardup.embeddings import block_ranges, equal_parts, open_pieces, pieces
 from neardup.files import atomic, damaged, npy_rows
 from neardup.mirror import here
-from neardup.npy import map_array, map_npy
+from neardup.npy import map_array, map_npy, read_npz
 
 _STEPS = 30_000  # of a visit's margin, from 0 to the reach
 _ROW_BITS, _STEP_BITS = 32, 16  # of a packed visit; the cluster it goes to has the rest
@@ -238,8 +238,8 @@ def open_reduced(reduction, starts):
 @lru_cache(maxsize=1)
 def open_projection(reduction, rows):
     """As `open_reduced`, made of the rows as they are asked for. rows: `RowFiles` of all of them."""
-    with np.load(reduction.path("pca.npz"), allow_pickle=False) as file:
-        return Projection(rows, geometry.projection(file["mean_"], file["components_"]))
+    model = read_npz(reduction.path("pca.npz"))
+    return Projection(rows, geometry.projection(model["mean_"], model["components_"]))
 
 
 class Projection:

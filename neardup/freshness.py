@@ -122,11 +122,11 @@ def _names(shards):
     return [str(path.relative_to(folder)) for path in paths]
 
 
-def changed_shards(work_dir, shards, seen, recorded, n_workers, all_of_them=False):
+def changed_shards(work_dir, shards, seen, recorded, n_workers, all_of_them=False, noted=True):
     """Numbers of the shards that hold something else than recorded. Reads those that were touched since, or all.
 
     seen: of `times`, at most as late as they are read; recorded: of `content`, when stage 1 read them, None of shards
-    that don't matter. What is unchanged is noted with its times.
+    that don't matter. noted: whether what is unchanged is noted with its times.
     """
     path = work_dir / _MEMO
     try:
@@ -142,6 +142,6 @@ def changed_shards(work_dir, shards, seen, recorded, n_workers, all_of_them=Fals
         return []
     found = read_content([shards[i] for i in doubtful], n_workers)
     changed = [i for i, f in zip(doubtful, found, strict=True) if f != recorded[i]]
-    if not changed:
+    if noted and not changed:
         remember(work_dir, shards, seen, recorded)
     return changed

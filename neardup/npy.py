@@ -8,6 +8,7 @@ import warnings
 from threading import Lock
 from tokenize import TokenError
 from typing import NamedTuple
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -66,6 +67,15 @@ def read_npy(path):
             values = np.fromfile(file, header.dtype, math.prod(header.shape))
             return values.reshape(header.shape, order="F" if header.fortran_order else "C")
     except UNREADABLE as error:
+        raise damaged(path, error) from error
+
+
+def read_npz(path):
+    """{name: array} of an .npz file of ours. Raises NeardupError where it is damaged."""
+    try:
+        with np.load(here(path), allow_pickle=False) as file:
+            return dict(file)
+    except (*UNREADABLE, BadZipFile, KeyError) as error:
         raise damaged(path, error) from error
 
 

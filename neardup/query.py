@@ -25,7 +25,7 @@ from neardup.embeddings import open_shards
 from neardup.files import write_beside_others
 from neardup.ids import IdTable
 from neardup.mirror import here
-from neardup.npy import UNREADABLE, map_array, read_ahead, read_array, read_header, read_npy
+from neardup.npy import UNREADABLE, map_array, read_ahead, read_array, read_header, read_npy, read_npz
 from neardup.outputs import read_groups
 from neardup.runs import open_finished
 from neardup.script import command_line, on_this_machine, report_errors
@@ -74,8 +74,8 @@ class FinishedRun:
         Descending, by similarity. vectors: (q, d) of any number type.
         """
         reduction, kmeans = self.stages["02_pca_reduce"], self.stages["03_kmeans"]
-        with np.load(reduction.path("pca.npz"), allow_pickle=False) as model:
-            projection = geometry.projection(model["mean_"], model["components_"])
+        model = read_npz(reduction.path("pca.npz"))
+        projection = geometry.projection(model["mean_"], model["components_"])
         values, scales, bad = geometry.scaled_rows32(vectors)
         if bad.any():
             raise NeardupError(f"row {np.nonzero(bad)[0][0]} of the vectors has no direction (NaN, infinity or zeros)")

@@ -16,6 +16,7 @@ from neardup import NeardupError, mirror, plots
 from neardup.artifacts import REPORT, TIMES
 from neardup.files import atomic, read_csv, read_json, read_json_items
 from neardup.geometry import in_words
+from neardup.npy import read_npz
 from neardup.preview import thumbnail
 from neardup.words import exact, percent
 
@@ -118,8 +119,7 @@ def _content(stages, groups_and_found, config, preview):
 
 def _plots(variance, found, sizes, config):
     """{name: SVG element}."""
-    with np.load(variance.path("moments.npz"), allow_pickle=False) as moments:
-        variances = moments["variances"]
+    variances = read_npz(variance.path("moments.npz"))["variances"]
     counts, edges = map(np.array, found["similarities"])
     table, threshold = found["thresholds"], found["threshold"]
     drawn = {

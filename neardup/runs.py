@@ -175,7 +175,8 @@ def _changes(run, manifest):
     if "content" not in manifest["results"]:
         return ""
     recorded, config = manifest["results"]["content"], run.config
-    changed = changed_shards(config.work_dir, run.shards, run.times, recorded, config.n_workers, config.verify_input)
+    how = config.n_workers, config.verify_input, run.locked
+    changed = changed_shards(config.work_dir, run.shards, run.times, recorded, *how)
     return f"from other input ({some_of(run.names(changed))} changed)" if changed else ""
 
 
