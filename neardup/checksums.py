@@ -45,7 +45,7 @@ def digest_of_sources():
 
 def digest_of_values(content):
     """Digest of small JSON values."""
-    return digest_of_bytes(json.dumps(content, sort_keys=True).encode())
+    return digest_of_bytes(json.dumps(content, sort_keys=True, default=str).encode())
 
 
 def digest_of_file(path):

@@ -78,7 +78,7 @@ def link(source, path):
 def write_json(path, content, flush=True):
     """Write small values as JSON, whole or not at all. flush: as of `atomic`."""
     with atomic(path, flush) as temporary:
-        temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        temporary.write_text(json.dumps(content, indent=1, default=str) + "\n", encoding="utf-8")
 
 
 def write_json_items(path, items):

@@ -74,10 +74,10 @@ def report_errors(name):
     Yields a list, for the folder to name where the system doesn't say which file failed.
     """
     places = ["a file"]
-    closed = Path(os.devnull).open("w")  # noqa: SIM115 -- takes the place of a stream that is closed
-    sys.stdout, sys.stderr = sys.stdout or closed, sys.stderr or closed
-    for stream in (sys.stdout, sys.stderr):  # ids may hold what a terminal can't show
-        stream.reconfigure(errors="backslashreplace")
+    for stream in ("stdout", "stderr"):
+        if getattr(sys, stream) is None:  # it was closed
+            setattr(sys, stream, Path(os.devnull).open("w"))  # noqa: SIM115
+        getattr(sys, stream).reconfigure(errors="backslashreplace")  # ids may hold what a terminal can't show
     signal.signal(signal.SIGINT, lambda *_: _leave(name, EXIT_INTERRUPTED, "interrupted"))
     signal.signal(signal.SIGTERM, lambda *_: _leave(name, EXIT_TERMINATED, "terminated"))
     try:

@@ -31,6 +31,7 @@ from clusters import (
     worker,
 )
 from conftest import NOTES, SCRIPTS, command, work_before
+from distributed import Client
 from distributed.utils import open_port
 
 from config import ROOT
@@ -111,9 +112,9 @@ def test_tasks_of_a_script_that_was_killed_are_waited_for(whole, tmp_path):
     work, port = work_before(NAMES[1], whole, tmp_path / "work"), open_port()
     with scheduler(port), slow_worker(port, 3):
         killed = begin_anywhere(SCRIPTS[1], whole / "data", work, port, NEARDUP_SKETCH_DIMS="5")
-        while not (work / f".{NAMES[1]}.partial" / "begun.json").exists():
-            time.sleep(0.05)
-        time.sleep(1)
+        with Client(f"tcp://127.0.0.1:{port}") as client:
+            while not ((work / f".{NAMES[1]}.partial" / "begun.json").exists() and any(client.processing().values())):
+                time.sleep(0.05)
         killed.kill()
         killed.communicate()
         status, _, lines = ended(begin(SCRIPTS[1], whole, work, port))

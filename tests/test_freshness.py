@@ -323,7 +323,7 @@ def test_a_disk_without_room_for_all_pairs_is_named_before_they_are_written(copy
     expected = tree_bytes(copy / "work" / NAMES[3])
     shutil.rmtree(copy / "work" / NAMES[3])
     with monkeypatch.context() as patch:
-        patch.setattr("faiss_04_neighbor_search._BYTES_A_PAIR", 10**15)
+        patch.setattr("faiss_04_neighbor_search.BYTES_A_PAIR", 10**15)
         with pytest.raises(NeardupError, match=r"needs about 1e\+08 GB more, and its disk has"):
             again(copy, SCRIPTS[3:4])
     again(copy, SCRIPTS[3:4])
