@@ -91,9 +91,11 @@ def drawn(blocks, count, rng):
     """Random pairs of those in some blocks, (min(p, count),) PAIR, in their order: those of the least random keys."""
     kept, keys = np.empty(0, pairs.PAIR), np.empty(0)
     for block in blocks:
-        kept, keys = np.concatenate([kept, block]), np.concatenate([keys, rng.random(len(block))])
-        some = np.sort(np.argsort(keys, kind="stable")[:count])
-        kept, keys = kept[some], keys[some]
+        new = rng.random(len(block))
+        some = new < (keys.max(initial=0) if len(keys) == count else 1)
+        kept, keys = np.concatenate([kept, block[some]]), np.concatenate([keys, new[some]])
+        least = np.sort(np.argsort(keys, kind="stable")[:count])
+        kept, keys = kept[least], keys[least]
     return kept
 
 
