@@ -7,7 +7,7 @@ import numpy as np
 from neardup import engine, geometry
 
 _FIRST_DIMS = 16, 24, 32  # coordinates of the sketch that are compared first, the rest only for what they let through
-_NS = 0.11, 0.0102, 120  # that a distance takes, more for each coordinate, and where two rows are near in them
+_NS = 0.11, 0.0102, 120  # that a distance takes, more for each coordinate, and where two rows of few are near in them
 _DENSE = 64  # distances for each that is near, where comparing all coordinates at once is quicker
 _TILE = 1024, 256  # rows compared at a time: their products stay in a core's cache
 _BLOCK = 64  # rows of one product of many: OpenBLAS multiplies matrices as small without packing them, a third quicker
@@ -27,7 +27,7 @@ def first_dims(samples, reach):
     def nanoseconds(n_coordinates):
         short = [geometry.shorten(sample, n_coordinates) for sample in samples]
         n_near = sum(np.count_nonzero(_near_in_all(some, some, reach)) - len(some) for some in short)
-        return _NS[0] + _NS[1] * n_coordinates + _NS[2] * n_near / count
+        return _NS[0] + _NS[1] * n_coordinates + _NS[2] * min(n_near / count, 1 / _DENSE)
 
     choices = {min(d, samples[0].shape[1] - 1) for d in _FIRST_DIMS}
     return min(((n, nanoseconds(n)) for n in sorted(choices)), key=lambda choice: choice[1])
