@@ -27,7 +27,7 @@ def first_dims(samples, reach):
     def nanoseconds(n_coordinates):
         short = [geometry.shorten(sample, n_coordinates) for sample in samples]
         n_near = sum(np.count_nonzero(_near_in_all(some, some, reach)) - len(some) for some in short)
-        return _NS[0] + _NS[1] * n_coordinates + _NS[2] * min(n_near / count, 1 / _DENSE)
+        return _NS[0] + _NS[1] * n_coordinates + _NS[2] * min(n_near / count, 2 / _DENSE)
 
     choices = {min(d, samples[0].shape[1] - 1) for d in _FIRST_DIMS}
     return min(((n, nanoseconds(n)) for n in sorted(choices)), key=lambda choice: choice[1])
