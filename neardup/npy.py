@@ -92,6 +92,8 @@ def map_npy(path):
     try:
         header = read_header(path)
         return map_array(path, header.dtype, header.offset, header.shape, header.fortran_order)
+    except _EndsEarlyError as error:
+        raise damaged(path, "it ends early") from error
     except UNREADABLE as error:
         raise damaged(path, error) from error
 
@@ -131,8 +133,12 @@ def read_records(path, offset, places, out):
                 raise _shorter(path)
 
 
+class _EndsEarlyError(NeardupError):
+    """A file that another program writes has become shorter; of ours it is damaged."""
+
+
 def _shorter(path):
-    return NeardupError(f"{path} has become shorter while it was read: mend it, then run the scripts again")
+    return _EndsEarlyError(f"{path} has become shorter while it was read: mend it, then run the scripts again")
 
 
 def read_ahead(path, offset, size, places):
