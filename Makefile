@@ -18,10 +18,10 @@ demo-images: $(VENV_IMAGES)/run work-images/icons  ## the same on pictures: the 
 test: $(VENV)/dev  ## the quick tests
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
-	$(VENV)/bin/python -m pytest -n 2 --ignore tests/soak
+	$(VENV)/bin/python -m pytest -n 2 -m "not long"
 
 soak: $(VENV)/dev  ## the long tests, up to 20 minutes: killed, starved, fed garbage
-	$(VENV)/bin/python -m pytest -n 2 --dist worksteal -rP --durations 12 tests/soak
+	$(VENV)/bin/python -m pytest -n 2 --dist worksteal -rP --durations 12 -m long
 
 bench: $(VENV)/bench  ## the short benchmarks, under 10 minutes on 2 cores: JSON and plots in benchmarks/results/
 	$(VENV)/bin/python benchmarks/kernel.py

@@ -26,6 +26,8 @@ from neardup.artifacts import STAGES
 SCRIPTS = [script for script, _ in STAGES.values()]
 NOTES = {".lock", ".lock.json", ".input.json", "times.json", "report.html"}
 EXAMPLE = ROOT / "examples" / "debian"
+# of small sets: the 50 of config.py take longer than all else, in each test
+os.environ["NEARDUP_N_CLUSTERS"] = "6"
 
 
 def write_hole(path, rows, dim):
@@ -206,6 +208,13 @@ def answer(work):
     return {name: (work / name).read_bytes() for name in names}
 
 
+def pytest_collection_modifyitems(items):
+    """All of tests/soak is long."""
+    for item in items:
+        if item.path.parent.name == "soak":
+            item.add_marker("long")
+
+
 @pytest.fixture(autouse=True)
 def quick(request, monkeypatch):
     """A test draws no pictures, unless it is marked so, and waits for no disk: both take longer than many a run.
@@ -232,7 +241,7 @@ def no_pictures():
 
 @pytest.fixture(scope="session")
 def example(tmp_path_factory):
-    """Work folder of the example, run with config's defaults."""
+    """Work folder of the example."""
     work = tmp_path_factory.mktemp("example") / "work"
     run_stages(EXAMPLE, work)
     return work

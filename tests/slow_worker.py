@@ -1,4 +1,7 @@
-"""For `dask worker --preload`: each task takes NEARDUP_TEST_DELAY seconds more; below 0, its disk is full."""
+"""For `dask worker --preload`: each task takes NEARDUP_TEST_DELAY seconds more; below 0, its disk is full.
+
+Just while the file NEARDUP_TEST_WHILE is there, where that is set.
+"""
 
 import errno
 import os
@@ -14,7 +17,8 @@ def dask_setup(_worker):
         delay = float(os.environ["NEARDUP_TEST_DELAY"])
         if delay < 0:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        time.sleep(delay)
+        if os.path.exists(os.environ.get("NEARDUP_TEST_WHILE", "/")):
+            time.sleep(delay)
         return limited(*arguments)
 
     engine.limited = slowly

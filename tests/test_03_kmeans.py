@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from conftest import EXAMPLE, SCRIPTS, flat_ids, lay_out, read_ids, run_stages
 
+from config import Config
 from neardup import NeardupError
 
 
@@ -58,6 +59,14 @@ def check_nearest(vectors, centroids, number):
     longest = np.linalg.norm(points, axis=1) + np.linalg.norm(centroids, axis=1).max()
     error = 2 * (c + 3) * 2.0**-24 * longest**2
     assert (squared[:, number] <= squared.min(axis=1) + error).all()
+
+
+@pytest.fixture(scope="module")
+def example(tmp_path_factory):
+    """The example in as many clusters as config.py sets."""
+    work = tmp_path_factory.mktemp("example") / "work"
+    run_stages(EXAMPLE, work, scripts=SCRIPTS[:3], n_clusters=Config.model_fields["n_clusters"].default)
+    return work
 
 
 def test_clusters_of_the_example(example):
@@ -158,7 +167,7 @@ def test_a_cluster_for_each_row_that_is_not_rejected(tmp_path):
 
 
 def test_another_seed_gives_other_clusters(example, tmp_path):
-    run_stages(EXAMPLE, tmp_path, scripts=SCRIPTS[:3], random_state=7)
+    run_stages(EXAMPLE, tmp_path, scripts=SCRIPTS[:3], n_clusters=50, random_state=7)
     theirs = np.load(example / "03_kmeans" / "labels.npy")
     assert (np.load(tmp_path / "03_kmeans" / "labels.npy") != theirs).any()
 

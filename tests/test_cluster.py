@@ -109,12 +109,15 @@ def test_processes_of_this_machine(whole, tmp_path):
 
 def test_tasks_of_a_script_that_was_killed_are_waited_for(whole, tmp_path):
     """They write where those of the next one do, of other settings."""
-    work, port = work_before(NAMES[1], whole, tmp_path / "work"), open_port()
-    with scheduler(port), slow_worker(port, 3):
+    work, port, slow = work_before(NAMES[1], whole, tmp_path / "work"), open_port(), tmp_path / "slow"
+    begun = work / f".{NAMES[1]}.partial" / "begun.json"
+    slow.symlink_to(begun)
+    with scheduler(port), slow_worker(port, 5, NEARDUP_TEST_WHILE=str(slow)):
         killed = begin_anywhere(SCRIPTS[1], whole / "data", work, port, NEARDUP_SKETCH_DIMS="5")
         with Client(f"tcp://127.0.0.1:{port}") as client:
-            while not ((work / f".{NAMES[1]}.partial" / "begun.json").exists() and any(client.processing().values())):
+            while not (begun.exists() and any(client.processing().values())):
                 time.sleep(0.05)
+        slow.unlink()
         killed.kill()
         killed.communicate()
         status, _, lines = ended(begin(SCRIPTS[1], whole, work, port))

@@ -282,7 +282,7 @@ LONG_AT = {
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-@pytest.mark.parametrize("stage", LONG_AT)
+@pytest.mark.parametrize("stage", [0, *(pytest.param(stage, marks=pytest.mark.long) for stage in (1, 2))])
 def test_a_signal_ends_a_script_soon(copy, stage, number, status):
     """Within two seconds, though a library computes; with a line that says how to go on."""
     for name in NAMES[stage:]:

@@ -124,7 +124,7 @@ def test_clusters_killed_anywhere_then_other_blocks(monkeypatch, tmp_path, whole
     ("first", "then"),
     [
         (FIRST | {"audit_rows": 0}, MORE_TASKS | {"audit_rows": 0}),
-        (FIRST, MORE_MEMORY),
+        pytest.param(FIRST, MORE_MEMORY, marks=pytest.mark.long),
         (FIRST | {"pairs": "joining"}, FIRST | {"pairs": "joining"}),
     ],
     ids=["more tasks", "more memory", "joining"],
