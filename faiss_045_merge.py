@@ -1,7 +1,6 @@
 """Stage 5 of 5: join the pairs into groups, choose what to keep of each, and show what other choices would give."""
 
 from functools import partial
-from typing import NamedTuple
 
 import numpy as np
 
@@ -17,7 +16,7 @@ from neardup.ids import IdTable
 from neardup.mirror import here
 from neardup.npy import map_npy, read_npy
 from neardup.outputs import read_groups, write_examples, write_hdf5, write_lists, write_parquet, write_pickle
-from neardup.pairs import read_pairs
+from neardup.pairs import Found
 from neardup.preview import Preview
 from neardup.report import write_report
 from neardup.representatives import Representatives, preference
@@ -36,18 +35,6 @@ from neardup.thresholds import (
 )
 
 
-class Search(NamedTuple):
-    """What stage 4 found among `n_rows` rows: `pairs(threshold)` yields the pairs at or above one, from `lowest` on.
-
-    complete: whether those are all pairs, not just some that join the groups at `lowest`.
-    """
-
-    pairs: object
-    lowest: float
-    n_rows: int
-    complete: bool
-
-
 def run(config):
     """Write work/045_merge and the report, or find them finished."""
     if config.against_dir is not None:
@@ -62,22 +49,22 @@ def run(config):
         stage.needs(4 * variance.path("ids.arrow").stat().st_size)
         engine.preload("matplotlib.figure")
         rejected, repeated = (read_npy(variance.path(f"{name}_rows.npy")) for name in ("rejected", "repeated"))
-        search = open_search(earlier["04_neighbor_search"], len(ids))
+        search = found_pairs(earlier["04_neighbor_search"], len(ids), stage.memory / 4)
         before = Decisions(stage) if stage.growth and (config.keep_previous or stage.growth.changes) else None
         kept = before.kept if before and config.keep_previous else None
         forest = join_all(stage, search, kept)
-        threshold = choose_threshold(forest, len(ids) - len(rejected), search.lowest, config)
+        threshold = choose_threshold(forest, len(ids) - len(rejected), search.threshold, config)
         choose = chooser(stage, shards, earlier["03_kmeans"], kept, config, preview)
         table, connected = tabulate(choose("at", forest), search, forest, threshold, len(ids) - len(rejected))
-        neighbors = partial(search.pairs, threshold)
-        groupings, uncut = group_otherwise(choose("split"), connected, neighbors, threshold, config)
+        pairs = search.at(threshold)
+        groupings, uncut = group_otherwise(choose("split"), connected, pairs)
         groups = groupings[config.grouping]
         counts = write_groups(stage, groups, ids, threshold, (rejected, repeated))
         found = summary(groups, threshold, counts)
         found["changes"] = before and before.compared(groups)
         found |= write_choices(stage, search, (table, threshold, groups), ids, preview)
         within = forest[forest["similarity"] >= threshold]
-        found |= write_warnings(stage, shards, (groups, within, threshold), neighbors, ids, config)
+        found |= write_warnings(stage, shards, (groups, within), pairs, ids, config)
         found |= {"groupings": {name: outline(some, threshold) for name, some in groupings.items()}, "uncut": uncut}
         keep = ~groups.dropped(len(ids))
         keep[rejected] = False
@@ -100,10 +87,10 @@ def choose_threshold(forest, n_valid, lowest, config):
     return threshold_for(forest, n_valid, config.target_rows, lowest)
 
 
-def open_search(search, n_rows):
-    """The `Search` that stage 4 left."""
-    path, complete = search.path("neighbors.h5"), search.key["settings"]["pairs"] == "all"
-    return Search(lambda threshold: read_pairs(path, n_rows, threshold), search.results["threshold"], n_rows, complete)
+def found_pairs(search, n_rows, memory):
+    """The `Found` that stage 4 left."""
+    complete = search.key["settings"]["pairs"] == "all"
+    return Found(search.path("neighbors.h5"), n_rows, search.results["threshold"], complete, memory)
 
 
 def chooser(stage, shards, kmeans, kept, config, preview):
@@ -122,7 +109,7 @@ def join_all(stage, search, kept):
     """The maximum spanning forest of all pairs; what an interrupted run made stays. kept: rows that don't join."""
     path = stage.part("forest")
     if not path.exists():
-        forest = spanning_forest(search.pairs(0))
+        forest = spanning_forest(search.blocks())
         write_npy(path, forest if kept is None else apart(forest, kept))
     return read_npy(path)
 
@@ -133,8 +120,8 @@ def tabulate(representatives, search, forest, threshold, n_valid):
     Groups of one threshold that are there at the next are not looked at again. Where not all pairs are known, they tell
     of the chosen threshold only.
     """
-    thresholds, table, chosen = steps(search.lowest, threshold) if search.complete else [threshold], [], None
-    counts = pair_counts(search.pairs(0), thresholds).tolist()
+    thresholds, table, chosen = steps(search.threshold, threshold) if search.complete else [threshold], [], None
+    counts = pair_counts(search.blocks(), thresholds).tolist()
     for step, pairs in zip(thresholds, counts, strict=True):
         groups = representatives.of(*groups_at(forest, search.n_rows, step))
         if step == threshold:
@@ -154,19 +141,15 @@ def outline(groups, threshold):
     }
 
 
-def group_otherwise(representatives, connected, neighbors, threshold, config):
+def group_otherwise(representatives, connected, pairs):
     """{grouping: Groups}, as far as the pairs allow it: stars and cuts need all, not just those that join.
 
     And how many chains `split` leaves uncut, for they are too large.
     """
     groupings, uncut = {"connected": connected}, 0
-    if config.pairs == "all":
-        preferred_and_labels = representatives.preferred, representatives.labels
-        budget = representatives.stage.memory / 4
-        groupings["star"] = stars(
-            neighbors, preferred_and_labels, len(representatives.rows), budget, representatives.kept
-        )
-        groupings["split"], uncut = split_chains(representatives, connected, neighbors, threshold, budget)
+    if pairs.complete:
+        groupings["star"] = stars(pairs, representatives.preferred, representatives.labels, representatives.kept)
+        groupings["split"], uncut = split_chains(representatives, connected, pairs)
     return groupings, uncut
 
 
@@ -185,25 +168,23 @@ def write_choices(stage, search, chosen, ids, preview):
     table, threshold, groups = chosen
     write_csv(stage.path("thresholds.csv"), [list(table[0]), *(list(line.values()) for line in table)])
     steps_of = [line["threshold"] for line in table]
-    write_examples(stage.path("examples.csv"), search.pairs(0), steps_of, ids, preview)
-    counts, edges = histogram(search.pairs(0), search.lowest)
-    plots.save_png(stage.path("groups.png"), plots.groups(counts, edges, (search.lowest, threshold), groups.sizes))
+    write_examples(stage.path("examples.csv"), search.blocks(), steps_of, ids, preview)
+    counts, edges = histogram(search.blocks(), search.threshold)
+    plots.save_png(stage.path("groups.png"), plots.groups(counts, edges, (search.threshold, threshold), groups.sizes))
     return {"thresholds": table, "similarities": [counts.tolist(), edges.tolist()]}
 
 
-def write_warnings(stage, shards, found, neighbors, ids, config):
+def write_warnings(stage, shards, groups_and_forest, pairs, ids, config):
     """What holds chains together, what is dropped of each shard, and lines about what is suspiciously much.
 
-    found: the groups, the forest that joins connected ones, the threshold.
+    groups_and_forest: the groups, and the forest that joins connected ones.
     """
-    groups, forest, threshold = found
-    chains = np.nonzero(groups.weakest < threshold)[0]
-    explained = explain_chains(groups, chains, neighbors, ids, config.pairs == "all", stage.memory / 4)
-    write_json_items(stage.path("chains.json"), explained)
+    groups, forest = groups_and_forest
+    write_json_items(stage.path("chains.json"), explain_chains(groups, pairs, ids))
     lost = losses(shards, config.tabulated, groups.dropped(len(ids)))
     write_csv(stage.path("losses.csv"), [("by", "value", "rows", "dropped"), *lost])
-    pair_blocks = neighbors() if config.grouping == "star" else [forest]
-    if config.pairs == "joining":  # some that join a group, not the strongest
+    pair_blocks = pairs.blocks() if config.grouping == "star" else [forest]
+    if not pairs.complete:  # some that join a group, not the strongest
         pair_blocks = None
     return {"warnings": warnings(groups, lost, len(ids), pair_blocks)}
 
@@ -211,8 +192,8 @@ def write_warnings(stage, shards, found, neighbors, ids, config):
 def draw_graph(folder, stage, search, ids, number):
     """Write a group as GraphML."""
     groups = read_groups(stage.path("merged_clusters.h5"))
-    neighbors = partial(open_search(search, len(ids)).pairs, stage.results["threshold"])
-    write_graph(folder / f"group_{number}.graphml", groups, number, neighbors=neighbors, ids=ids)
+    pairs = found_pairs(search, len(ids), np.inf).at(stage.results["threshold"])
+    write_graph(folder / f"group_{number}.graphml", groups, number, pairs, ids)
 
 
 if __name__ == "__main__":

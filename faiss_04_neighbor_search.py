@@ -13,7 +13,7 @@ import numpy as np
 from neardup import NeardupError, budget, engine, geometry, mirror, pairs
 from neardup.audit import audit_pairs, audit_tasks, chosen_rows
 from neardup.candidates import first_dims
-from neardup.clusters import Clusters, OpenCluster, open_projection, open_reduced, prepare_cluster
+from neardup.clusters import Clusters, OpenCluster, Prepared, open_projection, open_reduced, prepare_cluster
 from neardup.couples import search_task, visitors
 from neardup.embeddings import open_shards, pieces
 from neardup.files import damaged, hdf5, write_json, write_npy
@@ -51,12 +51,14 @@ def run(config):
         audited = chosen_rows(np.nonzero(labels >= 0)[0], stage.growth, config)
         audit = audited, labels >= 0, audit_tasks(stage, rows, audited, labels >= 0, config)
         clusters = open_clusters(earlier["03_kmeans"], config)
-        n_first, nanoseconds = compared_first(stage, clusters, radius_and_error(rows, earlier, config))
+        error = earlier["02_pca_reduce"].results["sketch_error"]
+        reach = geometry.Reach(geometry.radius(config.search_threshold, rows.dim), error)
+        n_first, nanoseconds = compared_first(stage, clusters, reach.of_sketches)
         distances = _ACROSS * float(np.sum(np.diff(clusters.bounds).astype(float) ** 2) / 2)
         with engine.in_processes(config, stage.memory, distances * nanoseconds >= 1e9 * _MUCH and not stage.growth):
             beside = audit[-1] if nanoseconds < _QUICK else None
-            searched = clusters, n_first
-            candidates, compared = find_candidates(stage, rows, labels, earlier, searched, config, beside)
+            prepared = Prepared(stage, clusters, n_first)
+            candidates, compared = find_candidates(prepared, reach, rows, labels, earlier, config, beside)
             n_candidates = total_rows(candidates)
             tell_of_crowds(n_candidates, len(rows), config)
             parts = verify_candidates(stage, candidates, rows, config)
@@ -94,34 +96,28 @@ def open_clusters(kmeans, config):
     return Clusters(kmeans.paths([cluster_name(c) for c in range(kmeans.results["n_clusters"])], config.n_workers))
 
 
-def radius_and_error(rows, earlier, config):
-    """The greatest distance of a pair, and that of a row's sketch from its exact place."""
-    return geometry.radius(config.search_threshold, rows.dim), earlier["02_pca_reduce"].results["sketch_error"]
-
-
-def find_candidates(stage, rows, labels, earlier, searched, config, beside):
+def find_candidates(prepared, reach, rows, labels, earlier, config, beside):
     """All two rows that may be pairs, in files of sorted packed pairs; those an interrupted run finished stay.
 
-    Of a run that grows just those of which one is new. labels: the cluster of each row; searched: the clusters, and how
-    many coordinates of sketches are compared first; beside: Dask tasks for the other threads, where just one is to
+    Of a run that grows just those of which one is new. prepared: `Prepared`, of which files are still to be written;
+    reach: `Reach`; labels: the cluster of each row; beside: Dask tasks for the other threads, where just one is to
     search. Returns the files, and the number of distances computed.
     """
-    reduction, (clusters, n_first) = earlier["02_pca_reduce"], searched
-    radius, error = radius_and_error(rows, earlier, config)
+    reduction, (stage, clusters, _) = earlier["02_pca_reduce"], prepared
     centroids = read_npy(earlier["03_kmeans"].path("centroids.npy"))
     most = max(_LISTED_ROWS, _LISTED // len(clusters))
     block_rows = budget.block_rows(stage.memory, config.n_workers, 5 * len(clusters), most)
-    prepare = partial(prepare_cluster, stage, clusters, n_first, centroids, (radius, error), block_rows)
+    prepare = partial(prepare_cluster, prepared, centroids, reach, block_rows)
     which = find_visits(stage, prepare, labels, len(clusters), config)
     joins = partial(are_pairs, rows, verified_at_once(stage, rows, config), config.search_threshold)
     n_components = reduction.results["n_components"]
-    reaches = [radius + 2 * error, radius + 2 * geometry.projection_error(rows.dim, n_components)]
-    reaches = reaches[: 2 if n_components > reduction.results["sketch_dims"] else 1]  # else the sketch holds them all
-    reduced = coordinates_opener(reduction, rows, len(reaches) == 2, config)
+    more = n_components > reduction.results["sketch_dims"]  # coordinates than the sketch holds
+    reaches = [reach.of_sketches, reach.radius + 2 * geometry.projection_error(rows.dim, n_components)][: 1 + more]
+    reduced = coordinates_opener(reduction, rows, more, config)
     of_a_task = budget.task_bytes(stage.memory, config.n_workers)
-    opened = partial(OpenCluster, stage, clusters, n_first, reduced)
+    opened = partial(OpenCluster, prepared, reduced)
     task = partial(search_task, stage, opened, reaches, of_a_task, joins if config.pairs == "joining" else None)
-    inside, across = search_tasks(stage, clusters, 4 * n_components, config, which)
+    inside, across = search_tasks(prepared, 4 * n_components, config, which)
     runs = [(task, inside, "04 search inside clusters"), (task, across, "04 search across borders")]
     done = [result for results in engine.run_in_turn(runs, beside, config.n_workers) for result in results]
     visitors.cache_clear()
@@ -129,17 +125,17 @@ def find_candidates(stage, rows, labels, earlier, searched, config, beside):
     return [stage.part(*n) for n in names], sum(compared for _, compared in done)
 
 
-def compared_first(stage, clusters, radius_and_error):
+def compared_first(stage, clusters, reach):
     """How many coordinates of sketches to compare first, by a sample of the largest clusters; as a run began with.
 
-    And how many nanoseconds a distance then takes in a thread, about.
+    And how many nanoseconds a distance then takes in a thread, about. reach: greatest distance of sketches of a pair.
     """
-    path, (radius, error) = stage.part("compared_first"), radius_and_error
+    path = stage.part("compared_first")
     if not path.exists():
         largest = np.argsort(-np.diff(clusters.bounds), kind="stable")[:_SAMPLED_CLUSTERS].tolist()
         sketches = [clusters.load(c)[1] for c in largest]
         samples = [s[np.linspace(0, len(s) - 1, min(len(s), _SAMPLED_ROWS)).astype(int)] for s in sketches]
-        write_npy(path, np.array(first_dims(samples, radius + 2 * error)))
+        write_npy(path, np.array(first_dims(samples, reach)))
     n_first, nanoseconds = read_npy(path).tolist()
     return int(n_first), nanoseconds
 

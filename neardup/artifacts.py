@@ -155,7 +155,7 @@ class Stage:
             both = enumerate(zip(run.times, seen, strict=True))
             changed += run.names([number for number, (then, now) in both if then[2:] != now[2:]])
         changed = changed or [s.name for s in run.shards if not copies.is_current(s)]
-        changed = changed or run.names(changed_shards(work_dir, run.shards, seen, content, run.config.n_workers))
+        changed = changed or run.names(changed_shards(run, seen, content))
         if changed:
             self.refuse_input(changed)
 

@@ -12,14 +12,14 @@ _CHAIN_PAIRS = 50_000  # pairs of a chain that networkx looks into, about 40 MB;
 _ROUNDS = 100  # of cuts: one that falls into halves takes few, but one whose first link is always the weakest all
 
 
-def explain_chains(groups, chains, neighbors, ids, all_pairs, memory):
+def explain_chains(groups, found, ids):
     """Yield what holds each chain together: (name, its weakest member, the path of strongest links to it, all bridges).
 
-    Path and bridges are left out where a chain has over 50,000 pairs, or `all_pairs` is false: just those that join
-    are known. Memory: `memory` bytes, and a chain.
+    Path and bridges are left out where a chain has over 50,000 pairs, or just pairs that join are known. found:
+    `Found`. Memory: that of it, and a chain.
     """
-    most = _CHAIN_PAIRS if all_pairs else 0
-    for number, pairs in pairs_of_groups(groups, chains, neighbors, (len(ids), most, memory)):
+    chains, most = np.nonzero(groups.weakest < found.threshold)[0], _CHAIN_PAIRS if found.complete else 0
+    for number, pairs in pairs_of_groups(groups, chains, found, most):
         here = groups.members(number)
         far = int(groups.rows[here][np.argmin(groups.similarity[here])])
         representative = int(groups.representative[number])
@@ -47,26 +47,25 @@ def weak_links(pairs, representative, far):
     return path, links, sorted(tuple(sorted(bridge)) for bridge in nx.bridges(graph))
 
 
-def pairs_of_groups(groups, chosen, neighbors, limits):
+def pairs_of_groups(groups, chosen, found, most):
     """Yield (group, its pairs (p,) PAIR) for the chosen groups, ascending; no pairs where they are too many.
 
-    limits: number of all rows; most pairs of a group; budget, in bytes. Reads the pairs once to count, and once for as
-    many groups as fit the budget. Memory: that, and 8 bytes a row.
+    found: `Found`; most: pairs of a group. Reads the pairs once to count, and once for as many groups as fit its
+    memory. Memory: that, and 8 bytes a row.
     """
-    n_rows, most, budget = limits
-    number_of = places_among(chosen, groups, n_rows)
+    number_of = places_among(chosen, groups, found.n_rows)
     counts = np.zeros(len(chosen), dtype=np.int64)
-    for pairs in neighbors():
+    for pairs in found.blocks():
         of, same = place_of(pairs, number_of)
         counts += np.bincount(of[same], minlength=len(chosen))
     counts[counts > most] = 0
     bounds = np.concatenate([[0], np.cumsum(counts)])
-    for low, high in size_ranges(bounds, budget / (4 * PAIR.itemsize)):
-        found = [np.empty(0, dtype=PAIR)]
-        for pairs in neighbors():
+    for low, high in size_ranges(bounds, found.memory / (4 * PAIR.itemsize)):
+        some = [np.empty(0, dtype=PAIR)]
+        for pairs in found.blocks():
             of, same = place_of(pairs, number_of)
-            found.append(pairs[same & (of >= low) & (of < high) & (counts[of] > 0)])
-        pairs = np.concatenate(found)
+            some.append(pairs[same & (of >= low) & (of < high) & (counts[of] > 0)])
+        pairs = np.concatenate(some)
         pairs = pairs[np.argsort(number_of[pairs["row_a"]], kind="stable")]
         for i in range(low, high):
             yield chosen[i], pairs[bounds[i] - bounds[low] : bounds[i + 1] - bounds[low]]
@@ -86,18 +85,18 @@ def place_of(pairs, number_of):
     return of, (of >= 0) & (of == number_of[pairs["row_b"]])
 
 
-def split_chains(representatives, connected, neighbors, threshold, budget):
+def split_chains(representatives, connected, found):
     """The connected groups, chains cut at bridges until no member that is too far can be cut off.
 
-    representatives: `Representatives`; neighbors, budget: as of `cut_chains`. Returns them, and how many chains are
-    left as they are because they have over 50,000 pairs, or have been cut 100 times.
+    representatives: `Representatives`; found: `Found`. Returns them, and how many chains are left as they are because
+    they have over 50,000 pairs, or have been cut 100 times.
     """
     representatives.learn(connected)
-    groups, n_rows, n_uncut = connected, len(representatives.rows), 0
+    groups, n_rows, n_uncut = connected, found.n_rows, 0
     smallest, settled = np.arange(n_rows), np.zeros(n_rows, dtype=bool)
     smallest[groups.rows] = np.repeat(groups.smallest, groups.sizes)
     for number in count():
-        rows, parts, uncut = cut_chains(groups, threshold, neighbors, (n_rows, budget), settled)
+        rows, parts, uncut = cut_chains(groups, found, settled)
         n_uncut += uncut
         if not len(rows) or number == _ROUNDS:
             return groups, n_uncut + len(np.unique(smallest[rows]))
@@ -105,25 +104,24 @@ def split_chains(representatives, connected, neighbors, threshold, budget):
         groups = representatives.of(*members_and_bounds(smallest))
 
 
-def cut_chains(groups, threshold, neighbors, limits, settled=None):
+def cut_chains(groups, found, settled):
     """The smallest row of each part that chains fall into, for the rows of those that can be cut: (rows, parts, uncut).
 
     From each member below the threshold from its representative, the weakest bridge between the two is cut, of equal
     ones the one nearest to the member. A pair is a bridge if nothing else joins its ends, so what isn't joined by one
-    stays, and so do chains of over 50,000 pairs, whose number `uncut` is. limits: number of all rows; budget, in bytes.
-    settled: the smallest rows of chains that can't be cut, (n,) bool, which aren't looked at; those found are added.
-    Memory: that, and 16 bytes a row.
+    stays, and so do chains of over 50,000 pairs, whose number `uncut` is. found: `Found`; settled: the smallest rows of
+    chains that can't be cut, (n,) bool, which aren't looked at; those found are added. Memory: that of `found`, and 16
+    bytes a row.
     """
-    part_of, uncut = np.full(limits[0], -1, dtype=np.int64), 0
-    settled = np.zeros(limits[0], dtype=bool) if settled is None else settled
-    chains = np.nonzero((groups.weakest < threshold) & ~settled[groups.smallest])[0]
-    for number, pairs in pairs_of_groups(groups, chains, neighbors, (limits[0], _CHAIN_PAIRS, limits[1])):
+    part_of, uncut = np.full(found.n_rows, -1, dtype=np.int64), 0
+    chains = np.nonzero((groups.weakest < found.threshold) & ~settled[groups.smallest])[0]
+    for number, pairs in pairs_of_groups(groups, chains, found, _CHAIN_PAIRS):
         here = groups.members(number)
-        far = groups.rows[here][groups.similarity[here] < threshold]
-        found = _parts(pairs, int(groups.representative[number]), far.tolist()) if len(pairs) else []
-        for part in found if len(found) > 1 else []:
+        far = groups.rows[here][groups.similarity[here] < found.threshold]
+        parts = _parts(pairs, int(groups.representative[number]), far.tolist()) if len(pairs) else []
+        for part in parts if len(parts) > 1 else []:
             part_of[[*part]] = min(part)
-        settled[groups.smallest[number]] = len(found) < 2
+        settled[groups.smallest[number]] = len(parts) < 2
         uncut += not len(pairs)
     rows = np.nonzero(part_of >= 0)[0]
     return rows, part_of[rows], uncut

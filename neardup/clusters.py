@@ -70,21 +70,42 @@ def data_sets(path, *more):
     return found
 
 
+class Prepared(NamedTuple):
+    """Clusters as the search wants them, in files of its stage. n_first: coordinates that are compared first."""
+
+    stage: object
+    clusters: Clusters
+    n_first: int
+
+    def path(self, cluster):
+        """Where `prepare_cluster` writes."""
+        return self.stage.volatile("search", cluster)
+
+    def read(self, cluster):
+        """What it wrote: visits, as of `flatten_visits`, and the layout, (n, w) float32; memory-mapped."""
+        path, n_clusters = here(self.path(cluster)), len(self.clusters)
+        values = map_array(path, np.dtype(np.uint32), 0, (path.stat().st_size // 4,))
+        layout_at = n_clusters + 2 + 2 * int(values[n_clusters + 1])
+        return values[1:layout_at], values[layout_at:].view(np.float32).reshape(-1, int(values[0]))
+
+    def count_visits(self, cluster):
+        """How many rows of a cluster are near the border to each of the others, (K,) uint32."""
+        return np.diff(self.read(cluster)[0][: len(self.clusters) + 1])
+
+
 class OpenCluster:
     """What the search needs of a cluster, memory-mapped; most arrays are opened where rows are near.
 
-    n_first: coordinates that are compared first; reduced: a function that opens all PCA coordinates of all rows;
-    visits: whether its rows are visitors, prepared by `prepare_cluster`. growth: a `Growth`, whose earlier rows have
-    met each other.
+    prepared: `Prepared`; reduced: a function that opens all PCA coordinates of all rows; visits: whether its rows are
+    visitors, prepared by `prepare_cluster`. growth: a `Growth`, whose earlier rows have met each other.
     """
 
-    def __init__(self, stage, clusters, n_first, reduced, number, visits=True):
-        self._stage, self._load, self._n_first = stage, (lambda: clusters.load(number)), n_first
-        self.reduced, self.number, self.growth = reduced, number, stage.growth
+    def __init__(self, prepared, reduced, number, visits=True):
+        self._prepared, self.reduced, self.number, self.growth = prepared, reduced, number, prepared.stage.growth
         if visits:
-            listed, self.layout = _open_prepared(stage, clusters, number)
-            self.offsets = listed[: len(clusters) + 1].tolist()
-            self.places, self.margins = listed[len(clusters) + 1 :].reshape(2, -1)
+            (listed, self.layout), n_offsets = prepared.read(number), len(prepared.clusters) + 1
+            self.offsets = listed[:n_offsets].tolist()
+            self.places, self.margins = listed[n_offsets:].reshape(2, -1)
             self.margins = self.margins.view(np.float32)
 
     def __len__(self):
@@ -93,7 +114,7 @@ class OpenCluster:
     @cached_property
     def layout(self):
         """Sketches as of `candidates.lay_out`, (n, w) float32."""
-        return lay_out(self.sketches, self._n_first)
+        return lay_out(self.sketches, self._prepared.n_first)
 
     @cached_property
     def left(self):
@@ -103,17 +124,18 @@ class OpenCluster:
     @cached_property
     def rows(self):
         """Row numbers, (n,) int64."""
-        return self._load()[0]
+        return self._prepared.clusters.load(self.number)[0]
 
     @cached_property
     def sketches(self):
         """Sketches, (n, m + 1) float32."""
-        return self._load()[1]
+        return self._prepared.clusters.load(self.number)[1]
 
     @cached_property
     def coordinates(self):
         """All PCA coordinates, (n, k) float32, which the first one who needs them gathers."""
-        path, flush = self._stage.volatile("coordinates", self.number), self._stage.boot is None
+        stage = self._prepared.stage
+        path, flush = stage.volatile("coordinates", self.number), stage.boot is None
         with _GATHERING:
             if not path.exists():
                 with npy_rows(path, (len(self), self.reduced().dim), flush=flush) as write:
@@ -197,36 +219,22 @@ def flat_visits(sketches, own, borders, radius, numbers, n_clusters, block_rows)
     return joined_visits(visits, n_clusters)
 
 
-def prepare_cluster(stage, clusters, n_first, centroids, radius_and_error, block_rows, cluster, numbers):
+def prepare_cluster(prepared, centroids, reach, block_rows, cluster, numbers):
     """Write the sketches of a cluster as the search wants them, and its visits.
 
-    n_first: coordinates that are compared first; numbers: of the clusters that it may visit, its own among them, (N,).
-    Memory: 5 K bytes a row of a block, 16 bytes a visit, and 12 MB.
+    reach: `Reach`; numbers: of the clusters that it may visit, its own among them, (N,). Memory: 5 K bytes a row of a
+    block, 16 bytes a visit, and 12 MB.
     """
-    path = stage.volatile("search", cluster)
+    path, (stage, clusters, n_first) = prepared.path(cluster), prepared
     if path.exists():
         return
-    radius, error = radius_and_error
     sketches, own = clusters.load(cluster)[1], int(np.searchsorted(numbers, cluster))
-    borders = geometry.borders(own, centroids[numbers], error)
-    visits = flat_visits(sketches, own, borders, radius, numbers, len(clusters), block_rows)
+    borders = geometry.borders(own, centroids[numbers], reach.error)
+    visits = flat_visits(sketches, own, borders, reach.radius, numbers, len(clusters), block_rows)
     layout = lay_out(sketches, n_first)
     with atomic(path, flush=stage.boot is None) as temporary, temporary.open("wb") as file:
         for values in (np.uint32(layout.shape[1:]), visits, layout):  # plain: numpy's header takes long to read
             file.write(values.reshape(-1).view(np.uint8).data)
-
-
-def _open_prepared(stage, clusters, cluster):
-    """What `prepare_cluster` wrote: visits, as of `flatten_visits`, and the layout, (n, w) float32; memory-mapped."""
-    path = here(stage.volatile("search", cluster))
-    values = map_array(path, np.dtype(np.uint32), 0, (path.stat().st_size // 4,))
-    layout_at = len(clusters) + 2 + 2 * int(values[len(clusters) + 1])
-    return values[1:layout_at], values[layout_at:].view(np.float32).reshape(-1, int(values[0]))
-
-
-def count_visits(stage, clusters, cluster):
-    """How many rows of a cluster are near the border to each of the others, (K,) uint32."""
-    return np.diff(_open_prepared(stage, clusters, cluster)[0][: len(clusters) + 1])
 
 
 @lru_cache(maxsize=1)

@@ -258,10 +258,10 @@ def _packed(names):
         return None
 
 
-def write_graph(path, groups, number, *, neighbors, ids):
+def write_graph(path, groups, number, found, ids):
     """One group as GraphML: its rows, with id, kept and similarity to the representative; its pairs, with similarity.
 
-    neighbors(): yields (p,) PAIR; ids: an `IdTable`. An id that XML or a line of text can't hold, or that begins with
+    found: `Found`; ids: an `IdTable`. An id that XML or a line of text can't hold, or that begins with
     a quote, is a JSON string, which begins with a quote. Memory: 8 bytes a row, and 1.5 KB a pair of the group. Raises
     NeardupError where there is no group of that number, or it has over 250,000 pairs.
     """
@@ -269,7 +269,7 @@ def write_graph(path, groups, number, *, neighbors, ids):
 
     if not 0 <= number < len(groups):
         raise NeardupError(f"there is no group {number}: choose one below {len(groups)}, as in groups.parquet")
-    [(_, pairs)] = pairs_of_groups(groups, [number], neighbors, (len(ids), _GRAPH_PAIRS, np.inf))
+    [(_, pairs)] = pairs_of_groups(groups, [number], found, _GRAPH_PAIRS)
     if not len(pairs):
         raise NeardupError(f"group {number} has over {_GRAPH_PAIRS:,} pairs, too many for GraphML: see neighbors.h5")
     graph, here = nx.Graph(), groups.members(number)

@@ -122,13 +122,13 @@ def _names(shards):
     return [str(path.relative_to(folder)) for path in paths]
 
 
-def changed_shards(work_dir, shards, seen, recorded, n_workers, all_of_them=False, noted=True):
-    """Numbers of the shards that hold something else than recorded. Reads those that were touched since, or all.
+def changed_shards(run, seen, recorded, all_of_them=False):
+    """Numbers of the shards of a `Run` that hold something else than recorded. Reads those touched since, or all.
 
     seen: of `times`, at most as late as they are read; recorded: of `content`, when stage 1 read them, None of shards
-    that don't matter. noted: whether what is unchanged is noted with its times.
+    that don't matter. What is unchanged is noted with its times, if the work folder is the run's alone.
     """
-    path = work_dir / _MEMO
+    shards, path = run.shards, run.config.work_dir / _MEMO
     try:
         memo = read_json(path) if path.exists() else {}
     except NeardupError:  # without it all is read again
@@ -140,8 +140,8 @@ def changed_shards(work_dir, shards, seen, recorded, n_workers, all_of_them=Fals
     ]
     if not doubtful:
         return []
-    found = read_content([shards[i] for i in doubtful], n_workers)
+    found = read_content([shards[i] for i in doubtful], run.config.n_workers)
     changed = [i for i, f in zip(doubtful, found, strict=True) if f != recorded[i]]
-    if noted and not changed:
-        remember(work_dir, shards, seen, recorded)
+    if run.locked and not changed:
+        remember(run.config.work_dir, shards, seen, recorded)
     return changed

@@ -8,6 +8,7 @@ of its sums. A bound that is too wide only adds candidates; none can lose a pair
 import math
 from functools import reduce
 from itertools import pairwise
+from typing import NamedTuple
 
 import numpy as np
 
@@ -153,6 +154,18 @@ def radius(threshold, dim):
     The cosine is computed in float64, so it may lie 2 gamma_d under the threshold and still be reported.
     """
     return float(np.sqrt(2 - 2 * threshold + similarity_error(dim)))
+
+
+class Reach(NamedTuple):
+    """How far apart the rows of a pair are, at most, and how far a row's sketch is from its exact place."""
+
+    radius: float
+    error: float
+
+    @property
+    def of_sketches(self):
+        """Greatest distance of the sketches of a pair."""
+        return self.radius + 2 * self.error
 
 
 def projection(mean, components):

@@ -105,8 +105,7 @@ def growth_of(run, manifest):
     for then, today in enumerate(growth.of.tolist()):
         if today >= 0:
             recorded[today] = content[then]
-    config = run.config
-    changed = changed_shards(config.work_dir, run.shards, run.times, recorded, config.n_workers, config.verify_input)
+    changed = changed_shards(run, run.times, recorded, run.config.verify_input)
     growth.of[np.isin(growth.of, changed)] = -1
     return growth if (growth.of >= 0).any() else None
 

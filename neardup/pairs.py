@@ -1,7 +1,9 @@
 """Pairs: packed into single integers while they are candidates, then on disk in their order."""
 
 import shutil
+from dataclasses import dataclass, replace
 from itertools import chain
+from pathlib import Path
 from uuid import uuid4
 
 import h5py
@@ -15,6 +17,28 @@ PAIR = np.dtype([("row_a", "<i8"), ("row_b", "<i8"), ("similarity", "<f8")])
 BYTES_A_PAIR = 130  # on disk at most: verified, in neighbors.h5, mirrored for neighbors.pkl, and there in both rows
 _SAMPLED = 64  # packed pairs between two that are looked at to cut them
 _BLOCK = 1 << 20  # pairs read together: 24 MB
+
+
+@dataclass(frozen=True)
+class Found:
+    """What stage 4 found among `n_rows` rows, at or above a threshold, in neighbors.h5 at `path`.
+
+    complete: whether those are all pairs, not just some that join the groups; memory: bytes that may be held of them.
+    """
+
+    path: Path
+    n_rows: int
+    threshold: float
+    complete: bool
+    memory: float
+
+    def blocks(self):
+        """Yield the pairs, as `read_pairs` does, each time anew."""
+        return read_pairs(self.path, self.n_rows, self.threshold)
+
+    def at(self, threshold):
+        """The same at or above a higher threshold."""
+        return replace(self, threshold=threshold)
 
 
 def pack(rows_a, rows_b):

@@ -174,9 +174,7 @@ def _changes(run, manifest):
     """How the input differs from what stage 1 read, in words; empty if it doesn't. Of other stages always empty."""
     if "content" not in manifest["results"]:
         return ""
-    recorded, config = manifest["results"]["content"], run.config
-    how = config.n_workers, config.verify_input, run.locked
-    changed = changed_shards(config.work_dir, run.shards, run.times, recorded, *how)
+    changed = changed_shards(run, run.times, manifest["results"]["content"], run.config.verify_input)
     return f"from other input ({some_of(run.names(changed))} changed)" if changed else ""
 
 

@@ -4,7 +4,6 @@ import numpy as np
 
 from neardup import engine
 from neardup.budget import size_ranges
-from neardup.clusters import count_visits
 from neardup.files import write_npy
 from neardup.npy import read_npy
 
@@ -14,7 +13,7 @@ _OPENED = 1e5  # distances that take as long as to open a cluster
 _GROUPS = 4  # of clusters that a task holds open, at least: small enough to be many, large enough to be opened seldom
 
 
-def search_tasks(stage, clusters, more, config, which=None):
+def search_tasks(prepared, more, config, which):
     """What to search, a task each: clusters alone, and groups of clusters with some of those of higher number.
 
     which: of a run that grows, which clusters have rows that visit, and which have those and rows that these have to
@@ -23,6 +22,7 @@ def search_tasks(stage, clusters, more, config, which=None):
     the working memory, all workers together. Groups stay as they were when an interrupted run goes on.
     Returns two lists of (kind, number, homes, others). Memory: 4 K^2 bytes.
     """
+    stage, clusters, _ = prepared
     path, n_clusters = stage.part("groups"), len(clusters)
     if not path.exists():
         budget = stage.memory / 4 / engine.worker_count(config.n_workers)
@@ -35,19 +35,19 @@ def search_tasks(stage, clusters, more, config, which=None):
         homes, alone = [h for h in ([c for c in some if visiting[c]] for some in homes) if h], alone[:0]
     path = stage.part("shares")  # kept: visits that are listed anew, on another processor, may differ by a row
     if not path.exists():
-        write_npy(path, shares_across(stage, clusters, homes, which))
+        write_npy(path, shares_across(prepared, homes, which))
     across = [(homes[i], (low + np.nonzero(met[low:high])[0]).tolist()) for i, low, high in read_npy(path).tolist()]
     of_each = np.diff(clusters.bounds)[alone].astype(float) ** 2 / 2 + _OPENED
     inside = [(alone[slice(*share)].tolist(), ()) for share in shares(of_each, most_work(of_each.sum()))]
     return [[(kind, i, *t) for i, t in enumerate(ts)] for kind, ts in (("inside", inside), ("across", across))]
 
 
-def shares_across(stage, clusters, homes, which):
+def shares_across(prepared, homes, which):
     """The search across borders in tasks: which of `homes`, with clusters from which on to before which, (t, 3)."""
-    n_clusters = len(clusters)
+    clusters, n_clusters = prepared.clusters, len(prepared.clusters)
     visits = np.zeros((n_clusters, n_clusters), dtype=np.uint32)
     for cluster in range(n_clusters) if which is None else np.nonzero(which[0])[0].tolist():
-        visits[cluster] = count_visits(stage, clusters, cluster)
+        visits[cluster] = prepared.count_visits(cluster)
     if which is None:
         starts = [h[0] + 1 for h in homes]
         work = [meetings(visits, h[0], h[-1] + 1) for h in homes]

@@ -8,19 +8,19 @@ _BYTES_OF_EDGE = 100  # of a pair whose rows are both undecided
 _EDGES_AT_ONCE = 1 << 16  # of those, as Python's numbers
 
 
-def stars(neighbors, preferred_and_labels, n_rows, budget, kept=None):
+def stars(found, preferred, labels, kept):
     """Groups around rows that are taken one by one: as preferred, then by how many rows they are near, then in order.
 
-    Each other row joins the one of these that it is nearest to. neighbors(): yields the pairs; budget: bytes for pairs
-    that are held in memory; kept: rows that are taken before all others, (n,) bool. Memory: the budget, and 100 bytes a
+    Each other row joins the one of these that it is nearest to. found: `Found`; preferred, labels: as of
+    `Representatives`; kept: rows that are taken before all others, (n,) bool. Memory: that of `found`, and 100 bytes a
     row.
     """
-    preferred, labels = preferred_and_labels
+    neighbors, n_rows = found.blocks, found.n_rows
     degree = degrees(neighbors(), n_rows)
     order = np.lexsort((-degree,) if preferred is None else (-degree, preferred))
     rank = np.empty(n_rows, dtype=np.int64)
     rank[order] = np.arange(n_rows)
-    is_centre = centres(neighbors, rank, int(budget / _BYTES_OF_EDGE), kept)
+    is_centre = centres(neighbors, rank, int(found.memory / _BYTES_OF_EDGE), kept)
     nearest, similarity = nearest_centre(neighbors, is_centre, rank)
     members, bounds = members_and_bounds(smallest_rows(nearest))
     centre = nearest[members[bounds[:-1]]]

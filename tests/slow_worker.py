@@ -6,6 +6,7 @@ Just while the file NEARDUP_TEST_WHILE is there, where that is set.
 import errno
 import os
 import time
+from pathlib import Path
 
 from neardup import engine
 
@@ -17,7 +18,7 @@ def dask_setup(_worker):
         delay = float(os.environ["NEARDUP_TEST_DELAY"])
         if delay < 0:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        if os.path.exists(os.environ.get("NEARDUP_TEST_WHILE", "/")):
+        if Path(os.environ.get("NEARDUP_TEST_WHILE", "/")).exists():
             time.sleep(delay)
         return limited(*arguments)
 

@@ -21,7 +21,7 @@ import pyarrow.csv
 import pyarrow.feather
 import pyarrow.parquet as pq
 import pytest
-from conftest import brute_force, components, run_stages, tree_bytes, unit
+from conftest import FoundBlocks, brute_force, components, run_stages, tree_bytes, unit
 from faults import failing
 
 from neardup import NeardupError
@@ -852,58 +852,57 @@ STRANGE += ["null", "true", "1.0", "\\u0041", '"\\uffff"', "e\u0301", "\U0001fff
 
 
 def ring(n_rows):
-    """Groups: of rows 1 and 2, and of all from 5 on as a ring, the second kept. Returns them and what yields pairs."""
+    """Groups: of rows 1 and 2, and of all from 5 on as a ring, the second kept. Returns them and a `Found`."""
     large = np.arange(5, n_rows)
     rows, bounds = np.r_[1, 2, large], np.array([0, 2, 2 + len(large)])
     similarity = np.r_[1, 0.995, 1 - (large - 6) ** 2 / 3e4]
     pairs = [(1, 2, 0.995), *((a, a + 1, 1 - a / 777) for a in large[:-1].tolist()), (5, n_rows - 1, 0.99)]
     pairs = np.array(sorted(pairs), PAIR)
-    return Groups(rows, bounds, similarity, np.array([1, 6]), np.zeros(2, np.int32)), lambda: iter(
-        [pairs[:4], pairs[4:]]
-    )
+    groups = Groups(rows, bounds, similarity, np.array([1, 6]), np.zeros(2, np.int32))
+    return groups, FoundBlocks([pairs[:4], pairs[4:]], n_rows, 0, True, np.inf)
 
 
 def test_graphml_is_read_back(tmp_path):
     """Well-formed XML, whatever ids hold; numbers to the last bit."""
     ids, path = [*(f"id-{i}" for i in range(5)), *STRANGE], tmp_path / "group.graphml"
-    groups, neighbors = ring(len(ids))
-    write_graph(path, groups, 1, neighbors=neighbors, ids=id_table(ids))
+    groups, found = ring(len(ids))
+    write_graph(path, groups, 1, found, id_table(ids))
     ET.parse(path)
     graph = nx.read_graphml(path, node_type=int)
     of_group = dict(zip(groups.rows.tolist(), groups.similarity.tolist(), strict=True))
     assert list(graph) == list(range(5, len(ids)))
-    for row, found in graph.nodes(data=True):
-        name = found["id"]
+    for row, of_row in graph.nodes(data=True):
+        name = of_row["id"]
         assert (json.loads(name) if name.startswith('"') else name) == ids[row]
-        assert found["kept"] is (row == 6)
-        assert found["similarity"] == of_group[row]
-        assert set(found) == {"id", "kept", "similarity"}
-    expected = {(a, b, s) for pairs in neighbors() for a, b, s in pairs.tolist() if a >= 5}
+        assert of_row["kept"] is (row == 6)
+        assert of_row["similarity"] == of_group[row]
+        assert set(of_row) == {"id", "kept", "similarity"}
+    expected = {(a, b, s) for pairs in found.blocks() for a, b, s in pairs.tolist() if a >= 5}
     assert {(min(a, b), max(a, b), s) for a, b, s in graph.edges(data="similarity")} == expected
     assert not graph.is_directed()
     before = path.read_bytes()
-    write_graph(path, groups, np.int64(1), neighbors=neighbors, ids=id_table(ids))
+    write_graph(path, groups, np.int64(1), found, id_table(ids))
     assert path.read_bytes() == before
 
 
 @pytest.mark.parametrize("number", [-1, 2, 10**9])
 def test_a_group_that_is_not_there(tmp_path, number):
-    groups, neighbors = ring(20)
+    groups, found = ring(20)
     with pytest.raises(NeardupError, match=f"there is no group {number}: "):
-        write_graph(tmp_path / "g.graphml", groups, number, neighbors=neighbors, ids=id_table(IDS[:20]))
+        write_graph(tmp_path / "g.graphml", groups, number, found, id_table(IDS[:20]))
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_group_too_large_for_graphml(tmp_path, monkeypatch):
     monkeypatch.setattr("neardup.export._GRAPH_PAIRS", 9)
-    groups, neighbors = ring(20)
-    write_graph(tmp_path / "g.graphml", groups, 0, neighbors=neighbors, ids=id_table(IDS[:20]))
+    groups, found = ring(20)
+    write_graph(tmp_path / "g.graphml", groups, 0, found, id_table(IDS[:20]))
     with pytest.raises(NeardupError, match="group 1 has over 9 pairs"):
-        write_graph(tmp_path / "h.graphml", groups, 1, neighbors=neighbors, ids=id_table(IDS[:20]))
+        write_graph(tmp_path / "h.graphml", groups, 1, found, id_table(IDS[:20]))
 
 
 def test_graphml_that_can_not_be_written(tmp_path, monkeypatch):
-    groups, neighbors = ring(20)
+    groups, found = ring(20)
 
     def fails(graph, file):
         file.write(b"<?xml")
@@ -911,7 +910,7 @@ def test_graphml_that_can_not_be_written(tmp_path, monkeypatch):
 
     monkeypatch.setattr(nx, "write_graphml", fails)
     with pytest.raises(OSError, match="No space left"):
-        write_graph(tmp_path / "g.graphml", groups, 0, neighbors=neighbors, ids=id_table(IDS[:20]))
+        write_graph(tmp_path / "g.graphml", groups, 0, found, id_table(IDS[:20]))
     assert not (tmp_path / "g.graphml").exists()
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import EXAMPLE, SCRIPTS, components, flat_ids, found_pairs, lay_out, run_stages, unit
+from conftest import EXAMPLE, SCRIPTS, FoundBlocks, components, flat_ids, found_pairs, lay_out, run_stages, unit
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_045_merge import bundles, load_chains, load_groups, load_list
@@ -213,7 +213,7 @@ def split(links, n, budget=1e9):
     """The connected groups of pairs at 0.7, and what is left of them after cuts."""
     blocks, rows = [packed(links)], FirstRows(links, n)
     connected = rows.of(*thresholds.groups_at(thresholds.spanning_forest(blocks), n, 0.7))
-    groups, uncut = chains.split_chains(rows, connected, lambda: iter(blocks), 0.7, budget)
+    groups, uncut = chains.split_chains(rows, connected, FoundBlocks(blocks, n, 0.7, True, budget))
     return lists_of(connected), lists_of(groups), uncut
 
 
@@ -249,11 +249,11 @@ def test_a_chain_that_loses_a_link_at_a_time_is_cut_so_often(monkeypatch):
 
 
 def many_chains(count):
-    """As `Groups`, each of three rows of which the first and the last are apart, and what yields their pairs."""
+    """As `Groups`, each of three rows of which the first and the last are apart, and their pairs, as `Found`."""
     rows, similarity = np.arange(3 * count), np.tile([1, 0.9, 0.5], count)
     groups = Groups(rows, np.arange(0, len(rows) + 1, 3), similarity, rows[::3], np.zeros(count, dtype=np.int32))
     blocks = [packed({(row, row + 1): 0.9 for row in rows.tolist() if row % 3 < 2})]
-    return groups, lambda: iter(blocks)
+    return groups, FoundBlocks(blocks, len(rows), 0.8, True, 1e5)
 
 
 @contextmanager
@@ -270,22 +270,22 @@ def peak_memory():
 
 def test_what_explains_chains_takes_the_memory_of_one(tmp_path):
     """While it is written, and while the report looks for some."""
-    (groups, neighbors), path = many_chains(2000), tmp_path / "chains.json"
+    (groups, found), path = many_chains(2000), tmp_path / "chains.json"
     ids = IdTable([pa.array([f"{row}{'x' * 1000}" for row in groups.rows], pa.large_string())])
-    explain = partial(chains.explain_chains, groups, range(len(groups)), neighbors, ids, True, 1e5)
+    explain = partial(chains.explain_chains, groups, found, ids)
     with peak_memory() as peak:
         write_json_items(path, explain())
-        found = report._paths(path, {groups.name(7), groups.name(1999)})
+        paths = report._paths(path, {groups.name(7), groups.name(1999)})
     assert path.stat().st_size > 10 * peak[0]
     assert json.loads(path.read_text()) == dict(explain())
     shown = {n: report._path(ids.take([3 * n, 3 * n + 1, 3 * n + 2]), [0.9, 0.9]) for n in (7, 1999)}
-    assert found == {groups.name(n): path for n, path in shown.items()}
+    assert paths == {groups.name(n): path for n, path in shown.items()}
 
 
 def test_cuts_take_some_bytes_a_row():
-    groups, neighbors = many_chains(2000)
+    (groups, found), settled = many_chains(2000), np.zeros(6000, dtype=bool)
     with peak_memory() as peak:
-        rows, parts, uncut = chains.cut_chains(groups, 0.8, neighbors, (6000, 1e5))
+        rows, parts, uncut = chains.cut_chains(groups, found, settled)
     assert uncut == 0
     assert (rows.tolist(), parts.tolist()) == ([*range(6000)], [row - (row % 3 == 1) for row in range(6000)])
     assert peak[0] < 100 * 6000

@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from faiss_03_kmeans import nearest_centroids
 from neardup import candidates, geometry, npy, pairs
 from neardup.artifacts import Stage
-from neardup.clusters import OpenCluster, prepare_cluster
+from neardup.clusters import OpenCluster, Prepared, prepare_cluster
 from neardup.couples import couples_across, couples_inside, search_two
 from neardup.groups import joining
 
@@ -321,7 +321,8 @@ def test_every_two_rows_within_the_radius_are_found(tmp_path, monkeypatch, m, ra
         assert np.linalg.norm(stored, axis=1).max() <= geometry.LONGEST
         labels, misplaced = nearly_nearest(rng, stored, centroids)
         stage, clusters = Stage("", tmp_path / str(seed), {}), Rows(stored, labels, n_clusters)
-        found = all_candidates(stage, clusters, coordinates if deep else None, centroids, (radius, error))
+        prepared, reach = Prepared(stage, clusters, 32), geometry.Reach(radius, error)
+        found = all_candidates(prepared, coordinates if deep else None, centroids, reach)
         squares = ((full[:, None] - full[None]) ** 2).sum(axis=2)
         near = {*zip(*(e.tolist() for e in np.nonzero(np.triu(squares <= radius**2, 1))), strict=True)}
         assert len({*found}) == len(found)
@@ -363,15 +364,14 @@ class Coordinates:
         self.gather, self.dim = values.__getitem__, values.shape[1]
 
 
-def all_candidates(stage, clusters, coordinates, centroids, radius_and_error):
+def all_candidates(prepared, coordinates, centroids, reach):
     """What stage 4 finds inside each cluster and across each border, [(row_a, row_b)]."""
-    for cluster in range(len(clusters)):
-        prepare_cluster(stage, clusters, 32, centroids, radius_and_error, 70, cluster, np.arange(len(clusters)))
-    radius, error = radius_and_error
+    numbers = range(len(prepared.clusters))
+    for cluster in numbers:
+        prepare_cluster(prepared, centroids, reach, 70, cluster, np.array(numbers))
     reduced = coordinates is not None and partial(Coordinates, coordinates)
-    opened = partial(OpenCluster, stage, clusters, 32, reduced)
-    reaches, found = [radius + 2 * error] * (2 if reduced else 1), []
-    numbers = range(len(clusters))
+    opened = partial(OpenCluster, prepared, reduced)
+    reaches, found = [reach.of_sketches] * (2 if reduced else 1), []
     for couple in [*couples_inside(opened, numbers), *couples_across(opened, numbers, numbers)]:
         for packed, _ in search_two(*couple, reaches, None, None):
             found += zip(*(rows.tolist() for rows in pairs.unpack(packed)), strict=True)

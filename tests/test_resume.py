@@ -24,6 +24,7 @@ from config import ROOT
 from neardup import NeardupError, shares, verification
 from neardup.artifacts import STAGES
 from neardup.checksums import digest_of_sources
+from neardup.clusters import Prepared
 
 NAMES = list(STAGES)
 SEARCH = "04_neighbor_search"
@@ -347,8 +348,8 @@ def test_a_search_whose_visits_are_listed_anew_and_count_otherwise(monkeypatch, 
     assert len(done) > 8
     for path in done[::2]:
         path.unlink()
-    count = shares.count_visits
-    monkeypatch.setattr(shares, "count_visits", lambda *a: count(*a) * np.arange(len(a[1])) ** 2)
+    count = Prepared.count_visits
+    monkeypatch.setattr(Prepared, "count_visits", lambda self, c: count(self, c) * np.arange(len(self.clusters)) ** 2)
     run_stages(data, work, SCRIPTS[3:4], **settings)
     rows = np.concatenate([np.load(data / name) for name in sorted(p.name for p in data.glob("*.npy"))])
     assert (pair_set(work), set()) == brute_force(rows, 0.9)
