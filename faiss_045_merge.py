@@ -15,8 +15,16 @@ from neardup.guard import losses, warnings
 from neardup.ids import IdTable
 from neardup.mirror import here
 from neardup.npy import map_npy, read_npy
-from neardup.outputs import read_groups, write_examples, write_hdf5, write_lists, write_parquet, write_pickle
-from neardup.pairs import Found
+from neardup.outputs import (
+    read_groups,
+    write_examples,
+    write_hdf5,
+    write_lists,
+    write_parquet,
+    write_pickle,
+    write_thresholds,
+)
+from neardup.pairs import found_pairs
 from neardup.preview import Preview
 from neardup.report import write_report
 from neardup.representatives import Representatives, preference
@@ -85,12 +93,6 @@ def choose_threshold(forest, n_valid, lowest, config):
     if config.target_rows is None:
         return config.threshold
     return threshold_for(forest, n_valid, config.target_rows, lowest)
-
-
-def found_pairs(search, n_rows, memory):
-    """The `Found` that stage 4 left."""
-    complete = search.key["settings"]["pairs"] == "all"
-    return Found(search.path("neighbors.h5"), n_rows, search.results["threshold"], complete, memory)
 
 
 def chooser(stage, shards, kmeans, kept, config, preview):
@@ -166,7 +168,7 @@ def write_groups(stage, groups, ids, threshold, left_out):
 def write_choices(stage, search, chosen, ids, preview):
     """What each threshold would give, with pairs to look at. chosen: the table of them, the threshold, the groups."""
     table, threshold, groups = chosen
-    write_csv(stage.path("thresholds.csv"), [list(table[0]), *(list(line.values()) for line in table)])
+    write_thresholds(stage.path("thresholds.csv"), table)
     steps_of = [line["threshold"] for line in table]
     write_examples(stage.path("examples.csv"), search.blocks(), steps_of, ids, preview)
     counts, edges = histogram(search.blocks(), search.threshold)
@@ -192,7 +194,7 @@ def write_warnings(stage, shards, groups_and_forest, pairs, ids, config):
 def draw_graph(folder, stage, search, ids, number):
     """Write a group as GraphML."""
     groups = read_groups(stage.path("merged_clusters.h5"))
-    pairs = found_pairs(search, len(ids), np.inf).at(stage.results["threshold"])
+    pairs = found_pairs(search, len(ids)).at(stage.results["threshold"])
     write_graph(folder / f"group_{number}.graphml", groups, number, pairs, ids)
 
 

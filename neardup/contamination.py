@@ -1,7 +1,6 @@
 """Which rows of a set are near any row of a second one, and which of them each is nearest to."""
 
 from dataclasses import replace
-from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -10,12 +9,12 @@ import pyarrow.parquet as pq
 
 from neardup.artifacts import REPORT
 from neardup.export import write_copies
-from neardup.files import atomic, write_csv
+from neardup.files import atomic
 from neardup.ids import IdTable
 from neardup.mirror import here
 from neardup.npy import read_npy
-from neardup.outputs import write_examples, write_id_lists
-from neardup.pairs import read_pairs
+from neardup.outputs import write_examples, write_id_lists, write_thresholds
+from neardup.pairs import found_pairs
 from neardup.preview import Preview
 from neardup.report import write_report_against
 from neardup.runs import begin
@@ -44,39 +43,18 @@ def run(config):
     preview.check()
     if not stage.finished:
         stage.needs(4 * variance.path("ids.arrow").stat().st_size)
-        n_before, lowest = stage.growth.sets[1], search.results["threshold"]
-        pairs = partial(read_pairs, search.path("neighbors.h5"), len(ids))
         rejected, repeated = (read_npy(variance.path(f"{name}_rows.npy")) for name in ("rejected", "repeated"))
-        thresholds = steps(lowest, config.threshold)
-        nearest = find_matches(pairs(), n_before, len(ids) - n_before).similarity
-        table = [
-            {"threshold": threshold, "pairs": count, "contaminated": int(np.count_nonzero(nearest >= threshold))}
-            for threshold, count in zip(thresholds, pair_counts(pairs(), thresholds).tolist(), strict=True)
-        ]
-        matches = find_matches(pairs(config.threshold), n_before, len(ids) - n_before)
-        write_contaminated(stage.path("contaminated.parquet"), matches, n_before, ids)
-        write_csv(stage.path("thresholds.csv"), [list(table[0]), *(list(line.values()) for line in table)])
-        write_examples(stage.path("examples.csv"), pairs(), thresholds, ids, preview)
-        left_out = np.isin(np.arange(n_before, len(ids)), rejected)
-        named = np.setdiff1d(repeated[repeated >= n_before], rejected)  # those left out are in neither list
-        drop = with_namesakes(matches.count > 0, named, n_before, ids)
-        keep = ~drop & ~left_out
-        write_id_lists(stage.folder, keep, drop, ids, n_before)
-        matched = np.zeros(n_before, dtype=bool)
-        for block in pairs(config.threshold):
-            matched[block["row_a"]] = True
-        found = {
-            "threshold": config.threshold,
-            "rows": len(drop),
-            "contaminated": int(np.count_nonzero(matches.count)),
-            "kept": int(np.count_nonzero(keep)),
-            "dropped": int(np.count_nonzero(drop)),
-            "rejected": int(np.count_nonzero(left_out)),
-            "reference_rows": n_before,
-            "reference_matched": int(np.count_nonzero(matched)),
-            "thresholds": table,
-        }
-        own = [replace(shard, start=shard.start - n_before) for shard in shards[stage.run.n_before :]]
+        pairs, n_reference = found_pairs(search, len(ids)), stage.growth.sets[1]
+        thresholds = steps(pairs.threshold, config.threshold)
+        table = tabulate(pairs, thresholds, n_reference)
+        matches = find_matches(pairs.at(config.threshold).blocks(), n_reference, pairs.n_rows - n_reference)
+        keep, drop = divide(matches, rejected, repeated, ids)
+        write_contaminated(stage.path("contaminated.parquet"), matches, ids)
+        write_thresholds(stage.path("thresholds.csv"), table)
+        write_examples(stage.path("examples.csv"), pairs.blocks(), thresholds, ids, preview)
+        write_id_lists(stage.folder, keep, drop, ids, n_reference)
+        found = {"threshold": config.threshold, "thresholds": table} | matches.outline(keep, drop)
+        own = [replace(shard, start=shard.start - n_reference) for shard in stage.run.own_shards]
         found["not_exported"] = write_copies(stage, own, keep, ids, config)
         stage.note_times()
         write_report_against(earlier | {stage.name: stage}, found, config, preview)
@@ -102,26 +80,61 @@ def report(stage):
 
 class Matches(NamedTuple):
     """Of each row of a set its nearest one of the second set, (n,) int64, -1 of none; their similarity, (n,) float64;
-    and how many it is near, (n,) int64."""
+    and how many it is near, (n,) int64. Of each row of the second set whether it is near any, (n_reference,) bool."""
 
     nearest: np.ndarray
     similarity: np.ndarray
     count: np.ndarray
+    matched: np.ndarray
 
     @property
     def rows(self):
         """Those that are near any, (r,) int64."""
         return np.nonzero(self.count)[0]
 
+    def outline(self, keep, drop):
+        """The matches in a few numbers, and the rows kept and dropped; those in neither are rejected."""
+        return {
+            "rows": len(self.count),
+            "contaminated": len(self.rows),
+            "kept": int(np.count_nonzero(keep)),
+            "dropped": int(np.count_nonzero(drop)),
+            "rejected": int(np.count_nonzero(~keep & ~drop)),
+            "reference_rows": len(self.matched),
+            "reference_matched": int(np.count_nonzero(self.matched)),
+        }
 
-def find_matches(pair_blocks, n_before, n_rows):
-    """`Matches` of the rows from `n_before` on, of the pairs with those before, (p,) PAIR.
+
+def tabulate(pairs, thresholds, n_reference):
+    """What each threshold would give: [{column: value}]. pairs: `Found`, at the lowest."""
+    nearest = find_matches(pairs.blocks(), n_reference, pairs.n_rows - n_reference).similarity
+    return [
+        {"threshold": threshold, "pairs": count, "contaminated": int(np.count_nonzero(nearest >= threshold))}
+        for threshold, count in zip(thresholds, pair_counts(pairs.blocks(), thresholds).tolist(), strict=True)
+    ]
+
+
+def divide(matches, rejected, repeated, ids):
+    """Which rows of the set to keep, and which to drop, two (n,) bool: in neither are the rejected ones.
+
+    rejected: rows; repeated: rows that share their id with another; ids: of both sets, the second one's first.
+    """
+    first = len(matches.matched)
+    named = np.setdiff1d(repeated[repeated >= first], rejected)
+    drop = with_namesakes(matches.count > 0, named, first, ids)
+    return ~drop & ~np.isin(np.arange(first, len(ids)), rejected), drop
+
+
+def find_matches(pair_blocks, n_reference, n_rows):
+    """`Matches` of so many rows of a set, in pairs, (p,) PAIR, with the `n_reference` rows before them.
 
     Of equally near ones the first counts. Memory: 24 bytes a row, and a block.
     """
-    found = Matches(np.full(n_rows, -1, dtype=np.int64), np.zeros(n_rows), np.zeros(n_rows, dtype=np.int64))
+    nearest, count = np.full(n_rows, -1, dtype=np.int64), np.zeros(n_rows, dtype=np.int64)
+    found = Matches(nearest, np.zeros(n_rows), count, np.zeros(n_reference, dtype=bool))
     for pairs in pair_blocks:
-        reference, row, similarity = pairs["row_a"], pairs["row_b"] - n_before, pairs["similarity"]
+        reference, row, similarity = pairs["row_a"], pairs["row_b"] - n_reference, pairs["similarity"]
+        found.matched[reference] = True
         found.count[:] += np.bincount(row, minlength=n_rows)
         order = np.lexsort((reference, -similarity, row))
         row, first = np.unique(row[order], return_index=True)
@@ -131,24 +144,24 @@ def find_matches(pair_blocks, n_before, n_rows):
     return found
 
 
-def write_contaminated(path, matches, n_before, ids):
+def write_contaminated(path, matches, ids):
     """contaminated.parquet: a line for each row that is near any. ids: of both sets, the second one's first."""
-    rows = matches.rows
+    rows, first = matches.rows, len(matches.matched)
     with atomic(path) as temporary, pq.ParquetWriter(temporary, _PARQUET) as writer:
         for start in range(0, len(rows), _BLOCK_ROWS):
             some = rows[start : start + _BLOCK_ROWS]
             nearest = matches.nearest[some]
-            columns = [some, ids.array(n_before + some), ids.array(nearest), matches.similarity[some]]
+            columns = [some, ids.array(first + some), ids.array(nearest), matches.similarity[some]]
             arrays = [pa.array(c, type=f.type) for c, f in zip([*columns, matches.count[some]], _PARQUET, strict=True)]
             writer.write_batch(pa.record_batch(arrays, schema=_PARQUET))
 
 
-def with_namesakes(drop, repeated, n_before, ids):
+def with_namesakes(drop, repeated, first, ids):
     """Which rows to drop, (n,) bool: also those of an id that another dropped row has, for who keeps by it keeps both.
 
-    drop: (n,) bool; repeated: rows that share their id with another.
+    drop: (n,) bool, of the rows from the first on; repeated: rows that share their id with another.
     """
-    rows, names, drop = repeated - n_before, ids.take(repeated), drop.copy()
+    rows, names, drop = repeated - first, ids.take(repeated), drop.copy()
     dropped = {name for name, is_dropped in zip(names, drop[rows], strict=True) if is_dropped}
     drop[rows] = [name in dropped for name in names]
     return drop

@@ -34,12 +34,13 @@ def fingerprint(shards):
     ]
 
 
-def tables_digest(config, shards, n_before=0):
-    """What identifies the texts and the metadata that the settings name. Memory: a column of a shard, twice.
+def tables_digest(run):
+    """What identifies the texts and the metadata that a run's settings name. Memory: a column of a shard, twice.
 
     Of tables just those columns, wherever they are; where a copy is made all that is copied, of vectors and of shards
-    that are decoded a sample. n_before: shards of a second set, which come first. Raises as `read_column`.
+    that are decoded a sample. Raises as `read_column`.
     """
+    config, shards = run.config, run.shards
     preview, columns = Preview(config.preview, shards, ids=None), set()
     if config.against_dir is None:  # else there are no groups
         columns = {*config.tabulated, config.representative.partition(":")[2]} - {""}
@@ -48,7 +49,7 @@ def tables_digest(config, shards, n_before=0):
     texts = {path: digest_of_file(path) for path in dict.fromkeys(preview.files) if path}
     found = [texts.get(path) for path, _ in groupby(preview.files)]  # of each folder in turn
     paths = {shard.path for shard in shards}
-    for path in copied_too(shards[n_before:]) if config.export else ():
+    for path in copied_too(run.own_shards) if config.export else ():
         is_whole = path.suffix in (".txt", ".json", *SUFFIXES) and path not in paths
         found.append(digest_of_file(path) if is_whole else digest_of_sample(path))
     return found + [digest_of_column(s.table, column, s.rows) for column in sorted(columns) for s in tables]

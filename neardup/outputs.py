@@ -149,6 +149,11 @@ def _lists_of_dropped(names, kept, sizes):
     return pa.LargeListArray.from_arrays(offsets, names.filter(pa.array(~kept)), mask=pa.array(~kept))
 
 
+def write_thresholds(path, table):
+    """thresholds.csv: a line for each threshold. table: [{column: value}], the same columns in each."""
+    write_csv(path, [list(table[0]), *(list(line.values()) for line in table)])
+
+
 def write_examples(path, pair_blocks, thresholds, ids, preview):
     """examples.csv: pairs to look at, the least similar ones at each of the thresholds, descending."""
     found = examples(pair_blocks, thresholds, _EXAMPLES)

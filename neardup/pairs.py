@@ -23,7 +23,8 @@ _BLOCK = 1 << 20  # pairs read together: 24 MB
 class Found:
     """What stage 4 found among `n_rows` rows, at or above a threshold, in neighbors.h5 at `path`.
 
-    complete: whether those are all pairs, not just some that join the groups; memory: bytes that may be held of them.
+    complete: whether those are all pairs, not just some that join the groups there; memory: bytes that may be held of
+    them.
     """
 
     path: Path
@@ -39,6 +40,12 @@ class Found:
     def at(self, threshold):
         """The same at or above a higher threshold."""
         return replace(self, threshold=threshold)
+
+
+def found_pairs(search, n_rows, memory=np.inf):
+    """The `Found` of stage 4, finished."""
+    complete = search.key["settings"]["pairs"] == "all"
+    return Found(search.path("neighbors.h5"), n_rows, search.results["threshold"], complete, memory)
 
 
 def pack(rows_a, rows_b):

@@ -21,7 +21,7 @@ from neardup.artifacts import (
     tidy,
 )
 from neardup.checksums import digest_of_sources, digest_of_values
-from neardup.embeddings import shard_starts
+from neardup.embeddings import shard_starts, total_rows
 from neardup.files import read_json, write_json
 from neardup.freshness import changed_shards, fingerprint, tables_digest, times
 from neardup.growth import Growth, growth_of
@@ -37,16 +37,21 @@ _OF_GROUPS = "target_rows", "grouping", "representative", "keep_previous", "tabu
 class Run:
     """What a script found when it began: settings, shards, and what identifies the input.
 
-    reference: of a second set, whose `n_before` shards come first, {name: finished `Stage`} of its own; locked: whether
-    the work folder is this process's alone, which then completes what was cut off there.
+    reference: of a second set, whose `n_reference` shards come first, {name: finished `Stage`} of its own; locked:
+    whether the work folder is this process's alone, which then completes what was cut off there.
     """
 
-    def __init__(self, config, shards, reference=None, n_before=0, locked=True):
-        self.config, self.shards, self.reference, self.n_before = config, shards, reference, n_before
+    def __init__(self, config, shards, reference=None, n_reference=0, locked=True):
+        self.config, self.shards, self.reference, self.n_reference = config, shards, reference, n_reference
         self.locked = locked
         self.fingerprint, self.times, self.content = fingerprint(shards), times(shards), None
-        self.memory = budget.working_memory(config.memory_limit, sum(s.rows for s in shards), shards[0].dim)
+        self.memory = budget.working_memory(config.memory_limit, total_rows(shards), shards[0].dim)
         self.began = time.perf_counter()
+
+    @property
+    def own_shards(self):
+        """Those that aren't the second set's."""
+        return self.shards[self.n_reference :]
 
     def names(self, numbers):
         """Names of some shards."""
@@ -65,14 +70,14 @@ def begin(config, name):
     Raises NeardupError if an earlier stage is missing or was made from something else.
     """
     check_folders(config)
-    shards, reference, n_before = _shards_of(config), None, 0
+    shards, reference, n_reference = _shards_of(config), None, 0
     if config.against_dir is not None:
         number = list(STAGES).index(name)
         second = Run(config.reference, _shards_of(config.reference), locked=number < N_REFERENCE)
         reference, _ = _earlier(second, list(STAGES)[min(number + 1, N_REFERENCE)])
-        shards, n_before = joined(second.shards, shards), len(second.shards)
-    copies.forget_others(shards[n_before:], config.work_dir / copies.FOLDER)
-    run = Run(config, shards, reference, n_before)
+        shards, n_reference = joined(second.shards, shards), len(second.shards)
+    run = Run(config, shards, reference, n_reference)
+    copies.forget_others(run.own_shards, config.work_dir / copies.FOLDER)
     earlier, key = _earlier(run, name)
     return _open(run, name, key), run.shards, earlier
 
@@ -99,7 +104,7 @@ def _earlier(run, name):
         key = {"stage": stage, "format": FORMAT, "settings": {s: getattr(run.config, s) for s in settings}}
         key["source"] = source
         if stage == _CHOOSES:
-            key["settings"]["tables"] = tables_digest(run.config, run.shards, run.n_before)
+            key["settings"]["tables"] = tables_digest(run)
         if run.reference:
             key["settings"] = {s: v for s, v in key["settings"].items() if s not in _OF_GROUPS}
             second = run.reference.get(stage)
@@ -216,8 +221,8 @@ def _previous(run, final, key):
     Of a run against a second set those are that one's, as far as it has such a stage.
     """
     if run.reference:
-        starts, n_before = shard_starts(run.shards), run.n_before
-        growth = Growth(starts[: n_before + 1], starts, np.arange(n_before), against=True)
+        starts, count = shard_starts(run.shards), run.n_reference
+        growth = Growth(starts[: count + 1], starts, np.arange(count), against=True)
         return run.reference.get(key["stage"]), growth
     if not (final / MANIFEST).exists():
         return None
