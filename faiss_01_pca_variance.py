@@ -13,7 +13,7 @@ import numpy as np
 
 from neardup import NeardupError, budget, engine, geometry, plots
 from neardup.checksums import Digest
-from neardup.embeddings import block_ranges, open_shards, piece_groups, shard_starts, total_rows
+from neardup.embeddings import open_shards, piece_groups, shard_starts, total_rows
 from neardup.files import atomic, npy_rows, read_csv, read_json, write_csv, write_json, write_npy, write_npz
 from neardup.freshness import content
 from neardup.ids import IdTable, expected_bytes, repeated_rows, sources, write_table
@@ -135,7 +135,7 @@ def read_pieces(stage, rows, basis, block_rows, number, some):
     for piece in some:
         digest = Digest()
         with sketches_of(stage, piece, projection) as write_sketches:
-            for low, high in block_ranges(piece[1:], block_rows):
+            for low, high in piece.blocks(block_rows):
                 stored = rows.read(low, high)
                 digest.update(stored)
                 values, scales, bad = geometry.scaled_rows32(stored)
@@ -177,14 +177,19 @@ def reasons(stored, bad):
     return [(int(i), "all zeros" if np.all(stored[i] == 0) else "NaN or infinity") for i in np.nonzero(bad)[0]]
 
 
+def places_of(stage, shards, rows):
+    """The shard of each of some rows, its number there, and its id: [(Shard, row in it, id)]."""
+    numbers = np.searchsorted(shard_starts(shards), rows, side="right") - 1
+    ids = IdTable.open(stage.path("ids.arrow")).take(rows)
+    return [(shards[n], int(row) - shards[n].start, name) for n, row, name in zip(numbers, rows, ids, strict=True)]
+
+
 def keep_repeated(stage, shards, repeated, duplicate_ids):
     """Stop on ids that rows share, or list those rows in repeated_rows.npy."""
     if len(repeated) and duplicate_ids == "error":
-        starts, table = shard_starts(shards), IdTable.open(stage.path("ids.arrow"))
         places = [
-            f"{name!r} (row {row - starts[s]} of {(shards[s].ids_path or shards[s].path).name})"
-            for row, name in zip(repeated[:_SHOWN], table.take(repeated[:_SHOWN]), strict=True)
-            for s in [int(np.searchsorted(starts, row, side="right")) - 1]
+            f"{name!r} (row {at} of {(shard.ids_path or shard.path).name})"
+            for shard, at, name in places_of(stage, shards, repeated[:_SHOWN])
         ]
         raise NeardupError(
             f"{len(repeated)} rows share their id with another: {', '.join(places)}; "
@@ -215,12 +220,9 @@ def content_of(stage, shards, digests):
 
 def keep_rejected(stage, shards, rejected, bad_rows):
     """Stop on rows without a direction, or list them in rejected.csv and rejected_rows.npy."""
-    starts, table = shard_starts(shards), IdTable.open(stage.path("ids.arrow"))
-    of_shard = [int(np.searchsorted(starts, row, side="right")) - 1 for row, _ in rejected]
-    ids = table.take([row for row, _ in rejected])
+    places = places_of(stage, shards, [row for row, _ in rejected])
     lines = [
-        (row, shards[s].name, int(row - starts[s]), name, reason)
-        for (row, reason), s, name in zip(rejected, of_shard, ids, strict=True)
+        (row, shard.name, at, name, reason) for (row, reason), (shard, at, name) in zip(rejected, places, strict=True)
     ]
     if lines and bad_rows == "error":
         places = "; ".join(f"{file} row {at} (id {name!r}): {reason}" for _, file, at, name, reason in lines[:_SHOWN])

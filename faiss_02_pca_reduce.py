@@ -11,7 +11,7 @@ import numpy as np
 
 from neardup import budget, engine, geometry
 from neardup.checksums import Digest
-from neardup.embeddings import block_ranges, open_shards, pieces, shard_starts, total_rows
+from neardup.embeddings import open_shards, pieces, shard_starts, total_rows
 from neardup.files import atomic, damaged, npy_rows, read_json, write_json, write_npy, write_npz
 from neardup.freshness import digests_of_rows
 from neardup.npy import read_npy, read_npz
@@ -37,7 +37,10 @@ def run(config):
         values = min(config.sketch_dims, n_components) + 1 + (0 if stage.against else n_components)
         stage.needs(4 * total_rows(shards) * values)
         sketch_dims = project_all(stage, shards, model, earlier["01_pca_variance"], config)
-        keep_model(stage) if stage.growth else save_model(stage, moments)
+        if stage.growth:
+            stage.take_over([(name, name) for name in ("pca.npz", "pca.pkl")])
+        else:
+            save_model(stage, moments)
         stage = stage.finish(
             {
                 "rows": total_rows(shards),
@@ -67,11 +70,6 @@ def read_moments(variance, dim):
     if not length <= 1 + _ROUNDING:  # all bounds rest on that
         raise damaged(variance.path("moments.npz"), f"a mean of length {length:.3g}, of rows of length 1")
     return moments, n_components
-
-
-def keep_model(stage):
-    """Take the files of the model of the finished run."""
-    stage.take_over([(name, name) for name in ("pca.npz", "pca.pkl")])
 
 
 def save_model(stage, moments):
@@ -148,7 +146,7 @@ def project_piece(stage, rows, projection, how, block_rows, piece):
         npy_rows(stage.path(f"reduced_{piece.name}.npy"), shape, digest=digest, cached=cached) as write_reduced,
     ):
         squares = np.zeros(3)
-        for start, stop in block_ranges(piece[1:], block_rows):
+        for start, stop in piece.blocks(block_rows):
             stored = rows.read(start, stop)
             read.update(stored)
             values, scales, bad = geometry.scaled_rows32(stored)

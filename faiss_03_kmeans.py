@@ -141,7 +141,7 @@ def default_clusters(n_rows, is_reference=False):
 
 def take(stage, sketches, number, rows):
     """Write the sketches of some rows."""
-    write_npy(stage.volatile("sample", number), sketches.gather(rows), flush=stage.boot is None)
+    write_npy(stage.volatile("sample", number), sketches.gather(rows), flush=stage.flush)
 
 
 def kmeans(points, n_clusters, seed):

@@ -139,7 +139,7 @@ def outline(groups, threshold):
         "groups": len(groups),
         "dropped": len(groups.rows) - len(groups),
         "largest": int(groups.sizes.max(initial=0)),
-        "chains": int(np.count_nonzero(groups.weakest < threshold)),
+        "chains": int(np.count_nonzero(groups.are_chains(threshold))),
     }
 
 

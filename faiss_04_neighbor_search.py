@@ -18,9 +18,9 @@ from neardup.couples import search_task, visitors
 from neardup.embeddings import open_shards, pieces
 from neardup.files import damaged, hdf5, write_json, write_npy
 from neardup.ids import IdTable, store_ids
-from neardup.npy import read_npy, total_rows
+from neardup.npy import read_npy, rows_in
 from neardup.outputs import write_neighbors_pickle
-from neardup.pairs import BYTES_A_PAIR, PAIR, read_pairs
+from neardup.pairs import BYTES_A_PAIR, BYTES_A_ROW, PAIR, read_pairs
 from neardup.runs import begin
 from neardup.script import main, tell
 from neardup.shares import search_tasks
@@ -32,7 +32,6 @@ _MUCH = 0.8  # seconds of search in a thread, about, from which on processes rep
 _ACROSS = 4  # distances for each inside clusters, about
 _QUICK = 0.4  # nanoseconds of a distance under which threads would wait for each other, more than search
 _SAMPLED_CLUSTERS, _SAMPLED_ROWS = 4, 512  # and rows of each, to choose what is compared first
-_BYTES_A_ROW = 700  # on disk while the search runs: layout, visits of about 20 other clusters, and the row's neighbours
 _CROWDED = 200  # candidates a row, from which on some rows must repeat by the hundred
 
 
@@ -47,7 +46,7 @@ def run(config):
         rejected = read_npy(earlier["01_pca_variance"].path("rejected_rows.npy"))
         labels = read_labels(labels_path, len(rows), rejected, earlier["03_kmeans"].results["n_clusters"])
         repeated = read_npy(earlier["01_pca_variance"].path("repeated_rows.npy"))
-        stage.needs(len(rows) * _BYTES_A_ROW + 2 * ids.stat().st_size)
+        stage.needs(len(rows) * BYTES_A_ROW + 2 * ids.stat().st_size)
         audited = chosen_rows(np.nonzero(labels >= 0)[0], stage.growth, config)
         audit = audited, labels >= 0, audit_tasks(stage, rows, audited, labels >= 0, config)
         clusters = open_clusters(earlier["03_kmeans"], config)
@@ -59,7 +58,7 @@ def run(config):
             beside = audit[-1] if nanoseconds < _QUICK else None
             prepared = Prepared(stage, clusters, n_first)
             candidates, compared = find_candidates(prepared, reach, rows, labels, earlier, config, beside)
-            n_candidates = total_rows(candidates)
+            n_candidates = rows_in(candidates)
             tell_of_crowds(n_candidates, len(rows), config)
             parts = verify_candidates(stage, candidates, rows, config)
             n_pairs, rows_in_pairs = join_parts(stage, parts, len(rows), ids, config.search_threshold)
@@ -116,13 +115,17 @@ def find_candidates(prepared, reach, rows, labels, earlier, config, beside):
     reduced = coordinates_opener(reduction, rows, more, config)
     of_a_task = budget.task_bytes(stage.memory, config.n_workers)
     opened = partial(OpenCluster, prepared, reduced)
-    task = partial(search_task, stage, opened, reaches, of_a_task, joins if config.pairs == "joining" else None)
+    search = partial(search_task, stage, opened, reaches, of_a_task, joins if config.pairs == "joining" else None)
     inside, across = search_tasks(prepared, 4 * n_components, config, which)
-    runs = [(task, inside, "04 search inside clusters"), (task, across, "04 search across borders")]
+    runs = [
+        (search, [(task,) for task in inside], "04 search inside clusters"),
+        (search, [(task,) for task in across], "04 search across borders"),
+    ]
     done = [result for results in engine.run_in_turn(runs, beside, config.n_workers) for result in results]
     visitors.cache_clear()
-    names = [(*t[:2], part) for t, (n_parts, _) in zip(inside + across, done, strict=True) for part in range(n_parts)]
-    return [stage.part(*n) for n in names], sum(compared for _, compared in done)
+    both = zip(inside + across, done, strict=True)
+    files = [stage.part(task.kind, task.number, part) for task, (n_parts, _) in both for part in range(n_parts)]
+    return files, sum(compared for _, compared in done)
 
 
 def compared_first(stage, clusters, reach):
@@ -186,7 +189,7 @@ def join_parts(stage, parts, n_rows, ids, threshold):
     ids: the path of ids.arrow, mapped no longer than needed. Returns the numbers of pairs and of rows in them. Memory:
     9 bytes a row.
     """
-    total, seen, at = total_rows(parts), np.zeros(n_rows, dtype=bool), 0
+    total, seen, at = rows_in(parts), np.zeros(n_rows, dtype=bool), 0
     total += sum(map(len, pairs_before(stage, threshold)))
     stage.needs(total * BYTES_A_PAIR)
     with hdf5(stage.path("neighbors.h5")) as file:

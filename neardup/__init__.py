@@ -1,4 +1,4 @@
-"""What more than one of the five scripts needs. The words used throughout, each for one thing:
+"""What several of the five scripts need, or one idea of a stage. The words used throughout, each for one thing:
 
 row             one vector of the input, by its global number, counted from 0 in shard order
 id              the name of a row

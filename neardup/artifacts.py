@@ -43,6 +43,7 @@ class Stage:
         self.name, self.folder, self.key, self.run, self.memory = name, folder, key, run, memory
         self.previous, self.growth = previous or (None, None)
         self.boot = _boot_id() if engine.is_local() else None
+        self.flush = self.boot is None  # of `volatile` files: others write and read them
         self.results = manifest and manifest["results"]
         self.files = manifest["files"] if manifest else {}  # digests, by name; while it is built those it took over
         self._unseen = dict(self.files)

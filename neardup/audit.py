@@ -6,7 +6,7 @@ from functools import partial
 import numpy as np
 
 from neardup import NeardupError, budget, engine, geometry, pairs
-from neardup.embeddings import block_ranges, piece_groups
+from neardup.embeddings import piece_groups
 from neardup.files import atomic
 from neardup.groups import components
 from neardup.npy import map_array
@@ -123,7 +123,7 @@ def _blocks(paths):
 
 def _union(packed):
     """All of some arrays of packed pairs, ascending, each once."""
-    together = np.sort(np.concatenate([np.empty(0, np.uint64), *packed]))
+    together = pairs.together(packed)
     return together[np.diff(together, prepend=~together[:1]) != 0]
 
 
@@ -168,7 +168,7 @@ def audit_pieces(stage, rows, counted, sample, threshold_and_block_rows, number,
     if path.exists():
         return
     with atomic(path) as temporary, temporary.open("wb") as file:
-        for block in (block for piece in some for block in block_ranges(piece[1:], block_rows)):
+        for block in (block for piece in some for block in piece.blocks(block_rows)):
             file.write(audit_block(rows, counted, sample, threshold, *block).data)
 
 

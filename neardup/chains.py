@@ -18,7 +18,7 @@ def explain_chains(groups, found, ids):
     Path and bridges are left out where a chain has over 50,000 pairs, or just pairs that join are known. found:
     `Found`. Memory: that of it, and a chain.
     """
-    chains, most = np.nonzero(groups.weakest < found.threshold)[0], _CHAIN_PAIRS if found.complete else 0
+    chains, most = np.nonzero(groups.are_chains(found.threshold))[0], _CHAIN_PAIRS if found.complete else 0
     for number, pairs in pairs_of_groups(groups, chains, found, most):
         here = groups.members(number)
         far = int(groups.rows[here][np.argmin(groups.similarity[here])])
@@ -59,7 +59,7 @@ def pairs_of_groups(groups, chosen, found, most):
         of, same = place_of(pairs, number_of)
         counts += np.bincount(of[same], minlength=len(chosen))
     counts[counts > most] = 0
-    bounds = np.concatenate([[0], np.cumsum(counts)])
+    bounds = np.cumulative_sum(counts, include_initial=True)
     for low, high in size_ranges(bounds, found.memory / (4 * PAIR.itemsize)):
         some = [np.empty(0, dtype=PAIR)]
         for pairs in found.blocks():
@@ -114,7 +114,7 @@ def cut_chains(groups, found, settled):
     bytes a row.
     """
     part_of, uncut = np.full(found.n_rows, -1, dtype=np.int64), 0
-    chains = np.nonzero((groups.weakest < found.threshold) & ~settled[groups.smallest])[0]
+    chains = np.nonzero(groups.are_chains(found.threshold) & ~settled[groups.smallest])[0]
     for number, pairs in pairs_of_groups(groups, chains, found, _CHAIN_PAIRS):
         here = groups.members(number)
         far = groups.rows[here][groups.similarity[here] < found.threshold]

@@ -135,7 +135,7 @@ class OpenCluster:
     def coordinates(self):
         """All PCA coordinates, (n, k) float32, which the first one who needs them gathers."""
         stage = self._prepared.stage
-        path, flush = stage.volatile("coordinates", self.number), stage.boot is None
+        path, flush = stage.volatile("coordinates", self.number), stage.flush
         with _GATHERING:
             if not path.exists():
                 with npy_rows(path, (len(self), self.reduced().dim), flush=flush) as write:
@@ -213,7 +213,7 @@ def flat_visits(sketches, own, borders, radius, numbers, n_clusters, block_rows)
     for low, high in equal_parts(0, len(numbers), most):  # visits sort by cluster: those to some at a time
         part, others = tuple(values[..., low:high] for values in borders), numbers[low:high]
         place, found = own - low if low <= own < high else None, [np.empty(0, dtype=np.uint64)]
-        for start, stop in block_ranges((0, len(sketches)), block_rows):
+        for start, stop in block_ranges(0, len(sketches), block_rows):
             found.append(list_visits(sketches[start:stop], place, part, radius, others) + np.uint64(start))
         visits.append(flatten_visits(np.sort(np.concatenate(found)), n_clusters, radius))
     return joined_visits(visits, n_clusters)
@@ -232,7 +232,7 @@ def prepare_cluster(prepared, centroids, reach, block_rows, cluster, numbers):
     borders = geometry.borders(own, centroids[numbers], reach.error)
     visits = flat_visits(sketches, own, borders, reach.radius, numbers, len(clusters), block_rows)
     layout = lay_out(sketches, n_first)
-    with atomic(path, flush=stage.boot is None) as temporary, temporary.open("wb") as file:
+    with atomic(path, flush=stage.flush) as temporary, temporary.open("wb") as file:
         for values in (np.uint32(layout.shape[1:]), visits, layout):  # plain: numpy's header takes long to read
             file.write(values.reshape(-1).view(np.uint8).data)
 
@@ -259,7 +259,7 @@ class Projection:
     def gather(self, rows):
         """Those of some rows, (r, k) float32. Memory: that, and 1,024 rows, three times."""
         out = np.empty((len(rows), self.dim), dtype=np.float32)
-        for start, stop in block_ranges((0, len(rows)), _PROJECTED_ROWS):
+        for start, stop in block_ranges(0, len(rows), _PROJECTED_ROWS):
             values, scales, _ = geometry.scaled_rows32(self._rows.gather(rows[start:stop]))
             out[start:stop] = geometry.project(values, scales, *self._projection)[0]
         return out

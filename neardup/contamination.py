@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 from neardup.artifacts import REPORT
 from neardup.export import write_copies
 from neardup.files import atomic
-from neardup.ids import IdTable
+from neardup.ids import BLOCK_ROWS, IdTable
 from neardup.mirror import here
 from neardup.npy import read_npy
 from neardup.outputs import write_examples, write_id_lists, write_thresholds
@@ -22,7 +22,6 @@ from neardup.script import tell
 from neardup.summary import tell_not_exported
 from neardup.thresholds import pair_counts, steps
 
-_BLOCK_ROWS = 1 << 16  # rows whose ids are handled together
 _PARQUET = pa.schema(
     [
         ("row", pa.int64()),
@@ -148,8 +147,8 @@ def write_contaminated(path, matches, ids):
     """contaminated.parquet: a line for each row that is near any. ids: of both sets, the second one's first."""
     rows, first = matches.rows, len(matches.matched)
     with atomic(path) as temporary, pq.ParquetWriter(temporary, _PARQUET) as writer:
-        for start in range(0, len(rows), _BLOCK_ROWS):
-            some = rows[start : start + _BLOCK_ROWS]
+        for start in range(0, len(rows), BLOCK_ROWS):
+            some = rows[start : start + BLOCK_ROWS]
             nearest = matches.nearest[some]
             columns = [some, ids.array(first + some), ids.array(nearest), matches.similarity[some]]
             arrays = [pa.array(c, type=f.type) for c, f in zip([*columns, matches.count[some]], _PARQUET, strict=True)]

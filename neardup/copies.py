@@ -11,11 +11,10 @@ from neardup import NeardupError, engine, mirror
 from neardup.checksums import digest_of_sample, digest_of_values
 from neardup.files import atomic, npy_rows, read_json, write_json
 from neardup.formats import Vectors
-from neardup.metadata import SUFFIXES, TEXTS
+from neardup.metadata import BESIDE, TEXTS
 
 FOLDER = "input"  # in the work folder
 _FETCHED, DECODED = "fetched", "decoded"  # in that
-_BESIDE = ".txt", *SUFFIXES  # what a shard's ids and metadata may be in
 
 
 def fetch(url, folder, wanted, n_workers):
@@ -27,10 +26,7 @@ def fetch(url, folder, wanted, n_workers):
     """
     system, found, names, missing, path = _compared(url, folder, wanted)
     mirrored, identity = folder / _FETCHED, {name: found[remote] for remote, name in names.items()}
-    kept = {p for name in names.values() for p in (mirrored / name, _note(mirrored / name))}
-    for leftover in mirrored.rglob("*"):
-        if leftover.is_file() and leftover not in kept:
-            leftover.unlink()
+    _keep_just(mirrored, [mirrored / name for name in names.values()])
     _need_room(folder, sum(found[remote]["size"] or 0 for remote, *_ in missing))
     of = url.rstrip("/") if path == mirrored else url.rstrip("/").rpartition("/")[0]
     mirror.follow(mirrored, of, digest_of_values(identity))
@@ -65,7 +61,7 @@ def _listed(url, wanted):
         root = root.rstrip("/")
         found = {path: info for path, info in system.find(root, detail=True).items() if info.get("type") != "directory"}
         if root in found:  # a single file, and what may lie beside it
-            beside = [f"{root.removesuffix(PurePosixPath(root).suffix)}{suffix}" for suffix in _BESIDE]
+            beside = [f"{root.removesuffix(PurePosixPath(root).suffix)}{suffix}" for suffix in BESIDE]
             beside.append(f"{root.rpartition('/')[0]}/{TEXTS}")
             found |= {path: system.info(path) for path in beside if system.exists(path)}
     above = root if root not in found else root.rpartition("/")[0]
@@ -127,8 +123,13 @@ def make(shards, blocks_of, others_of, n_workers, anew=False):
 
 def forget_others(shards, folder):
     """Remove copies that were decoded of shards that aren't there any more. folder: of all copies."""
-    ours = {path for shard in shards if shard.copy for path in (shard.copy, _note(shard.copy))}
-    for leftover in (folder / DECODED).rglob("*"):
+    _keep_just(folder / DECODED, [shard.copy for shard in shards if shard.copy])
+
+
+def _keep_just(folder, copies):
+    """Remove all files below a folder but some copies and their notes."""
+    ours = {path for copy in copies for path in (copy, _note(copy))}
+    for leftover in folder.rglob("*"):
         if leftover.is_file() and leftover not in ours:
             leftover.unlink()
 

@@ -11,24 +11,24 @@ from neardup.files import write_npy
 from neardup.groups import joining
 from neardup.npy import read_npy
 
-_NONE = np.empty(0, dtype=np.uint64)
 _OPENING = Lock()  # one thread opens clusters whose rows all are to search with
 
 
-def search_task(stage, opened, reaches, most_bytes, joins, kind, number, homes, others):
-    """Write the candidates inside some clusters, or across their borders to others of higher number.
+def search_task(stage, opened, reaches, most_bytes, joins, task):
+    """Write the candidates of a `Task`: inside its homes, or across their borders to others of higher number.
 
-    homes, others: numbers of clusters. Files hold at most so many bytes. Returns the number of files and of distances
-    computed.
+    opened: makes an `OpenCluster` of a number; reaches: greatest distances of a pair's sketches, and of its reduced
+    vectors, where these hold more; joins: as of `search_two`. Files hold at most so many bytes. Returns the number of
+    files and of distances computed.
     """
+    kind, number, homes, others = task
     done = stage.part(kind, number, "done")
     if done.exists():
         return tuple(read_npy(done).tolist())
     found, held, n_parts, n_compared = [], 0, 0, 0
 
     def write_part():
-        packed = np.sort(np.concatenate([_NONE, *found]))
-        write_npy(stage.part(kind, number, n_parts), packed)
+        write_npy(stage.part(kind, number, n_parts), pairs.together(found))
 
     across = visitors_across if stage.growth else couples_across
     for couple in couples_inside(opened, homes) if kind == "inside" else across(opened, homes, others):
@@ -151,7 +151,7 @@ def search_two(x, y, reaches, joins, joined):
             rows = x.rows if alone else np.concatenate([x.rows, y.rows])
             i, j = joining(i, j + offset, joined, lambda i, j, rows=rows: joins(rows[i], rows[j]))
             j -= offset
-        yield pairs.pack(x.rows[i], y.rows[j]) if len(i) else _NONE, compared
+        yield pairs.pack(x.rows[i], y.rows[j]) if len(i) else pairs.NONE, compared
 
 
 def meet_fresh(x, y, reaches):

@@ -88,10 +88,9 @@ class RowFiles:
         return int(np.searchsorted(self.starts, row, side="right")) - 1
 
 
-def block_ranges(starts, block_rows):
-    """(start, stop) of blocks of at most `block_rows` rows, equal parts of files. starts: as in RowFiles."""
-    files = zip(map(int, starts[:-1]), map(int, starts[1:]), strict=True)
-    return [part for start, stop in files if start < stop for part in equal_parts(start, stop, block_rows)]
+def block_ranges(start, stop, block_rows):
+    """A range of rows in equal blocks of at most `block_rows`; none of an empty one. Returns [(start, stop)]."""
+    return equal_parts(start, stop, block_rows) if start < stop else []
 
 
 def equal_parts(start, stop, most):
@@ -112,6 +111,10 @@ class Piece(NamedTuple):
     def file(self):
         """The file's number."""
         return int(self.name.partition("-")[0])
+
+    def blocks(self, block_rows):
+        """Its rows as of `block_ranges`."""
+        return block_ranges(self.start, self.stop, block_rows)
 
 
 def pieces(starts):

@@ -12,16 +12,16 @@ import numpy as np
 
 from neardup import NeardupError, engine
 from neardup.chains import pairs_of_groups
+from neardup.embeddings import total_rows
 from neardup.files import LONGEST_CELL, atomic, write_json, write_npy
 from neardup.formats import npy, tables
-from neardup.ids import bytes_of
-from neardup.metadata import SUFFIXES
+from neardup.ids import BLOCK_ROWS, bytes_of
+from neardup.metadata import BESIDE
 from neardup.outputs import id_line
 from neardup.shards import ABOUT, CLIP, STATE, write_kept
 
 # what without rows doesn't say how many values a row has
 _NEVER_EMPTY = ".fvecs", ".bvecs", ".index", ".faiss", ".parquet", ".arrow", ".feather"
-_BLOCK_ROWS = 1 << 16  # rows whose ids are handled together
 _DIGITS = 32  # of a uid of DataComp, hexadecimal
 _GRAPH_PAIRS = 250_000  # pairs of a group that are written as GraphML, in about 430 MB and 6 s
 _NOT_XML = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ufffe\uffff]")  # what XML 1.0 can't hold (its section 2.2)
@@ -54,7 +54,7 @@ def write_copy(shards, keep, folder, n_workers):
     a JSON list; of FAISS the vectors of a shard. Raises NeardupError where the folder is that of the input, where two
     shards share what lies beside them, and where a file can't be read.
     """
-    assert keep.shape == (sum(s.rows for s in shards),)
+    assert keep.shape == (total_rows(shards),)
     paths = {s.path for s in shards}
     beside, about = [_names_beside(s, paths) for s in shards], _names_about(shards)
     _make_way(shards, beside, about, folder)
@@ -83,7 +83,7 @@ def _root(shard):
 def _names_beside(shard, paths):
     """Names of the files that have a row for each of a shard's, as far as they are no shards. paths: of all shards."""
     root, name = _root(shard), PurePath(shard.name)
-    found = [name.with_suffix(suffix) for suffix in (".txt", *SUFFIXES)]
+    found = [name.with_suffix(suffix) for suffix in BESIDE]
     folder, above = name.parent.name, name.parent.parent
     if folder in CLIP:
         found += [above / other / name.name.replace(folder, other) for other in CLIP]
@@ -233,8 +233,8 @@ def write_datacomp(path, ids, keep):
     16 digits of each, as its resharder expects. Memory: 16 bytes a kept row, and the ids of a block.
     """
     uids, at = np.empty(int(np.count_nonzero(keep)), dtype=f"S{_DIGITS // 2}"), 0
-    for low in range(0, len(keep), _BLOCK_ROWS):
-        rows = low + np.nonzero(keep[low : low + _BLOCK_ROWS])[0]
+    for low in range(0, len(keep), BLOCK_ROWS):
+        rows = low + np.nonzero(keep[low : low + BLOCK_ROWS])[0]
         if len(rows):
             packed = _packed(ids.array(rows))
             if packed is None:

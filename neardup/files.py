@@ -1,4 +1,4 @@
-"""Writing files, which appear whole or not at all, whatever fails meanwhile; and reading JSON."""
+"""Writing files, which appear whole or not at all, whatever fails meanwhile; and reading JSON and CSV."""
 
 import csv
 import errno

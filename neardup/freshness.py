@@ -6,11 +6,11 @@ from itertools import groupby
 
 from neardup import NeardupError, engine
 from neardup.checksums import Digest, digest_of_bytes, digest_of_file, digest_of_sample
-from neardup.embeddings import block_ranges, open_shards, piece_groups, pieces
+from neardup.embeddings import open_shards, piece_groups, pieces
 from neardup.export import copied_too
 from neardup.files import read_json, write_json
 from neardup.ids import bytes_of, id_blocks
-from neardup.metadata import SUFFIXES, digest_of_column
+from neardup.metadata import BESIDE, digest_of_column
 from neardup.preview import Preview
 
 _MEMO = ".input.json"  # in the work folder: when which shard was last seen to hold what
@@ -50,7 +50,7 @@ def tables_digest(run):
     found = [texts.get(path) for path, _ in groupby(preview.files)]  # of each folder in turn
     paths = {shard.path for shard in shards}
     for path in copied_too(run.own_shards) if config.export else ():
-        is_whole = path.suffix in (".txt", ".json", *SUFFIXES) and path not in paths
+        is_whole = path.suffix in (".json", *BESIDE) and path not in paths
         found.append(digest_of_file(path) if is_whole else digest_of_sample(path))
     return found + [digest_of_column(s.table, column, s.rows) for column in sorted(columns) for s in tables]
 
@@ -104,7 +104,7 @@ def _digests_of(rows, *some):
     found = []
     for piece in some:
         digest = Digest()
-        for block in block_ranges(piece[1:], _BLOCK_ROWS):
+        for block in piece.blocks(_BLOCK_ROWS):
             digest.update(rows.read(*block))
         found.append(digest.hexdigest())
     return found

@@ -5,7 +5,6 @@ a dot product of length d is off by at most gamma_d |a||b|, gamma_d = d u / (1 -
 of its sums. A bound that is too wide only adds candidates; none can lose a pair.
 """
 
-import math
 from functools import reduce
 from itertools import pairwise
 from typing import NamedTuple
@@ -128,11 +127,6 @@ def similarities_among(rows, i, j):
 
 def _cosines(dots, squares_a, squares_b):
     return np.round(np.clip(dots / np.sqrt(squares_a * squares_b), -1, 1), SIMILARITY_DECIMALS)
-
-
-def in_words(similarity, decimals=4):
-    """A similarity with so many decimals, never more than it is: who takes it for a threshold still has the pair."""
-    return f"{math.floor(math.nextafter(similarity * 10**decimals, math.inf)) / 10**decimals:.{decimals}f}"
 
 
 def cosine_error(dim):

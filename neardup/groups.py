@@ -40,6 +40,10 @@ class Groups:
         """Lowest similarity of a member to its representative, (G,) float64."""
         return np.minimum.reduceat(self.similarity, self.bounds[:-1]) if len(self) else self.similarity
 
+    def are_chains(self, threshold):
+        """Which groups have a member below the threshold from their representative, (G,) bool."""
+        return self.weakest < threshold
+
     def dropped(self, n_rows):
         """Which of all rows are in a group and not its representative, (n_rows,) bool."""
         drop = np.zeros(n_rows, dtype=bool)
@@ -66,16 +70,11 @@ def components(pair_blocks, n_rows):
 
     Each block of pairs joins the components found so far; scipy labels the graph of those.
     """
-    from scipy.sparse import coo_array
-    from scipy.sparse.csgraph import connected_components
-
     smallest = np.arange(n_rows)
     for pairs in pair_blocks:
         ends = np.stack([smallest[pairs["row_a"]], smallest[pairs["row_b"]]])
         nodes, ends = np.unique(ends, return_inverse=True)
-        a, b = ends.reshape(2, -1)
-        graph = coo_array((np.ones(len(a), dtype=bool), (a, b)), shape=(len(nodes), len(nodes)))
-        _, label = connected_components(graph, directed=False)
+        label = _labels(*ends.reshape(2, -1), len(nodes))
         _, first = np.unique(label, return_index=True)  # nodes ascend, so the first of a component is its smallest
         moved = np.arange(n_rows)
         moved[nodes] = nodes[first][label]
@@ -83,12 +82,21 @@ def components(pair_blocks, n_rows):
     return smallest
 
 
+def _labels(a, b, n_nodes):
+    """The component of each node, (n_nodes,) int32, from 0 on in the order of their first nodes. a, b: (e,), edges."""
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    graph = coo_array((np.ones(len(a), dtype=bool), (a, b)), shape=(n_nodes, n_nodes))
+    return connected_components(graph, directed=False)[1]
+
+
 def members_and_bounds(smallest):
     """Rows of groups of two or more, by group then row, and the bounds of the groups. smallest: as of `components`."""
     sizes = np.bincount(smallest, minlength=len(smallest))
     rows = np.nonzero(sizes[smallest] > 1)[0]
     rows = rows[np.argsort(smallest[rows], kind="stable")]
-    return rows, np.concatenate([[0], np.cumsum(sizes[sizes > 1])]).astype(np.int64)
+    return rows, np.cumulative_sum(sizes[sizes > 1], include_initial=True)
 
 
 def joining(i, j, joined, is_pair):
@@ -99,9 +107,6 @@ def joining(i, j, joined, is_pair):
     looked at, in turn of their firsts and of their seconds, until none is left; more where few of them are pairs.
     Returns two (p,) arrays.
     """
-    from scipy.sparse import coo_array
-    from scipy.sparse.csgraph import connected_components
-
     kept, of_first, each = [(i[:0], j[:0])], True, 1
     while True:
         apart = joined[i] != joined[j]
@@ -114,8 +119,7 @@ def joining(i, j, joined, is_pair):
         a, b = i[picked][true], j[picked][true]
         kept.append((a, b))
         i, j = np.delete(i, picked), np.delete(j, picked)
-        graph = coo_array((np.ones(len(a), dtype=bool), (joined[a], joined[b])), shape=(len(joined), len(joined)))
-        joined[:] = connected_components(graph, directed=False)[1][joined]
+        joined[:] = _labels(joined[a], joined[b], len(joined))[joined]
 
 
 def _some_of_each(labels, each):

@@ -5,10 +5,9 @@ import pyarrow.compute as pc
 
 from neardup import NeardupError
 from neardup.chains import place_of, places_among
-from neardup.geometry import in_words
 from neardup.metadata import as_text, read_column
 from neardup.thresholds import spanning_forest
-from neardup.words import percent
+from neardup.words import in_words, percent
 
 _LARGE_GROUP, _LARGE_LOSS = 0.01, 0.9  # share of all rows in one group, and of a shard dropped, that are worth a look
 _LARGE_ROWS, _LINES = 10, 10  # rows of such a group, at least; lines of a kind

@@ -8,13 +8,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from neardup import NeardupError
+from neardup.embeddings import total_rows
 from neardup.files import damaged
 from neardup.formats.flat import id_map
 from neardup.metadata import column_blocks, column_type
 from neardup.mirror import here
 from neardup.npy import map_array
 
-_BLOCK_ROWS = 1 << 16  # rows whose ids are handled together
+BLOCK_ROWS = 1 << 16  # rows whose ids are handled together
 _CHUNK = 1 << 16  # bytes of a chunk of the HDF5 data set that holds their text, where it is written in blocks
 _BYTES_A_ROW = 64  # of an id in a table, about
 _TEXT = pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view
@@ -50,13 +51,13 @@ def id_blocks(shard):
     else:
         whole = _read_column(shard)
     for ids in whole:
-        yield from (ids.slice(start, _BLOCK_ROWS) for start in range(0, len(ids), _BLOCK_ROWS))
+        yield from (ids.slice(start, BLOCK_ROWS) for start in range(0, len(ids), BLOCK_ROWS))
 
 
 def _numbered(shard):
     stem, colon = (pa.scalar(text, pa.large_string()) for text in (shard.name.removesuffix(shard.path.suffix), ":"))
-    for start in range(0, shard.rows, _BLOCK_ROWS):
-        numbers = pa.array(np.arange(start, min(start + _BLOCK_ROWS, shard.rows)))
+    for start in range(0, shard.rows, BLOCK_ROWS):
+        numbers = pa.array(np.arange(start, min(start + BLOCK_ROWS, shard.rows)))
         yield pc.binary_join_element_wise(stem, numbers.cast(pa.large_string()), colon)
 
 
@@ -178,7 +179,7 @@ def write_table(path, shards):
 
     Memory: as of `id_blocks`, the ids of a block as Python strings, and 8 bytes a row.
     """
-    hashes, at = np.empty(sum(s.rows for s in shards), dtype=np.int64), 0
+    hashes, at = np.empty(total_rows(shards), dtype=np.int64), 0
     with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, _SCHEMA) as writer:
         for ids in chain.from_iterable(map(id_blocks, shards)):
             writer.write_batch(pa.record_batch([ids], schema=_SCHEMA))
@@ -265,9 +266,9 @@ def store_ids(group, table, rows):
     Id i is the bytes offset[i] to offset[i + 1]: HDF5's own strings can't hold a NUL and open slowly by the million.
     Memory: the ids of a block, and 8 bytes a row.
     """
-    sizes, several = [np.zeros(1, dtype=np.int64)], len(rows) > _BLOCK_ROWS
-    for start in range(0, max(len(rows), 1), _BLOCK_ROWS):
-        size, text = bytes_of(table.array(rows[start : start + _BLOCK_ROWS]))
+    sizes, several = [np.zeros(1, dtype=np.int64)], len(rows) > BLOCK_ROWS
+    for start in range(0, max(len(rows), 1), BLOCK_ROWS):
+        size, text = bytes_of(table.array(rows[start : start + BLOCK_ROWS]))
         sizes.append(size)
         if start == 0:
             group.create_dataset(

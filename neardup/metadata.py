@@ -12,6 +12,7 @@ from neardup.formats.hdf5 import opened
 from neardup.formats.tables import batches, check_once, missing_values, schema_and_rows, without_views
 
 SUFFIXES = ".parquet", ".csv", ".arrow", ".feather"  # of a table that lies beside a shard, in the order of preference
+BESIDE = ".txt", *SUFFIXES  # of what may hold ids or metadata of a shard
 TEXTS = "texts.json"  # what the ids of all shards of a folder stand for
 _BATCH = 1 << 16  # rows of a column that are read together
 _CSV_BLOCK = 1 << 23  # bytes of a CSV file that are read together: no line is longer

@@ -79,7 +79,7 @@ def read_npz(path):
         raise damaged(path, error) from error
 
 
-def total_rows(paths):
+def rows_in(paths):
     """How many rows some .npy files have together."""
     return sum(read_header(path).shape[0] for path in paths)
 

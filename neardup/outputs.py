@@ -9,12 +9,11 @@ import pyarrow.parquet as pq
 
 from neardup.files import atomic, damaged, hdf5, write_csv, write_stream
 from neardup.groups import Groups
-from neardup.ids import store_ids
+from neardup.ids import BLOCK_ROWS, store_ids
 from neardup.npy import map_npy
 from neardup.pairs import both_ways
 from neardup.thresholds import examples
 
-_BLOCK_ROWS = 1 << 16  # rows whose ids are handled together
 _EXAMPLES = 20  # pairs to look at, a threshold
 _AT_ONCE = 1 << 17  # rows and neighbours that are made Python objects together, at most
 _BYTES_OF_NEIGHBOR = 512  # of an id, its similarity and their places in a dict, with some to spare
@@ -69,13 +68,13 @@ def write_hdf5(path, groups, ids, threshold):
         file["row"], file["similarity"] = groups.rows, groups.similarity
         file["bounds"] = groups.bounds
         file["representative_row"], file["cluster"] = groups.representative, groups.cluster
-        file["weakest"], file["chain"] = groups.weakest, groups.weakest < threshold
+        file["weakest"], file["chain"] = groups.weakest, groups.are_chains(threshold)
         longest = len("merged-cluster___") + sum(
             len(str(a.max(initial=0))) for a in (groups.cluster, groups.sizes, np.array([len(groups)]))
         )
         names = file.create_dataset("name", (len(groups),), f"S{longest}")
-        for low in range(0, len(groups), _BLOCK_ROWS):
-            high = min(low + _BLOCK_ROWS, len(groups))
+        for low in range(0, len(groups), BLOCK_ROWS):
+            high = min(low + BLOCK_ROWS, len(groups))
             names[low:high] = np.array([groups.name(g).encode() for g in range(low, high)])
         store_ids(file, ids, groups.rows)
         file.attrs["threshold"] = threshold
@@ -100,7 +99,7 @@ def write_pickle(path, groups, ids):
 
 def _group_items(groups, ids):
     """Yield (name, what merged_clusters.pkl holds for it) of each group. Memory: the ids of a block."""
-    for low, high in groups.blocks(_BLOCK_ROWS):
+    for low, high in groups.blocks(BLOCK_ROWS):
         first = groups.bounds[low]
         names = ids.take(groups.rows[first : groups.bounds[high]])
         representatives = ids.take(groups.representative[low:high])
@@ -121,7 +120,7 @@ def write_parquet(path, groups, ids, threshold):
     others, below the threshold. `stands_for`: of a kept row, the ids of those that are dropped for it.
     """
     with atomic(path) as temporary, pq.ParquetWriter(temporary, _PARQUET) as writer:
-        for low, high in groups.blocks(_BLOCK_ROWS):
+        for low, high in groups.blocks(BLOCK_ROWS):
             here = slice(groups.bounds[low], groups.bounds[high])
             rows, similarity, sizes = groups.rows[here], groups.similarity[here], groups.sizes[low:high]
             of_group = np.repeat(np.arange(high - low), sizes)
@@ -145,7 +144,7 @@ def _lists_of_dropped(names, kept, sizes):
     """For each kept row the names of the others of its group, for the others nothing."""
     lengths = np.zeros(len(kept), dtype=np.int64)
     lengths[kept] = sizes - 1
-    offsets = pa.array(np.concatenate([[0], np.cumsum(lengths)]))
+    offsets = pa.array(np.cumulative_sum(lengths, include_initial=True))
     return pa.LargeListArray.from_arrays(offsets, names.filter(pa.array(~kept)), mask=pa.array(~kept))
 
 
@@ -185,8 +184,8 @@ def write_id_lists(folder, keep, drop, ids, first=0):
     """keep.txt and drop.txt of the rows from the first on. keep, drop: (n,) bool. Memory: the ids of a block."""
     for name, chosen in (("keep.txt", keep), ("drop.txt", drop)):
         with atomic(folder / name) as temporary, temporary.open("w", encoding="utf-8", newline="\n") as file:
-            for start in range(0, len(chosen), _BLOCK_ROWS):
-                rows = first + start + np.nonzero(chosen[start : start + _BLOCK_ROWS])[0]
+            for start in range(0, len(chosen), BLOCK_ROWS):
+                rows = first + start + np.nonzero(chosen[start : start + BLOCK_ROWS])[0]
                 file.write(id_lines(ids.take(rows)))
 
 

@@ -14,7 +14,9 @@ from neardup.embeddings import MOST_ROWS
 from neardup.files import damaged
 
 PAIR = np.dtype([("row_a", "<i8"), ("row_b", "<i8"), ("similarity", "<f8")])
+NONE = np.empty(0, dtype=np.uint64)  # packed pairs
 BYTES_A_PAIR = 130  # on disk at most: verified, in neighbors.h5, mirrored for neighbors.pkl, and there in both rows
+BYTES_A_ROW = 700  # on disk while stage 4 runs: layout, visits of about 20 other clusters, and the row's neighbours
 _SAMPLED = 64  # packed pairs between two that are looked at to cut them
 _BLOCK = 1 << 20  # pairs read together: 24 MB
 
@@ -59,6 +61,11 @@ def unpack(packed):
     return (packed >> np.uint64(32)).astype(np.int64), (packed & np.uint64(MOST_ROWS - 1)).astype(np.int64)
 
 
+def together(parts):
+    """All of some arrays of packed pairs, ascending."""
+    return np.sort(np.concatenate([NONE, *parts]))
+
+
 def among(packed, listed):
     """Which of some packed pairs are among others, (p,) bool, and at which places. listed: (l,) uint64, ascending."""
     at = np.searchsorted(listed, packed)
@@ -73,8 +80,7 @@ def cuts(parts, most):
     At most `most` + 64 an array. parts: looked at one after the other. Returns (c,) uint64, ascending. Memory: 1/8 byte
     a pair.
     """
-    samples = [p[_SAMPLED - 1 :: _SAMPLED].copy() for p in parts]
-    samples = np.sort(np.concatenate([np.empty(0, np.uint64), *samples]))
+    samples = together(p[_SAMPLED - 1 :: _SAMPLED].copy() for p in parts)
     step = max(1, most // _SAMPLED)
     return samples[step - 1 :: step]
 
@@ -181,7 +187,7 @@ def _mirror(path, n_rows, lows, folder):
         for number, some in zip(numbers, np.split(pairs[order], first[1:]), strict=True):
             with (folder / f"{number}.bin").open("ab") as file:
                 file.write(some.tobytes())
-    return np.concatenate([[0], np.cumsum(counts)])
+    return np.cumulative_sum(counts, include_initial=True)
 
 
 def _read_mirrored(path):

@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 
 from neardup import budget, copies, geometry
-from neardup.embeddings import open_shards
+from neardup.embeddings import open_shards, total_rows
 from neardup.ids import expected_bytes
 from neardup.mirror import folder_for
 from neardup.moments import component_count
-from neardup.pairs import BYTES_A_PAIR
+from neardup.pairs import BYTES_A_PAIR, BYTES_A_ROW
 from neardup.runs import find_input, reading_of, wanted_by
 from neardup.shards import find_shards
 
@@ -20,7 +20,6 @@ _PIPELINE = 3.0, 0.12  # of docs/performance.md: all five scripts take so many t
 # and more by this power of the number of rows
 _SPECTRA = 4  # times as long as eigenvalues take eigenvectors, and what else is as long as a row squared
 _FIXED_S = 6  # seconds that five processes take to start and end
-_BYTES_A_ROW = 700  # kept of each row on disk while stage 4 runs
 
 
 def plan(config):
@@ -46,14 +45,14 @@ def _plan_of(config):
         if path is None:
             return {"files": len(sizes), "input_bytes": sum(sizes)}
         shards = find_shards(path, reading_of(config), folder / copies.DECODED)
-    rows, dim = sum(s.rows for s in shards), shards[0].dim
+    rows, dim = total_rows(shards), shards[0].dim
     copied = sum(s.rows * s.dim * s.dtype.itemsize for s in shards if s.copy)
     found = {"rows": rows, "dim": dim, "shards": len(shards), "input_bytes": sum(s.path.stat().st_size for s in shards)}
     readable = [s for s in shards if copies.is_current(s) and s.rows]
     measured = _measure(open_shards(readable), config) if readable else (None, None, dim // 3)
     seconds_a_row, spectrum_s, components = measured
     sketch = min(config.sketch_dims, components) + 1
-    disk = copied + rows * (4 * components + 8 * sketch + 16 + _BYTES_A_ROW) + 3 * expected_bytes(shards)
+    disk = copied + rows * (4 * components + 8 * sketch + 16 + BYTES_A_ROW) + 3 * expected_bytes(shards)
     disk += 8 * dim * (dim + 3 * components) + config.export * found["input_bytes"]  # the model, three times
     least = budget.least_memory(rows, dim)
     memory = max(least, min(config.memory_limit, least + 8 * rows * dim))

@@ -13,9 +13,9 @@ import numpy as np
 import pyarrow.compute as pc
 
 from neardup import NeardupError
+from neardup.ids import BLOCK_ROWS
 from neardup.metadata import TEXTS, as_text, read_column
 
-_BLOCK_ROWS = 1 << 16  # rows whose ids are handled together
 _LINKED = "https://", "http://"  # what a page links to
 
 
@@ -102,8 +102,8 @@ class Preview:
         found = np.empty(len(self.ids), dtype=np.int64)
         for shard, path in zip(self.shards, self.files, strict=True):
             end = shard.start + shard.rows
-            for start in range(shard.start, end, _BLOCK_ROWS):
-                rows = np.arange(start, min(start + _BLOCK_ROWS, end))
+            for start in range(shard.start, end, BLOCK_ROWS):
+                rows = np.arange(start, min(start + BLOCK_ROWS, end))
                 texts = self._texts_of(path, self.ids.take(rows))
                 found[rows] = [0 if text is None else len(str(text)) for text in texts]
         return found

@@ -31,6 +31,7 @@ from neardup.runs import open_finished
 from neardup.script import command_line, on_this_machine, report_errors
 from neardup.shuffle import cluster_name
 from neardup.summary import for_terminal
+from neardup.words import in_words
 
 _AHEAD = 16  # clusters, whose rows are being read
 _BLOCK_ROWS = 1024  # that are verified together
@@ -217,7 +218,7 @@ def main():
             joins = ", ".join(found["groups"]) or ("a new one" if found["matches"] else "none")
             print(f"{as_json(found['query'])}: {len(found['matches'])} near; group: {joins}")
             for match in found["matches"]:
-                similarity = geometry.in_words(match["similarity"], 6)
+                similarity = in_words(match["similarity"], 6)
                 print(f"  {similarity}  {as_json(match['id'])}  {match['group'] or ''}".rstrip())
 
 

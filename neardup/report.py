@@ -15,10 +15,9 @@ import numpy as np
 from neardup import NeardupError, mirror, plots
 from neardup.artifacts import REPORT, TIMES
 from neardup.files import atomic, read_csv, read_json, read_json_items
-from neardup.geometry import in_words
 from neardup.npy import read_npz
 from neardup.preview import thumbnail
-from neardup.words import exact, percent
+from neardup.words import exact, in_words, percent, shorten
 
 _SAMPLE, _MEMBERS, _LOSSES = 12, 12, 30  # groups of a kind, rows of a group, lines of a table
 _TEXT, _ID, _STEPS = 400, 120, 4  # characters of a text, of an id; rows of a path at each of its ends
@@ -180,11 +179,6 @@ class Shown:
         return "data:image/webp;base64," + base64.b64encode(data).decode()
 
 
-def shorten(text, most, end=0):
-    """Text of at most so many characters, `end` of them its last ones: what tells long ids apart is often there."""
-    return text if len(text) <= most else f"{text[: most - end - 1]}…{text[len(text) - end :]}"
-
-
 def _looked_at(merge, groups, threshold, preview):
     """Groups by kind and pairs by threshold, to look at, as far as there is room: chains come last for that."""
     kinds, examples = _chosen(groups, threshold), _examples(merge)
@@ -218,7 +212,7 @@ def _chosen(groups, threshold):
     largest = np.argsort(-groups.sizes, kind="stable")[:_SAMPLE]
     rest = np.setdiff1d(np.arange(len(groups)), largest)
     some = np.sort(np.random.default_rng(0).choice(rest, min(_SAMPLE, len(rest)), replace=False))
-    chains = np.nonzero(groups.weakest < threshold)[0][:_CHAINS]
+    chains = np.nonzero(groups.are_chains(threshold))[0][:_CHAINS]
     return {"largest": largest.tolist(), "random": some.tolist(), "chains": chains.tolist()}
 
 

@@ -7,6 +7,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from neardup import NeardupError, budget, engine, geometry
+from neardup.embeddings import total_rows
 from neardup.files import write_npy
 from neardup.groups import Groups
 from neardup.metadata import read_column
@@ -23,7 +24,7 @@ def preference(wanted, shards, lengths):
     wanted: the setting `representative`; lengths(): of the rows' texts, (n,) int64. Raises NeardupError where there is
     no such column. Memory: the column, and 24 bytes a row.
     """
-    n_rows = sum(s.rows for s in shards)
+    n_rows = total_rows(shards)
     if wanted == "central":
         return None
     if wanted == "first":
@@ -95,7 +96,7 @@ class Representatives:
             self._learn_twos(members[np.repeat(two, sizes)].reshape(-1, 2))
             new &= ~two
         if new.any():
-            some = members[np.repeat(new, sizes)], np.concatenate([[0], np.cumsum(sizes[new])])
+            some = members[np.repeat(new, sizes)], np.cumulative_sum(sizes[new], include_initial=True)
             self.learn(self._choose(*some))
         representative = self.representative[smallest]
         return Groups(members, bounds, self.similarity[members], representative, self.labels[representative])
@@ -149,8 +150,8 @@ def _represent(stage, name, members_and_bounds, how, number, low, high):
             stored = read(0)[here]
             found.append(_represent_some(rows, lambda _, s=stored: s, [slice(0, len(some))], some, of_these, *wanted))
     representative, similarity = map(np.concatenate, zip(*found, strict=True))
-    write_npy(stage.volatile(name, "representative", number), representative, flush=stage.boot is None)
-    write_npy(stage.volatile(name, "similarity", number), similarity, flush=stage.boot is None)
+    write_npy(stage.volatile(name, "representative", number), representative, flush=stage.flush)
+    write_npy(stage.volatile(name, "similarity", number), similarity, flush=stage.flush)
 
 
 def _represent_some(rows, read, pieces, members, bounds, preferred, kept):

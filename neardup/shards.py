@@ -11,7 +11,7 @@ from neardup import NeardupError, copies
 from neardup.embeddings import MOST_ROWS, Shard
 from neardup.formats import flat, hdf5, npy, npz, tables, vecs
 from neardup.ids import ANOTHER, can_be_ids, has_surrogate
-from neardup.metadata import SUFFIXES, TEXTS, column_names
+from neardup.metadata import BESIDE, SUFFIXES, TEXTS, column_names
 from neardup.patterns import among, on_disk
 
 FORMATS = {  # by the name of the setting, what its shards' names end in; tables last, for they may be the ids of others
@@ -70,7 +70,7 @@ def wanted(reading, url, names, single=None, export=False):
     glob = partial(among, names)
     chosen, kind, _ = _choose(glob, url, reading)
     _check_lists(glob, url, chosen)
-    near = [n for name in chosen for n in (name, *map(name.with_suffix, (".txt", *SUFFIXES)), *_tables(name, kind))]
+    near = [n for name in chosen for n in (name, *map(name.with_suffix, BESIDE), *_tables(name, kind))]
     about = [folder / name for folder in dict.fromkeys(n.parent for n in chosen) for name in ABOUT]
     if export and kind == "clip-retrieval":
         near += [n.parent.parent / other / n.name.replace(n.parent.name, other) for n in chosen for other in CLIP]
@@ -105,8 +105,8 @@ def find_shards(data_dir, reading=AS_FOUND, copy_dir=None, ours=()):
                 "leave one of them out with shard_pattern"
             )
         table = next((data_dir / t for t in _tables(name, kind) if (data_dir / t).is_file()), None)
-        where = (found.layout, None if found.layout else copy, None, None, table)
-        shards.append(Shard(path, start, found.rows, found.dim, found.dtype, name.as_posix(), vectors, *where))
+        where = {"stored": found.layout, "copy": None if found.layout else copy, "table": table}
+        shards.append(Shard(path, start, found.rows, found.dim, found.dtype, name.as_posix(), vectors, **where))
         start += found.rows
     if start > MOST_ROWS:
         raise NeardupError(f"the shards in {data_dir} hold {start:,} rows, over {MOST_ROWS:,}: search them in parts")

@@ -1,5 +1,7 @@
 """The search in tasks of about as much work: some clusters alone, or the borders of some with some others."""
 
+from typing import NamedTuple
+
 import numpy as np
 
 from neardup import engine
@@ -13,6 +15,18 @@ _OPENED = 1e5  # distances that take as long as to open a cluster
 _GROUPS = 4  # of clusters that a task holds open, at least: small enough to be many, large enough to be opened seldom
 
 
+class Task(NamedTuple):
+    """A part of the search, "inside" clusters (the homes) or "across" their borders to others; its number among those.
+
+    homes, others: numbers of clusters.
+    """
+
+    kind: str
+    number: int
+    homes: list
+    others: list
+
+
 def search_tasks(prepared, more, config, which):
     """What to search, a task each: clusters alone, and groups of clusters with some of those of higher number.
 
@@ -20,7 +34,7 @@ def search_tasks(prepared, more, config, which):
     meet, (K,) bool each; none is searched alone then.
     more: bytes a row of an open cluster, beyond its sketch, layout and visits. A group fits a quarter of
     the working memory, all workers together. Groups stay as they were when an interrupted run goes on.
-    Returns two lists of (kind, number, homes, others). Memory: 4 K^2 bytes.
+    Returns two lists of `Task`. Memory: 4 K^2 bytes.
     """
     stage, clusters, _ = prepared
     path, n_clusters = stage.part("groups"), len(clusters)
@@ -38,8 +52,8 @@ def search_tasks(prepared, more, config, which):
         write_npy(path, shares_across(prepared, homes, which))
     across = [(homes[i], (low + np.nonzero(met[low:high])[0]).tolist()) for i, low, high in read_npy(path).tolist()]
     of_each = np.diff(clusters.bounds)[alone].astype(float) ** 2 / 2 + _OPENED
-    inside = [(alone[slice(*share)].tolist(), ()) for share in shares(of_each, most_work(of_each.sum()))]
-    return [[(kind, i, *t) for i, t in enumerate(ts)] for kind, ts in (("inside", inside), ("across", across))]
+    inside = [(alone[slice(*share)].tolist(), []) for share in shares(of_each, most_work(of_each.sum()))]
+    return [[Task(kind, i, *t) for i, t in enumerate(ts)] for kind, ts in (("inside", inside), ("across", across))]
 
 
 def shares_across(prepared, homes, which):
@@ -77,4 +91,4 @@ def most_work(total):
 
 def shares(work, most):
     """Ranges of things that follow each other, of at most so much work, or a single one. work: (n,) distances."""
-    return size_ranges(np.concatenate([[0], np.cumsum(work)]), most)
+    return size_ranges(np.cumulative_sum(work, include_initial=True), most)

@@ -23,11 +23,11 @@ def write_run(stage, sketches, ids, n_clusters, number, start, nearest):
     they are; ids: `IdTable` of all rows; nearest: (r,) int32, -1 of rows that are left out.
     """
     order = np.argsort(nearest, kind="stable")[np.count_nonzero(nearest < 0) :]
-    rows, flush = order + start, stage.boot is None
+    rows, flush = order + start, stage.flush
     content = [rows]
     if sketches is not None:
         sizes, text = bytes_of(ids.array(rows))
-        content += [np.concatenate([[0], np.cumsum(sizes)]), sketches[order], text]
+        content += [np.cumulative_sum(sizes, include_initial=True), sketches[order], text]
     with atomic(stage.volatile("run", number), flush) as temporary, temporary.open("wb") as file:
         for values in content:  # plain, so that any part of each can be mapped
             file.write(values.reshape(-1).view(np.uint8).data)
@@ -49,7 +49,7 @@ class Shuffle:
         self.counts = np.diff(self.bounds, axis=1)
         self.before = np.cumsum(self.counts, axis=0) - self.counts
         sizes = self.counts.sum(axis=0)
-        self.starts = np.concatenate([[0], np.cumsum(sizes)])
+        self.starts = np.cumulative_sum(sizes, include_initial=True)
         work = float(np.sum(sizes.astype(float) ** 2)) / 2 / _SHARE
         whole, part = (max(_LEAST_CUT, int(np.sqrt(w))) for w in (2 * work, work))
         parts = [

@@ -5,7 +5,7 @@ import re
 
 import numpy as np
 
-from neardup.geometry import in_words
+from neardup.words import in_words, shorten
 
 _SHOWN_GROUPS, _SHOWN_IDS, _SHOWN_TEXT = 5, 6, 100
 _ACTED_ON = re.compile("[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")  # control characters, and turns of direction
@@ -30,7 +30,7 @@ def summary(groups, threshold, counts):
         "threshold": threshold,
         "groups": len(groups),
         "rows_in_groups": len(groups.rows),
-        "chains": int(np.count_nonzero(groups.weakest < threshold)),
+        "chains": int(np.count_nonzero(groups.are_chains(threshold))),
         "kept": kept,
         "dropped": dropped,
         "rejected": rejected,
@@ -91,7 +91,7 @@ def show_groups(largest, preview):
         print(f"  {group['size']:,} rows, similarity >= {in_words(group['weakest'])}")
         for name, text in map(known.get, group["rows"]):
             name, text = json.dumps(name, ensure_ascii=False), " ".join(text.split())
-            print(for_terminal(f"    {shorten(name)}  {shorten(text)}".rstrip()))
+            print(for_terminal(f"    {shorten(name, _SHOWN_TEXT)}  {shorten(text, _SHOWN_TEXT)}".rstrip()))
         if len(group["rows"]) < group["size"]:
             print(f"    … {group['size'] - len(group['rows']):,} more")
     missing = preview.missing([name for name, _ in known.values()])
@@ -102,8 +102,3 @@ def show_groups(largest, preview):
 def for_terminal(text):
     """Text with JSON's escapes in the place of what a terminal would act on instead of showing it."""
     return _ACTED_ON.sub(lambda found: json.dumps(found[0])[1:-1], text)
-
-
-def shorten(text):
-    """Text that is too long for a line of a terminal, cut."""
-    return text if len(text) <= _SHOWN_TEXT else text[: _SHOWN_TEXT - 1] + "…"

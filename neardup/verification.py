@@ -6,12 +6,11 @@ import numpy as np
 
 from neardup import budget, engine, geometry
 from neardup.files import write_npy
-from neardup.npy import map_npy, total_rows
-from neardup.pairs import PAIR, bounds_between, cuts, unpack
+from neardup.npy import map_npy, rows_in
+from neardup.pairs import PAIR, bounds_between, cuts, together, unpack
 
 _BLOCK_PAIRS = 1 << 20  # candidates of a task, at most: of 20,000 rows that all meet 50 share a row
 _BYTES_A_CANDIDATE = 100  # meanwhile
-_NONE = np.empty(0, dtype=np.uint64)
 
 
 def verify_candidates(stage, candidates, rows, config):
@@ -21,11 +20,11 @@ def verify_candidates(stage, candidates, rows, config):
     """
     path = stage.part("bounds")
     if not path.exists():
-        share = total_rows(candidates) // (4 * engine.task_slots(config.n_workers))
+        share = rows_in(candidates) // (4 * engine.task_slots(config.n_workers))
         room = int(budget.task_bytes(stage.memory, config.n_workers) / _BYTES_A_CANDIDATE)
         at = cuts(map(map_npy, candidates), min(_BLOCK_PAIRS, room, share))  # none of them mapped for longer
         write_npy(path, bounds_between(map(map_npy, candidates), at))
-    blocks = range(total_rows([path]) - 1)
+    blocks = range(rows_in([path]) - 1)
     similarity = partial(similarity_of, rows, verified_at_once(stage, rows, config))
     task = partial(verify_block, stage, candidates, similarity, config.search_threshold)
     engine.run(task, [(block,) for block in blocks], config.n_workers, "04 verify")
@@ -39,7 +38,7 @@ def verify_block(stage, candidates, similarity, threshold, block):
         return
     starts, stops = map_npy(stage.part("bounds"))[block : block + 2]
     some = [map_npy(candidates[i])[starts[i] : stops[i]].copy() for i in np.nonzero(starts < stops)[0].tolist()]
-    packed = np.sort(np.concatenate([_NONE, *some]))
+    packed = together(some)
     found = np.empty(len(packed), dtype=PAIR)
     found["row_a"], found["row_b"] = unpack(packed)
     found["similarity"] = similarity(found["row_a"], found["row_b"])

@@ -1,4 +1,6 @@
-"""Numbers as people read them: never more, nor less, than they are."""
+"""Numbers as people read them: never more, nor less, than they are; and texts cut to a length."""
+
+import math
 
 
 def exact(threshold):
@@ -19,3 +21,13 @@ def percent(share, decimals=1):
 def counted(number, noun):
     """So many of what has a plural in s."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def in_words(similarity, decimals=4):
+    """A similarity with so many decimals, never more than it is: who takes it for a threshold still has the pair."""
+    return f"{math.floor(math.nextafter(similarity * 10**decimals, math.inf)) / 10**decimals:.{decimals}f}"
+
+
+def shorten(text, most, end=0):
+    """Text of at most so many characters, `end` of them its last ones: what tells long ids apart is often there."""
+    return text if len(text) <= most else f"{text[: most - end - 1]}…{text[len(text) - end :]}"

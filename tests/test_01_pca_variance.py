@@ -167,7 +167,7 @@ BESIDE = {  # what lies beside the vectors, or holds them, and how to write ids 
 @pytest.mark.parametrize("kind", BESIDE)
 def test_ids_are_gathered_block_by_block(tmp_path, monkeypatch, kind):
     """In 8 bytes a row for hashes, and 3 MB; as strings of Python all would take 20."""
-    monkeypatch.setattr("neardup.ids._BLOCK_ROWS", 4096)
+    monkeypatch.setattr("neardup.ids.BLOCK_ROWS", 4096)
     monkeypatch.setattr("neardup.metadata._BATCH", 5000)
     name, write = BESIDE[kind]
     ids = [f"{i:020}" for i in range(N_IDS)] if kind != "nothing" else [f"p:{i}" for i in range(N_IDS)]

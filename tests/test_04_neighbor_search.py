@@ -29,6 +29,7 @@ from config import ROOT, Config
 from neardup import NeardupError, geometry
 from neardup.audit import audit_tasks, drawn
 from neardup.pairs import PAIR
+from neardup.words import in_words
 
 STAGE = "04_neighbor_search"
 
@@ -317,10 +318,10 @@ def test_the_audit_notices_rows_that_are_not_joined(small, tmp_path, monkeypatch
 
 
 def test_similarities_are_shown_with_no_more_than_they_are():
-    shown = [geometry.in_words(s) for s in (0.9824, 0.98, 0.99995, 0.999999999999999, 1.0, 0.9822999999, -0.46251)]
+    shown = [in_words(s) for s in (0.9824, 0.98, 0.99995, 0.999999999999999, 1.0, 0.9822999999, -0.46251)]
     assert shown == ["0.9824", "0.9800", "0.9999", "0.9999", "1.0000", "0.9822", "-0.4626"]
     for step in range(-10_000, 10_001):
-        assert geometry.in_words(step / 1e4) == f"{step / 1e4:.4f}"
+        assert in_words(step / 1e4) == f"{step / 1e4:.4f}"
 
 
 def test_more_audited_rows_than_memory_holds_are_refused():

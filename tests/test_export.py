@@ -811,7 +811,7 @@ def id_table(ids, cuts=(31, 60)):
 @pytest.mark.parametrize("kept", [0, 0.1, 0.5, 1])
 def test_the_file_of_datacomp(tmp_path, monkeypatch, kept):
     """Byte by byte what numpy writes of the plainest construction."""
-    monkeypatch.setattr("neardup.export._BLOCK_ROWS", 7)
+    monkeypatch.setattr("neardup.export.BLOCK_ROWS", 7)
     keep = np.random.default_rng(5).random(len(UIDS)) < kept
     assert write_datacomp(tmp_path / "subset.npy", id_table(UIDS), keep)
     pairs = [(int(uid[:16], 16), int(uid[16:32], 16)) for uid in compress(UIDS, keep)]
@@ -825,7 +825,7 @@ def test_the_file_of_datacomp(tmp_path, monkeypatch, kept):
 @pytest.mark.parametrize("other", ["", "id-1", "0" * 31, "0" * 33, "g" + "0" * 31, "ü" + "0" * 30, " " + "0" * 31])
 def test_ids_that_are_no_uids(tmp_path, monkeypatch, other):
     """Wherever one is; if it isn't kept it doesn't matter."""
-    monkeypatch.setattr("neardup.export._BLOCK_ROWS", 7)
+    monkeypatch.setattr("neardup.export.BLOCK_ROWS", 7)
     for place in (0, 50, len(UIDS)):
         ids = [*UIDS[:place], other, *UIDS[place:]]
         keep = np.arange(len(ids)) % 2 == place % 2

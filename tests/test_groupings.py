@@ -572,8 +572,8 @@ def test_the_first_of_two_that_are_preferred_alike(tmp_path, strongest):
 
 def test_groups_of_several_blocks_keep_their_numbers(tmp_path, monkeypatch):
     """In groups.parquet; and their ids in HDF5."""
-    monkeypatch.setattr("neardup.outputs._BLOCK_ROWS", 2)
-    monkeypatch.setattr("neardup.ids._BLOCK_ROWS", 3)
+    monkeypatch.setattr("neardup.outputs.BLOCK_ROWS", 2)
+    monkeypatch.setattr("neardup.ids.BLOCK_ROWS", 3)
     names, bounds = [f"id-{'x' * i}" for i in range(8)], np.arange(0, 9, 2)
     ids = IdTable([pa.array(names, pa.large_string())])
     groups = Groups(np.arange(8), bounds, np.ones(8), bounds[:-1], np.zeros(4, np.int32))

@@ -20,7 +20,7 @@ from test_045_merge import bundles, long_chain
 
 from config import Config
 from neardup import NeardupError, preview, report
-from neardup.geometry import in_words
+from neardup.words import in_words
 
 REPORT = "045_merge/report.html"
 MARKUP = "<b onmouseover=alert(1)>bold</b><script>document.title='run'</script>"
