@@ -11,7 +11,7 @@ from functools import partial
 import numpy as np
 
 from neardup import NeardupError, budget, engine, geometry, mirror, pairs
-from neardup.audit import audit_pairs, audit_tasks, chosen_rows
+from neardup.audit import audit_pairs, begin_audit
 from neardup.candidates import first_dims
 from neardup.clusters import Clusters, OpenCluster, Prepared, open_projection, open_reduced, prepare_cluster
 from neardup.couples import search_task, visitors
@@ -47,22 +47,21 @@ def run(config):
         labels = read_labels(labels_path, len(rows), rejected, earlier["03_kmeans"].results["n_clusters"])
         repeated = read_npy(earlier["01_pca_variance"].path("repeated_rows.npy"))
         stage.needs(len(rows) * BYTES_A_ROW + 2 * ids.stat().st_size)
-        audited = chosen_rows(np.nonzero(labels >= 0)[0], stage.growth, config)
-        audit = audited, labels >= 0, audit_tasks(stage, rows, audited, labels >= 0, config)
+        audit = begin_audit(stage, rows, labels >= 0, config)
         clusters = open_clusters(earlier["03_kmeans"], config)
         error = earlier["02_pca_reduce"].results["sketch_error"]
         reach = geometry.Reach(geometry.radius(config.search_threshold, rows.dim), error)
         n_first, nanoseconds = compared_first(stage, clusters, reach.of_sketches)
         distances = _ACROSS * float(np.sum(np.diff(clusters.bounds).astype(float) ** 2) / 2)
         with engine.in_processes(config, stage.memory, distances * nanoseconds >= 1e9 * _MUCH and not stage.growth):
-            beside = audit[-1] if nanoseconds < _QUICK else None
+            beside = audit.tasks if nanoseconds < _QUICK else None
             prepared = Prepared(stage, clusters, n_first)
             candidates, compared = find_candidates(prepared, reach, rows, labels, earlier, config, beside)
             n_candidates = rows_in(candidates)
             tell_of_crowds(n_candidates, len(rows), config)
             parts = verify_candidates(stage, candidates, rows, config)
             n_pairs, rows_in_pairs = join_parts(stage, parts, len(rows), ids, config.search_threshold)
-            audit = audit_and_pickle(stage, rows, audit, (labels_path, IdTable.open(ids), repeated), config)
+            audited = audit_and_pickle(stage, rows, audit, (labels_path, IdTable.open(ids), repeated), config)
         stage = stage.finish(
             {
                 "rows": len(rows),
@@ -71,7 +70,7 @@ def run(config):
                 "rows_in_pairs": rows_in_pairs,
                 "compared": compared,
                 "candidates": n_candidates,
-                "audit": audit,
+                "audit": audited,
             }
         )
     tell(config, stage, report)
@@ -219,21 +218,21 @@ def pairs_before(stage, threshold):
 def audit_and_pickle(stage, rows, audit, names, config):
     """Prove the result on a sample, in audit.json, and write neighbors.pkl meanwhile, for which `names` are.
 
-    Returns what the audit counted. Raises NeardupError where it isn't 0.
+    audit: of `begin_audit`. Returns what it counted. Raises NeardupError where pairs are missed or false.
     """
     found = partial(read_pairs, stage.path("neighbors.h5"), len(rows))
     once = [] if config.against_dir else [(stage, names, stage.memory / 4)]  # ids of two sets may be the same
     pickled = engine.tasks(write_neighbors_pickle, once, config.n_workers, "04 pickle", apart=True)
-    audit = audit_pairs(stage, found, rows, *audit, config, pickled)
-    write_json(stage.path("audit.json"), audit)
-    if audit["missed"] or audit["false"]:
+    counts = audit_pairs(stage, found, rows, audit, config, pickled)
+    write_json(stage.path("audit.json"), counts)
+    if counts["missed"] or counts["false"]:
         stage.drop_parts()
         raise NeardupError(
-            f"the audit of {audit['rows']} rows found {audit['missed']} missed and {audit['false']} false pairs of "
-            f"{audit['pairs']} ({stage.path('audit.json')}): don't use this result; remove the stages' folders of "
+            f"the audit of {counts['rows']} rows found {counts['missed']} missed and {counts['false']} false pairs of "
+            f"{counts['pairs']} ({stage.path('audit.json')}): don't use this result; remove the stages' folders of "
             f"{mirror.shown(stage.folder.parent)}, run all scripts again, and report it as a defect if it stays"
         )
-    return audit
+    return counts
 
 
 def report(stage):

@@ -10,6 +10,12 @@ import measure
 import numpy as np
 from scipy.optimize import nnls
 
+from faiss_03_kmeans import default_clusters
+from neardup.embeddings import PIECE_ROWS
+from neardup.pairs import BYTES_A_ROW
+from neardup.shares import most_work
+from neardup.verification import BLOCK_PAIRS
+
 DIM, _SKETCH = 1024, 65
 COSTS = {  # label of tasks: what their core-seconds are made of
     "01 moments": ("rows",),
@@ -33,15 +39,10 @@ COSTS = {  # label of tasks: what their core-seconds are made of
 _BESIDE = {"01 moments": "01 ids", "04 audit": "04 pickle"}  # a single task that runs beside others, not in parts
 _ON_ALL_CORES = ("03 k-means",)  # of the script's machine, as libraries do it; all else are tasks of one core
 _SCRIPT = ("one", "rows")  # what the rest of a script takes, in which no tasks run
-_RUN_ROWS, _PIECE_ROWS, _MOST_TASKS = 32_768, 32_768, 2_000
-_BYTES_A_ROW = 80  # of memory of the script that keeps most of each row (docs/reliability.md)
+_RUN_ROWS, _MOST_TASKS = 32_768, 2_000
+_SCRIPT_BYTES = 80  # a row, of memory of the script that keeps most of each row (docs/reliability.md)
 _OPEN_BYTES = 1024 * 2**20 / 4  # of clusters that a task holds open, with a memory_limit of 1 GiB that is all its own
 _LAYOUT = 140  # bytes of a row as it is searched
-
-
-def default_clusters(n_rows):
-    """As faiss_03_kmeans chooses them where `n_clusters` is None."""
-    return max(1, round(min(n_rows ** (3 / 4) / 150, n_rows ** (2 / 3) / 45)))
 
 
 def amounts(figures):
@@ -132,10 +133,15 @@ def n_tasks(label, figures):
     n, k = figures["rows"], figures["clusters"]
     several = max(1, n / max(65_536, n / _MOST_TASKS))
     runs = n_runs(n)
-    counts = {"01 moments": several, "02 project": n / _PIECE_ROWS, "03 sample": runs, "03 assign": runs}
-    counts |= {"03 clusters": runs, "04 visits": k, "04 verify": figures["candidates"] / 65_536, "04 audit": several}
+    counts = {"01 moments": several, "02 project": n / PIECE_ROWS, "03 sample": runs, "03 assign": runs}
+    counts |= {
+        "03 clusters": runs,
+        "04 visits": k,
+        "04 verify": figures["candidates"] / BLOCK_PAIRS,
+        "04 audit": several,
+    }
     shared = {"04 search inside clusters": "inside", "04 search across borders": "across"}
-    counts |= {label: np.clip(figures[name] / 4e9, 24, 20_000) for label, name in shared.items()}
+    counts |= {label: figures[name] / most_work(figures[name]) for label, name in shared.items()}
     return int(counts.get(label, 1))
 
 
@@ -152,7 +158,10 @@ def traffic(figures, n_components, id_bytes=24):
         "01_pca_variance": (n * row + sums + n * id_bytes, sums + n * id_bytes),
         "02_pca_reduce": (n * (row + reduced + sketch), n * (reduced + sketch)),
         "03_kmeans": (n * (3 * sketch + id_bytes + 2 * whole), n * (2 * whole + 8)),
-        "04_neighbor_search": (n * (row + 2 * whole + _LAYOUT * groups / 2) + 2 * row * figures["candidates"], 700 * n),
+        "04_neighbor_search": (
+            n * (row + 2 * whole + _LAYOUT * groups / 2) + 2 * row * figures["candidates"],
+            BYTES_A_ROW * n,
+        ),
         "045_merge": (row * figures["pairs"] + 24 * 3 * figures["pairs"] + 4 * n, 100 * figures["pairs"]),
     }
 
@@ -176,9 +185,9 @@ def plan(model, n_rows, cost_of_a_task, n_components):
         "hours": hours,
         "tasks": tasks,
         "terabytes": {s: [round(b / 1e12, 2) for b in both] for s, both in traffic(figures, n_components).items()},
-        "disk_terabytes": round(n_rows * (4 * n_components + 8 * _SKETCH + 16 + 700) / 1e12, 2),
+        "disk_terabytes": round(n_rows * (4 * n_components + 8 * _SKETCH + 16 + BYTES_A_ROW) / 1e12, 2),
         "scheduler_mb": round(max(tasks.values()) * cost_of_a_task["scheduler_bytes"] / 1e6),
-        "script_gb": round((_BYTES_A_ROW * n_rows + max(tasks.values()) * cost_of_a_task["script_bytes"]) / 1e9, 1),
+        "script_gb": round((_SCRIPT_BYTES * n_rows + max(tasks.values()) * cost_of_a_task["script_bytes"]) / 1e9, 1),
     }
 
 

@@ -34,8 +34,8 @@ def main():
         stages = measure.pipeline(data, work, n_clusters="None", pairs=given.pairs)
         groups = measure.results_of(work, "045_merge")
         table[name] = {
-            "total_s": round(sum(s["wall_s"] for s in stages.values()), 2),
-            "peak_memory_mb": max(s["peak_memory_mb"] for s in stages.values()),
+            "total_s": measure.seconds(stages),
+            "peak_memory_mb": measure.peak_memory(stages),
             "stages": stages,
             "pairs_kept": measure.results_of(work, "04_neighbor_search")["pairs"],
             "groups": groups["groups"],

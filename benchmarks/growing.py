@@ -38,11 +38,6 @@ print(read_bytes() - before, file=sys.stderr)
 """
 
 
-def total(stages):
-    """Seconds of all scripts."""
-    return round(sum(s["wall_s"] for s in stages.values()), 2)
-
-
 def query(data, work, vectors):
     """Figures of a query; and of another one, which has read all libraries, the bytes that it read from the disk."""
     options = [f"--{name.replace('_', '-')}={value}" for name, value in _SETTINGS.items()]
@@ -87,13 +82,13 @@ def main():
         path.rename(data / path.name)
     found["grown"] = measure.pipeline(data, work, **_SETTINGS)
     found["query"] = [query(data, work, vectors) for _ in range(3)]
-    found["share"] = round(total(found["grown"]) / total(found["whole"]), 3)
+    found["share"] = round(measure.seconds(found["grown"]) / measure.seconds(found["whole"]), 3)
     reading = found["floor"]["read"] + found["floor"]["project"]
-    times = {name: round(total(found[name]) / reading, 2) for name in ("against", "against_again")}
+    times = {name: round(measure.seconds(found[name]) / reading, 2) for name in ("against", "against_again")}
     found["times_reading_and_projecting"] = times
     found["read_share"] = round(found["query"][0]["read_bytes"] / (4 * given.rows * given.dim), 4)
     for name in ("whole", "grown", "against", "against_again"):
-        print(name, total(found[name]), {script: s["wall_s"] for script, s in found[name].items()})
+        print(name, measure.seconds(found[name]), {script: s["wall_s"] for script, s in found[name].items()})
     print({name: found[name] for name in ("share", "times_reading_and_projecting", "query", "read_share")})
     shutil.rmtree(given.folder)
     measure.save(given.name, found)

@@ -18,6 +18,7 @@ sys.path.insert(0, str(ROOT))
 from neardup.artifacts import STAGES  # noqa: E402
 
 SCRIPTS = [script for script, _ in STAGES.values()]
+_LOOK_S = 0.1  # how often the memory of a process and of those that it started is added up
 
 
 def machine():
@@ -32,9 +33,6 @@ def machine():
         "python": platform.python_version(),
         **{name: version(name) for name in ("numpy", "faiss-cpu", "scikit-learn", "dask")},
     }
-
-
-_LOOK_S = 0.1  # how often the memory of a process and of those that it started is added up
 
 
 def run(command):
@@ -82,6 +80,16 @@ def pipeline(data, work, scripts=SCRIPTS, **settings):
     options = [f"--{name.replace('_', '-')}={value}" for name, value in settings.items()]
     command = ["--data-dir", data, "--work-dir", work, *options]
     return {script: run([sys.executable, ROOT / script, *command])[0] for script in scripts}
+
+
+def seconds(figures):
+    """Wall seconds of all scripts together. figures: of `pipeline`."""
+    return round(sum(f["wall_s"] for f in figures.values()), 2)
+
+
+def peak_memory(figures):
+    """MB of the script that takes the most. figures: of `pipeline`."""
+    return max(f["peak_memory_mb"] for f in figures.values())
 
 
 def generate(folder, n_rows, **options):

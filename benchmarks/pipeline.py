@@ -60,7 +60,7 @@ def at_size(folder, n_rows, dim, repeats, **settings):
     for _ in range(repeats):
         shutil.rmtree(work, ignore_errors=True)
         runs.append(measure.pipeline(data, work, **settings))
-    totals = [round(sum(s["wall_s"] for s in stages.values()), 2) for stages in runs]
+    totals = [measure.seconds(stages) for stages in runs]
     total = sorted(totals)[len(totals) // 2]
     stages = runs[totals.index(total)]
     search = measure.results_of(work, "04_neighbor_search")
@@ -76,7 +76,7 @@ def at_size(folder, n_rows, dim, repeats, **settings):
         "floor": floors[1],
         "floor_before": first_floor,
         "times_floor": round(total / floors[1]["total"], 2),
-        "peak_memory_mb": max(s["peak_memory_mb"] for s in stages.values()),
+        "peak_memory_mb": measure.peak_memory(stages),
         "input_bytes": bytes_of(data),
         "work_bytes": {p.name: bytes_of(p) for p in sorted(work.iterdir())},
         "pairs": search["pairs"],

@@ -23,12 +23,14 @@ from cluster import process
 from distributed.utils import open_port
 
 from config import Config
+from faiss_03_kmeans import default_clusters
 from neardup import engine
 from neardup.ids import IdTable, repeated_rows, write_table
 from neardup.outputs import write_neighbors_pickle
 from neardup.shards import find_shards
 
 _THRESHOLD = 0.98
+_TASKS = 5_000  # that do nothing
 
 
 def main():
@@ -65,7 +67,7 @@ def measure_runs(folder, rows, held_out):
     for n_rows in (*rows, held_out):
         measure.generate(data, n_rows, dim=cost_model.DIM)
         factors = (1,) if n_rows == held_out else (1, 2.5)
-        runs += [run(data, work, round(cost_model.default_clusters(n_rows) * factor)) for factor in factors]
+        runs += [run(data, work, round(default_clusters(n_rows) * factor)) for factor in factors]
         shutil.rmtree(data)
         print(n_rows, runs[-1]["seconds"], file=sys.stderr, flush=True)
     return runs
@@ -119,7 +121,7 @@ def named(stage, label):
     return label if label[0].isdigit() else f"{stage.split('_')[0]} {label}"
 
 
-def measure_tasks(count=5_000):
+def measure_tasks():
     """Seconds that a task takes which does nothing, and bytes of the scheduler and the script."""
     port = open_port()
     with process("scheduler", "--host", "127.0.0.1", "--port", port) as scheduler, ExitStack() as workers:
@@ -129,11 +131,11 @@ def measure_tasks(count=5_000):
         with engine.scheduled(Config(_cli_parse_args=[], scheduler=f"tcp://127.0.0.1:{port}")):
             engine.run(time.sleep, [(0,)] * 100, None, "first")
             before, began = [peak_bytes(pid) for pid in (scheduler.pid, os.getpid())], time.perf_counter()
-            engine.run(time.sleep, [(0,)] * count, None, "tasks")
+            engine.run(time.sleep, [(0,)] * _TASKS, None, "tasks")
             seconds = time.perf_counter() - began
             after = [peak_bytes(pid) for pid in (scheduler.pid, os.getpid())]
-    more = [round((b - a) / count) for a, b in zip(before, after, strict=True)]
-    return {"seconds": round(seconds / count, 5), "scheduler_bytes": more[0], "script_bytes": more[1]}
+    more = [round((b - a) / _TASKS) for a, b in zip(before, after, strict=True)]
+    return {"seconds": round(seconds / _TASKS, 5), "scheduler_bytes": more[0], "script_bytes": more[1]}
 
 
 def peak_bytes(pid):

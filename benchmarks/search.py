@@ -214,8 +214,8 @@ def ours(data, work, **settings):
     found = measure.results_of(work, "04_neighbor_search")
     return {
         **figures,
-        "processes_s": round(sum(f["wall_s"] for f in whole.values()), 3),
-        "peak_memory_mb": max(f["peak_memory_mb"] for f in whole.values()),
+        "processes_s": measure.seconds(whole),
+        "peak_memory_mb": measure.peak_memory(whole),
         "recall": 1 - found["audit"]["missed"] / max(found["audit"]["pairs"], 1),
         "pairs": found["pairs"],
         "candidates": found["candidates"],

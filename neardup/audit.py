@@ -2,6 +2,7 @@
 random pairs computed anew."""
 
 from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 
@@ -19,6 +20,20 @@ _COMPARED = 512  # audited rows, with each other, to choose those
 _GATHERED = 70  # how much longer a coordinate takes where rows are compared one by one, not as matrices
 _BYTES_A_VALUE = 8  # of an audited row, that are held: as stored, and in float32
 _SHOWN = 10  # missed or false pairs that are named
+
+
+class Audit(NamedTuple):
+    """The rows to audit, ascending; which of all rows aren't rejected, (n,) bool; and the `audit_tasks`."""
+
+    audited: np.ndarray
+    counted: np.ndarray
+    tasks: list
+
+
+def begin_audit(stage, rows, counted, config):
+    """The `Audit` of a run. Arguments, memory and errors as of `audit_tasks`."""
+    audited = chosen_rows(np.nonzero(counted)[0], stage.growth, config)
+    return Audit(audited, counted, audit_tasks(stage, rows, audited, counted, config))
 
 
 def audit_tasks(stage, rows, audited, counted, config):
@@ -46,20 +61,20 @@ def audit_tasks(stage, rows, audited, counted, config):
     return engine.tasks(task, enumerate(groups), config.n_workers, "04 audit")
 
 
-def audit_pairs(stage, found, rows, audited, counted, tasks, config, others=()):
+def audit_pairs(stage, found, rows, audit, config, others):
     """Compare `audit_rows` random rows with every row, and with what was found for them.
 
     Of a run that grows half of them are new, if there are as many, and all are compared with the new rows: pairs of
     earlier ones were audited when they were found. Of two sets all are of the one, and compared with the other. As many
     random pairs, of earlier rows too, have their similarities computed anew.
     stage: keeps what is compared, a file a task; found: yields the pairs that were found, as (p,) PAIR, each time it
-    is called; rows: `RowFiles`; audited: of `chosen_rows`; counted, tasks: of `audit_tasks`, of which some may be done;
-    others: Dask tasks to be done beside those. Where just the pairs that join were looked for, a pair counts as found
-    if its rows are joined.
+    is called; rows: `RowFiles`; audit: of `begin_audit`, of whose tasks some may be done; others: Dask tasks to be done
+    beside those. Where just the pairs that join were looked for, a pair counts as found if its rows are joined.
     Returns a dict: rows audited, true pairs of theirs, how many of those are missed, pairs computed anew, how many of
     those found are false, some missed and false ones, and in words which rows were compared with. Memory: 25 bytes a
     pair found for the audited rows.
     """
+    audited, counted, tasks = audit
     growth, compared, against = stage.growth, np.ones(len(rows), dtype=bool), "all"
     if growth:
         compared = growth.each_is_fresh() ^ growth.against

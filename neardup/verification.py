@@ -9,7 +9,7 @@ from neardup.files import write_npy
 from neardup.npy import map_npy, rows_in
 from neardup.pairs import PAIR, bounds_between, cuts, together, unpack
 
-_BLOCK_PAIRS = 1 << 20  # candidates of a task, at most: of 20,000 rows that all meet 50 share a row
+BLOCK_PAIRS = 1 << 20  # candidates of a task, at most: of 20,000 rows that all meet 50 share a row
 _BYTES_A_CANDIDATE = 100  # meanwhile
 
 
@@ -22,7 +22,7 @@ def verify_candidates(stage, candidates, rows, config):
     if not path.exists():
         share = rows_in(candidates) // (4 * engine.task_slots(config.n_workers))
         room = int(budget.task_bytes(stage.memory, config.n_workers) / _BYTES_A_CANDIDATE)
-        at = cuts(map(map_npy, candidates), min(_BLOCK_PAIRS, room, share))  # none of them mapped for longer
+        at = cuts(map(map_npy, candidates), min(BLOCK_PAIRS, room, share))  # none of them mapped for longer
         write_npy(path, bounds_between(map(map_npy, candidates), at))
     blocks = range(rows_in([path]) - 1)
     similarity = partial(similarity_of, rows, verified_at_once(stage, rows, config))

@@ -133,7 +133,7 @@ def test_clusters_killed_anywhere_then_other_blocks(monkeypatch, tmp_path, whole
 def test_search_killed_anywhere_then_other_blocks(monkeypatch, tmp_path, whole, first, then):
     """While it prepares clusters, searches inside and across, verifies, joins, audits, and before its last word."""
     monkeypatch.setattr("neardup.shares._LEAST_WORK", 0)
-    monkeypatch.setattr(verification, "_BLOCK_PAIRS", 256)
+    monkeypatch.setattr(verification, "BLOCK_PAIRS", 256)
     counts = killed_at_each_kind_of_file(monkeypatch, tmp_path, whole, SEARCH, first, then)
     assert len(counts) >= 10
     assert sum(counts.values()) > 60
@@ -144,7 +144,7 @@ def test_search_killed_anywhere_then_other_blocks(monkeypatch, tmp_path, whole, 
 @pytest.mark.parametrize("blocks", [1, 5])
 def test_search_killed_while_it_computes_similarities(monkeypatch, tmp_path, whole, blocks):
     """After so many blocks; the next run has other tasks, other memory, and no audit that would notice."""
-    monkeypatch.setattr(verification, "_BLOCK_PAIRS", 256)
+    monkeypatch.setattr(verification, "BLOCK_PAIRS", 256)
     work, similarity_of, calls = work_before(SEARCH, whole, tmp_path / "work"), verification.similarity_of, []
 
     def die_later(*arguments):
