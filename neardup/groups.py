@@ -83,7 +83,7 @@ def components(pair_blocks, n_rows):
 
 
 def _labels(a, b, n_nodes):
-    """The component of each node, (n_nodes,) int32, from 0 on in the order of their first nodes. a, b: (e,), edges."""
+    """The component of each node, (n_nodes,) int32. a, b: ends of edges, (e,) each."""
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 

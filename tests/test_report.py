@@ -253,7 +253,9 @@ def test_all_chains_are_shown_as_far_as_there_is_room(tmp_path, count, letters):
     assert len(text) < 5_000_000
 
 
-@pytest.mark.parametrize("name", ["<" * 990, "🦊" * 990], ids=["escaped", "four bytes a character"])
+@pytest.mark.parametrize(
+    "name", ["<" * 990, pytest.param("🦊" * 990, marks=pytest.mark.long)], ids=["escaped", "four bytes a character"]
+)
 def test_it_stays_small_whatever_the_chain_ids_and_texts(tmp_path, name):
     rows, threshold = long_chain()
     data = lay_out(tmp_path / "data", rows, ids=[f"{name}-{i}" for i in range(len(rows))])

@@ -126,7 +126,7 @@ def test_clusters_killed_anywhere_then_other_blocks(monkeypatch, tmp_path, whole
     [
         (FIRST | {"audit_rows": 0}, MORE_TASKS | {"audit_rows": 0}),
         pytest.param(FIRST, MORE_MEMORY, marks=pytest.mark.long),
-        (FIRST | {"pairs": "joining"}, FIRST | {"pairs": "joining"}),
+        pytest.param(FIRST | {"pairs": "joining"}, FIRST | {"pairs": "joining"}, marks=pytest.mark.long),
     ],
     ids=["more tasks", "more memory", "joining"],
 )
