@@ -93,7 +93,9 @@ def test_similarity_of_rows_of_different_lengths(small):
 
 
 @pytest.mark.parametrize("dtype", ["f2", "f4", "f8"])
-@pytest.mark.parametrize("dim", [1, 3, 8, 50, 1000, *(pytest.param(dim, marks=pytest.mark.long) for dim in (9000, 20_000))])
+@pytest.mark.parametrize(
+    "dim", [1, 3, 8, 50, 1000, *(pytest.param(dim, marks=pytest.mark.long) for dim in (9000, 20_000))]
+)
 def test_a_similarity_has_the_same_bits_whatever_it_is_computed_with(dim, dtype):
     """One by one, with the pairs of other rows, with many of the same row, and the other way round."""
     rng = np.random.default_rng(dim)
