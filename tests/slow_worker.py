@@ -1,6 +1,6 @@
 """For `dask worker --preload`: each task takes NEARDUP_TEST_DELAY seconds more; below 0, its disk is full.
 
-Just while the file NEARDUP_TEST_WHILE is there, where that is set.
+Each also takes as long as the file NEARDUP_TEST_WHILE is there, where that is set.
 """
 
 import errno
@@ -18,8 +18,9 @@ def dask_setup(_worker):
         delay = float(os.environ["NEARDUP_TEST_DELAY"])
         if delay < 0:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        if Path(os.environ.get("NEARDUP_TEST_WHILE", "/")).exists():
-            time.sleep(delay)
+        time.sleep(delay)
+        while (path := os.environ.get("NEARDUP_TEST_WHILE")) and Path(path).exists():
+            time.sleep(0.05)
         return limited(*arguments)
 
     engine.limited = slowly

@@ -112,16 +112,20 @@ def test_tasks_of_a_script_that_was_killed_are_waited_for(whole, tmp_path):
     work, port, slow = work_before(NAMES[1], whole, tmp_path / "work"), open_port(), tmp_path / "slow"
     begun = work / f".{NAMES[1]}.partial" / "begun.json"
     slow.symlink_to(begun)
-    with scheduler(port), slow_worker(port, 5, NEARDUP_TEST_WHILE=str(slow)):
+    with scheduler(port), slow_worker(port, 0, NEARDUP_TEST_WHILE=str(slow)):
         killed = begin_anywhere(SCRIPTS[1], whole / "data", work, port, NEARDUP_SKETCH_DIMS="5")
         with Client(f"tcp://127.0.0.1:{port}") as client:
             while not (begun.exists() and any(client.processing().values())):
                 time.sleep(0.05)
-        slow.unlink()
         killed.kill()
         killed.communicate()
-        status, _, lines = ended(begin(SCRIPTS[1], whole, work, port))
-    assert (status, lines) == (0, ["waiting for tasks of an earlier script in this work folder"])
+        running = begin(SCRIPTS[1], whole, work, port)
+        while (line := running.stderr.readline()).startswith("dashboard: http://"):
+            pass
+        slow.unlink()
+        status, _, lines = ended(running)
+    assert line == "waiting for tasks of an earlier script in this work folder\n"
+    assert (status, lines) == (0, [])
     same(whole, work, NAMES[:2])
 
 
