@@ -13,7 +13,9 @@ _TILE = 1024, 256  # rows compared at a time: their products stay in a core's ca
 _BLOCK = 64  # rows of one product of many: OpenBLAS multiplies matrices as small without packing them, a third quicker
 _FAR = 1e30
 _NO_PLACES = np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64)
-_LEVELS = ("sketches", 0), ("coordinates", 128)  # what is compared next, where more than so many of a tile are near
+# what is compared next, where more than so many of a tile are near
+_LEVELS = ("sketches", 0), ("longer", 1024), ("coordinates", 128)
+_TIMES_LONGER = 4  # coordinates for each of the sketch, from which on some of them are compared before all
 
 
 def first_dims(samples, reach):
@@ -31,6 +33,16 @@ def first_dims(samples, reach):
 
     choices = {min(d, samples[0].shape[1] - 1) for d in _FIRST_DIMS}
     return min(((n, nanoseconds(n)) for n in sorted(choices)), key=lambda choice: choice[1])
+
+
+def are_dense(nanoseconds):
+    """Whether samples tell that rows are near nearly everywhere. nanoseconds: of `first_dims`."""
+    return nanoseconds >= _NS[2] * 2 / _DENSE
+
+
+def n_longer(sketch_dims, n_components):
+    """Coordinates of longer sketches, as many times those of a sketch as all are of them; 0 where that gains little."""
+    return round((sketch_dims * n_components) ** 0.5) if n_components >= _TIMES_LONGER * sketch_dims else 0
 
 
 def lay_out(sketches, n_coordinates):
@@ -52,8 +64,9 @@ def search(x, y, reaches, places=None, margins=None, joined=None):
     """Rows of two clusters, or of x alone where y is None, that are within reach, and perhaps a few more.
 
     x, y: have `layout`, as of `lay_out`; `left`, that `swapped`; `sketches`, (n, m + 1) float32, which are looked at
-    where rows are near; and `coordinates`, (n, k) float32, where many still are. reaches: greatest distance of two
-    sketches, and of coordinates. places: which rows of x and of y to compare, two (v,) integer arrays; all where None.
+    where rows are near; and where many still are `longer` sketches, (n, l + 1) float32, and `coordinates`, (n, k)
+    float32. reaches: greatest distance of two sketches, and of each of the others that is to be looked at, by name.
+    places: which rows of x and of y to compare, two (v,) integer arrays; all where None.
     margins: a number for each of those, ascending, such that no two rows are nearer than the sum of theirs; only where
     it is within the first reach are they compared. joined: a component for each row of x and of y; only rows of
     different ones are of interest.
@@ -61,13 +74,13 @@ def search(x, y, reaches, places=None, margins=None, joined=None):
     computed since. Memory: that of a tile, and of the rows compared. FAISS's range search takes 2 to 6 times as
     long (benchmarks/results/kernel.json), for it looks at each distance by itself.
     """
-    alone, y = y is None, x if y is None else y
+    alone, y, reach = y is None, x if y is None else y, reaches["sketches"]
     places = places or (np.arange(len(x.left)), np.arange(len(y.layout)))
     if margins is not None:
         least = margins[1][0], margins[0][0]
-        places = [p[: m.searchsorted(reaches[0] - o, "right")] for p, m, o in zip(places, margins, least, strict=True)]
+        places = [p[: m.searchsorted(reach - o, "right")] for p, m, o in zip(places, margins, least, strict=True)]
     left, right = _padded(x.left, places[0]), y.layout.take(places[1], axis=0)
-    limit, compared = _limit(left.shape[2], reaches[0]), 0
+    limit, compared = _limit(left.shape[2], reach), 0
 
     def of_interest(i, j):
         """Which of these places are, as arrays of one shape or as rows and columns."""
@@ -80,7 +93,7 @@ def search(x, y, reaches, places=None, margins=None, joined=None):
         if alone:
             last = low + len(rows_y)
         elif margins is not None:
-            last = margins[0].searchsorted(reaches[0] - margins[1][low], "right")
+            last = margins[0].searchsorted(reach - margins[1][low], "right")
         for start in range(0, last, _TILE[0]):
             rows_x = places[0][start : min(start + _TILE[0], -(-last // _BLOCK) * _BLOCK)]
             blocks = left[start // _BLOCK : -(-(start + len(rows_x)) // _BLOCK)]
@@ -123,20 +136,20 @@ def _refined(x, y, tile, is_near, reaches, of_interest):
     which of these places are. Where rows are near nearly everywhere, they aren't listed before all levels are compared.
     """
     rows_x, rows_y = (rows.astype(np.int64) for rows in tile)
-    levels = [*zip(_LEVELS, reaches, strict=False)]
+    levels = [(level, few, reaches[level]) for level, few in _LEVELS if level in reaches]
     while levels and np.count_nonzero(is_near) * _DENSE > is_near.size:
         is_near &= of_interest(rows_x[:, None], rows_y)
         count = np.count_nonzero(is_near)
         if count * _DENSE <= is_near.size:
             break
-        (level, few), reach = levels.pop(0)
+        level, few, reach = levels.pop(0)
         if count > few:
             is_near = _near_in_all(getattr(x, level)[rows_x], getattr(y, level)[rows_y], reach)
     i, j = np.divmod(np.flatnonzero(is_near), len(rows_y))
     i, j = rows_x[i], rows_y[j]
     chosen = of_interest(i, j)
     i, j = (i, j) if chosen is np.True_ else (i[chosen], j[chosen])
-    for (level, few), reach in levels:
+    for level, few, reach in levels:
         if len(i) > few:
             some = within(getattr(x, level), getattr(y, level), i, j, reach)
             i, j = i[some], j[some]

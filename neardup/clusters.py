@@ -8,7 +8,7 @@ import h5py
 import numpy as np
 
 from neardup import geometry
-from neardup.candidates import lay_out, swapped
+from neardup.candidates import lay_out, n_longer, swapped
 from neardup.embeddings import block_ranges, equal_parts, open_pieces, pieces
 from neardup.files import atomic, damaged, npy_rows
 from neardup.mirror import here
@@ -93,6 +93,12 @@ class Prepared(NamedTuple):
         return np.diff(self.read(cluster)[0][: len(self.clusters) + 1])
 
 
+def longer_sketches(rows):
+    """The first of the PCA coordinates of rows, and the length of the others, (n, l + 1) float32. rows: have both."""
+    coordinates, sketch_dims = rows.coordinates, rows.sketches.shape[1] - 1
+    return geometry.shorten(coordinates, n_longer(sketch_dims, coordinates.shape[1]))
+
+
 class OpenCluster:
     """What the search needs of a cluster, memory-mapped; most arrays are opened where rows are near.
 
@@ -142,6 +148,11 @@ class OpenCluster:
                     for start in range(0, len(self), _GATHERED_ROWS):
                         write(self.reduced().gather(self.rows[start : start + _GATHERED_ROWS]))
         return map_npy(path)
+
+    @cached_property
+    def longer(self):
+        """Longer sketches, (n, l + 1) float32."""
+        return longer_sketches(self)
 
     @cached_property
     def fresh(self):

@@ -7,6 +7,7 @@ import numpy as np
 
 from neardup import pairs
 from neardup.candidates import search
+from neardup.clusters import longer_sketches
 from neardup.files import write_npy
 from neardup.groups import joining
 from neardup.npy import read_npy
@@ -17,9 +18,8 @@ _OPENING = Lock()  # one thread opens clusters whose rows all are to search with
 def search_task(stage, opened, reaches, most_bytes, joins, task):
     """Write the candidates of a `Task`: inside its homes, or across their borders to others of higher number.
 
-    opened: makes an `OpenCluster` of a number; reaches: greatest distances of a pair's sketches, and of its reduced
-    vectors, where these hold more; joins: as of `search_two`. Files hold at most so many bytes. Returns the number of
-    files and of distances computed.
+    opened: makes an `OpenCluster` of a number; reaches, joins: as of `search_two`. Files hold at most so many bytes.
+    Returns the number of files and of distances computed.
     """
     kind, number, homes, others = task
     done = stage.part(kind, number, "done")
@@ -95,11 +95,13 @@ class Visitors:
         return Visitors(self._clusters, self, at)
 
     def __getattr__(self, name):
-        """What an `OpenCluster` has of each row: `rows`, `fresh`, `layout`, `left`, `sketches`, `coordinates`."""
+        """What an `OpenCluster` has of each row: `rows`, `fresh`, `layout`, `left`, `sketches`, …"""
         if self._everyone is not None:
             values = getattr(self._everyone, name).take(self._at, axis=0)
         elif name == "coordinates":
             values = self._clusters[0].reduced().gather(self.rows)
+        elif name == "longer":
+            values = longer_sketches(self)
         else:
             values = np.concatenate([getattr(cluster, name) for cluster in self._clusters])
         setattr(self, name, values)
@@ -135,8 +137,8 @@ def search_two(x, y, reaches, joins, joined):
     """Yield the candidates of two clusters, or of x with itself where y is None, packed, and how many distances took.
 
     Across a border the rows near it on one side meet those on the other, as long as their distances to it add up to
-    no more than the radius. joins: None, or which of some candidates are pairs; then just those that join components.
-    Of a run that grows x are the `Visitors` of y.
+    no more than the radius. reaches: of `candidates.search`; joins: None, or which of some candidates are pairs; then
+    just those that join components. Of a run that grows x are the `Visitors` of y.
     """
     alone, offset = y is None, len(x)
     if x.growth:

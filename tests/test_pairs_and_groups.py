@@ -305,7 +305,7 @@ def moved(rng, rows, error):
 def test_every_two_rows_within_the_radius_are_found(tmp_path, monkeypatch, m, radius, rounding, deep):
     """Inside clusters or across borders, once, though some labels are off by rounding, and sketches may be."""
     near_total = across_total = misplaced_total = 0
-    monkeypatch.setattr(candidates, "_LEVELS", (("sketches", 0), ("coordinates", 0)))
+    monkeypatch.setattr(candidates, "_LEVELS", (("sketches", 0), ("longer", 0), ("coordinates", 0)))
     monkeypatch.setattr("neardup.clusters._GATHERED_ROWS", 30)
     monkeypatch.setattr("neardup.clusters._VISITS", 50)
     for seed, n_clusters in enumerate([1, 2, 3, 9, 20]):
@@ -371,7 +371,7 @@ def all_candidates(prepared, coordinates, centroids, reach):
         prepare_cluster(prepared, centroids, reach, 70, cluster, np.array(numbers))
     reduced = coordinates is not None and partial(Coordinates, coordinates)
     opened = partial(OpenCluster, prepared, reduced)
-    reaches, found = [reach.of_sketches] * (2 if reduced else 1), []
+    reaches, found = dict.fromkeys(["sketches"] + ["coordinates", "longer"] * bool(reduced), reach.of_sketches), []
     for couple in [*couples_inside(opened, numbers), *couples_across(opened, numbers, numbers)]:
         for packed, _ in search_two(*couple, reaches, None, None):
             found += zip(*(rows.tolist() for rows in pairs.unpack(packed)), strict=True)
