@@ -28,6 +28,7 @@ import faiss_04_neighbor_search
 from config import ROOT, Config
 from neardup import NeardupError, clusters, geometry
 from neardup.audit import audit_tasks, drawn
+from neardup.couples import Visitors
 from neardup.pairs import PAIR
 from neardup.words import in_words
 
@@ -111,22 +112,28 @@ def test_a_similarity_has_the_same_bits_whatever_it_is_computed_with(dim, dtype)
     assert geometry.similarities_among(rows, a[:0], b[:0]).tolist() == []
 
 
+@pytest.mark.parametrize("grown", [False, True])
 @pytest.mark.parametrize("dense", [True, False])
-def test_rows_that_are_near_in_a_sketch_nearly_everywhere(tmp_path, monkeypatch, dense):
+def test_rows_that_are_near_in_a_sketch_nearly_everywhere(tmp_path, monkeypatch, dense, grown):
     """Are compared in longer sketches before all coordinates; where few are near there is no room taken for those."""
     rng, used = np.random.default_rng(0), []
     rows = rng.normal(size=(1500, 100))
     rows[700:900] = rows[:200] + rng.normal(size=(200, 100)) * rng.uniform(0, 1, (200, 1))
     rows, threshold = rows.astype(np.float32), 0.6 if dense else 0.9999
-    longer_sketches = clusters.longer_sketches
-    monkeypatch.setattr(clusters, "longer_sketches", lambda some: used.append(len(some)) or longer_sketches(some))
     settings = {"threshold": threshold, "n_clusters": 3, "sketch_dims": 8, "audit_rows": 50}
-    run_stages(lay_out(tmp_path / "data", rows, cuts=[800]), tmp_path / "work", SCRIPTS[:4], **settings)
+    data, longer_sketches = tmp_path / "data", clusters.longer_sketches
+    if grown:
+        run_stages(lay_out(data, rows[:800]), tmp_path / "work", SCRIPTS[:4], **settings)
+    lay_out(data, rows, cuts=[800])
+    for module in ("clusters", "couples"):
+        monkeypatch.setattr(f"neardup.{module}.longer_sketches", lambda x: used.append(type(x)) or longer_sketches(x))
+    run_stages(data, tmp_path / "work", SCRIPTS[:4], **settings)
     near, unclear = brute_force(rows, threshold)
     assert not unclear
     assert len(near) > (100 if dense else 0)
     assert pair_set(tmp_path / "work") == near
     assert bool(used) == dense
+    assert (Visitors in used) == (dense and grown)
 
 
 def test_rows_that_repeat_by_the_hundred_are_told_of(tmp_path, capsys):
