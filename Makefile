@@ -18,7 +18,7 @@ demo-images: $(VENV_IMAGES)/run work-images/icons  ## the same on pictures: the 
 test: $(VENV)/dev  ## the quick tests
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
-	$(VENV)/bin/python -m pytest -n 2 --dist worksteal -m "not long"
+	OPENBLAS_NUM_THREADS=1 OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 --dist worksteal -m "not long"
 
 soak: $(VENV)/dev  ## the long tests, up to 20 minutes: killed, starved, fed garbage
 	$(VENV)/bin/python -m pytest -n 2 --dist worksteal -rP --durations 12 -m long
