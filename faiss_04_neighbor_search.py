@@ -56,8 +56,8 @@ def run(config):
         with engine.in_processes(config, stage.memory, distances * nanoseconds >= 1e9 * _MUCH and not stage.growth):
             beside = audit.tasks if nanoseconds < _QUICK else None
             prepared = Prepared(stage, clusters, n_first)
-            reaches = reaches_of(reach, rows.dim, earlier["02_pca_reduce"].results, are_dense(nanoseconds))
-            candidates, compared = find_candidates(prepared, reach, reaches, rows, labels, earlier, config, beside)
+            dense = are_dense(nanoseconds)
+            candidates, compared = find_candidates(prepared, reach, dense, rows, labels, earlier, config, beside)
             n_candidates = rows_in(candidates)
             tell_of_crowds(n_candidates, len(rows), config)
             parts = verify_candidates(stage, candidates, rows, config)
@@ -95,26 +95,26 @@ def open_clusters(kmeans, config):
     return Clusters(kmeans.paths([cluster_name(c) for c in range(kmeans.results["n_clusters"])], config.n_workers))
 
 
-def reaches_of(reach, dim, reduction, dense):
+def reaches_of(reach, dim, reduction, longer):
     """Greatest distances of a pair, by what is compared: of all coordinates where they are more than the sketch holds.
 
-    dense: whether rows are near nearly everywhere, so that longer sketches are worth their memory.
+    longer: coordinates of longer sketches, 0 where there are none.
     """
-    n_components, sketch_dims = reduction["n_components"], reduction["sketch_dims"]
-    reaches = {"sketches": reach.of_sketches}
-    if n_components > sketch_dims:
+    n_components, reaches = reduction["n_components"], {"sketches": reach.of_sketches}
+    if n_components > reduction["sketch_dims"]:
         reaches["coordinates"] = reach.radius + 2 * geometry.projection_error(dim, n_components)
-    if dense and n_longer(sketch_dims, n_components):
+    if longer:
         reaches["longer"] = reaches["coordinates"] + 4 * geometry.UNIT32 * geometry.LONGEST  # two tails' rounding
     return reaches
 
 
-def find_candidates(prepared, reach, reaches, rows, labels, earlier, config, beside):
+def find_candidates(prepared, reach, dense, rows, labels, earlier, config, beside):
     """All two rows that may be pairs, in files of sorted packed pairs; those an interrupted run finished stay.
 
     Of a run that grows just those of which one is new. prepared: `Prepared`, of which files are still to be written;
-    reach: `Reach`; reaches: of `reaches_of`; labels: the cluster of each row; beside: Dask tasks for the other threads,
-    where just one is to search. Returns the files, and the number of distances computed.
+    reach: `Reach`; dense: whether rows are near nearly everywhere, so that longer sketches are worth their memory;
+    labels: the cluster of each row; beside: Dask tasks for the other threads, where just one is to search. Returns the
+    files, and the number of distances computed.
     """
     reduction, (stage, clusters, _) = earlier["02_pca_reduce"], prepared
     centroids = read_npy(earlier["03_kmeans"].path("centroids.npy"))
@@ -124,11 +124,12 @@ def find_candidates(prepared, reach, reaches, rows, labels, earlier, config, bes
     which = find_visits(stage, prepare, labels, len(clusters), config)
     joins = partial(are_pairs, rows, verified_at_once(stage, rows, config), config.search_threshold)
     n_components = reduction.results["n_components"]
+    longer = n_longer(reduction.results["sketch_dims"], n_components) if dense else 0
+    reaches = reaches_of(reach, rows.dim, reduction.results, longer)
     reduced = coordinates_opener(reduction, rows, "coordinates" in reaches, config)
     of_a_task = budget.task_bytes(stage.memory, config.n_workers)
     opened = partial(OpenCluster, prepared, reduced)
     search = partial(search_task, stage, opened, reaches, of_a_task, joins if config.pairs == "joining" else None)
-    longer = n_longer(reduction.results["sketch_dims"], n_components) if "longer" in reaches else 0
     inside, across = search_tasks(prepared, 4 * (n_components + longer), config, which)
     runs = [
         (search, [(task,) for task in inside], "04 search inside clusters"),

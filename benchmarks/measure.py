@@ -84,7 +84,7 @@ def pipeline(data, work, scripts=SCRIPTS, **settings):
 
 def seconds(figures):
     """Wall seconds of all scripts together. figures: of `pipeline`."""
-    return round(sum(f["wall_s"] for f in figures.values()), 2)
+    return round(sum(f["wall_s"] for f in figures.values()), 3)
 
 
 def peak_memory(figures):

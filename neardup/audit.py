@@ -119,7 +119,7 @@ def differing(some, rows):
 
     some: (p,) PAIR. Memory: 512 rows, in float64.
     """
-    found, most = [np.empty(0, np.uint64)], geometry.similarity_error(rows.dim)
+    found, most = [pairs.NONE], geometry.similarity_error(rows.dim)
     for start in range(0, len(some), _PAIRS_AT_ONCE):
         here = some[start : start + _PAIRS_AT_ONCE]
         numbers, places = np.unique(np.concatenate([here["row_a"], here["row_b"]]), return_inverse=True)

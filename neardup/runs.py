@@ -37,13 +37,13 @@ _OF_GROUPS = "target_rows", "grouping", "representative", "keep_previous", "tabu
 class Run:
     """What a script found when it began: settings, shards, and what identifies the input.
 
-    reference: of a second set, whose `n_reference` shards come first, {name: finished `Stage`} of its own; locked:
+    reference: of a second set, whose `n_reference_shards` come first, {name: finished `Stage`} of its own; locked:
     whether the work folder is this process's alone, which then completes what was cut off there.
     """
 
-    def __init__(self, config, shards, reference=None, n_reference=0, locked=True):
-        self.config, self.shards, self.reference, self.n_reference = config, shards, reference, n_reference
-        self.locked = locked
+    def __init__(self, config, shards, reference=None, n_reference_shards=0, locked=True):
+        self.config, self.shards, self.locked = config, shards, locked
+        self.reference, self.n_reference_shards = reference, n_reference_shards
         self.fingerprint, self.times, self.content = fingerprint(shards), times(shards), None
         self.memory = budget.working_memory(config.memory_limit, total_rows(shards), shards[0].dim)
         self.began = time.perf_counter()
@@ -51,7 +51,7 @@ class Run:
     @property
     def own_shards(self):
         """Those that aren't the second set's."""
-        return self.shards[self.n_reference :]
+        return self.shards[self.n_reference_shards :]
 
     def names(self, numbers):
         """Names of some shards."""
@@ -70,13 +70,13 @@ def begin(config, name):
     Raises NeardupError if an earlier stage is missing or was made from something else.
     """
     check_folders(config)
-    shards, reference, n_reference = _shards_of(config), None, 0
+    shards, reference, n_reference_shards = _shards_of(config), None, 0
     if config.against_dir is not None:
         number = list(STAGES).index(name)
         second = Run(config.reference, _shards_of(config.reference), locked=number < N_REFERENCE)
         reference, _ = _earlier(second, list(STAGES)[min(number + 1, N_REFERENCE)])
-        shards, n_reference = joined(second.shards, shards), len(second.shards)
-    run = Run(config, shards, reference, n_reference)
+        shards, n_reference_shards = joined(second.shards, shards), len(second.shards)
+    run = Run(config, shards, reference, n_reference_shards)
     copies.forget_others(run.own_shards, config.work_dir / copies.FOLDER)
     earlier, key = _earlier(run, name)
     return _open(run, name, key), run.shards, earlier
@@ -221,7 +221,7 @@ def _previous(run, final, key):
     Of a run against a second set those are that one's, as far as it has such a stage.
     """
     if run.reference:
-        starts, count = shard_starts(run.shards), run.n_reference
+        starts, count = shard_starts(run.shards), run.n_reference_shards
         growth = Growth(starts[: count + 1], starts, np.arange(count), against=True)
         return run.reference.get(key["stage"]), growth
     if not (final / MANIFEST).exists():
