@@ -21,7 +21,7 @@ from neardup.moments import Moments, component_count, components_of, mean_and_co
 from neardup.npy import read_npy, read_npz
 from neardup.runs import begin
 from neardup.script import main, tell
-from neardup.words import percent
+from neardup.words import counted, percent
 
 _BLOCK_ROWS = 4096  # rows of a block at most: a d x d float64 sum a block costs little beside its product
 _SHOWN = 10  # bad rows or repeated ids that an error names
@@ -69,18 +69,17 @@ def read_all(stage, shards, config):
     Returns the rows whose id another row has too, (r,) int64, and what each task found: digests of its pieces, and
     [row, reason] of those that have no direction. Memory: a block, and 3 d^2 float64, a worker; 24 bytes a row.
     """
-    rows, path = open_shards(shards), stage.part("origin")
-    if not path.exists():
-        write_npy(path, common_origin(rows))
+    rows = open_shards(shards)
+    origin = stage.once(partial(common_origin, rows), "origin")
     if not stage.growth:
         engine.preload("matplotlib.figure")
     block_rows = budget.block_rows(stage.memory, config.n_workers, 12 * rows.dim, _BLOCK_ROWS)
     groups = piece_groups(rows, stage.growth and stage.growth.fresh)
     chosen = sample_of(len(rows), 0 if stage.growth else config.basis_rows)
-    basis = (read_npy(path), chosen), second_projection(stage, config)
+    basis = (origin, chosen), second_projection(stage, config)
     task = partial(read_pieces, stage, rows, basis, block_rows)
     tasks = engine.tasks(task, enumerate(groups), config.n_workers, "01 moments")
-    [repeated] = engine.tasks(gather_ids, [(stage, shards)], config.n_workers, "01 ids")
+    [repeated] = engine.tasks(stage.once, [(partial(write_ids, stage, shards), "repeated")], config.n_workers, "01 ids")
     repeated, *found = engine.compute([repeated, *tasks], config.n_workers, "01 moments")
     return repeated, found
 
@@ -110,16 +109,13 @@ def common_origin(rows):
     return (unit.sum(axis=0) / max(1, np.count_nonzero(~bad))).astype(np.float32)
 
 
-def gather_ids(stage, shards):
+def write_ids(stage, shards):
     """Write ids.arrow. Returns the rows whose id another row has too, (r,) int64."""
-    path = stage.part("repeated")
-    if not path.exists():
-        with atomic(stage.path("ids.arrow")) as temporary:
-            hashes = write_table(temporary, shards)
-        ids, sets = IdTable.open(stage.path("ids.arrow")), stage.growth.sets if stage.growth else [0, len(hashes)]
-        repeated = [repeated_rows(hashes[low:high], ids, low) for low, high in pairwise(sets)]
-        write_npy(path, np.concatenate(repeated).astype(np.int64))
-    return read_npy(path)
+    with atomic(stage.path("ids.arrow")) as temporary:
+        hashes = write_table(temporary, shards)
+    ids, sets = IdTable.open(stage.path("ids.arrow")), stage.growth.sets if stage.growth else [0, len(hashes)]
+    repeated = [repeated_rows(hashes[low:high], ids, low) for low, high in pairwise(sets)]
+    return np.concatenate(repeated).astype(np.int64)
 
 
 def read_pieces(stage, rows, basis, block_rows, number, some):
@@ -260,8 +256,8 @@ def report(stage):
     """Say what was found and where it is."""
     found = stage.results
     print(
-        f"{found['rows']:,} rows of {found['dim']} values in {found['shards']} shards, {found['rejected']:,} rejected; "
-        f"ids: {found['ids']}"
+        f"{counted(found['rows'], 'row')} of {counted(found['dim'], 'value')} in {counted(found['shards'], 'shard')}, "
+        f"{found['rejected']:,} rejected; ids: {found['ids']}"
     )
     all_of_them = not found["basis_kept"] and found["basis_rows"] == found["rows"] - found["rejected"]
     of = "" if all_of_them else f" of the {found['basis_rows']:,} rows they were made of"

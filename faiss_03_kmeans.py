@@ -19,6 +19,7 @@ from neardup.npy import read_npy
 from neardup.runs import begin
 from neardup.script import main, tell
 from neardup.shuffle import Shuffle, write_run
+from neardup.words import counted
 
 _SAMPLE_PER_CLUSTER = 256  # training rows a centroid: what faiss.Kmeans keeps by default, too
 _ITERATIONS = 10  # 20 take twice as long for a sum of squares 0.5 % smaller (docs/architecture.md)
@@ -44,7 +45,8 @@ def run(config):
             stage.growth = None
         kept = keep_clusters(stage, ids, config) if stage.growth else Kept.none(len(sketches), sketches.dim)
         runs = row_ranges(stage, sketches, kept.others, config)
-        centroids = kept.centroids if stage.growth else train(stage, sketches, rejected, runs, config)
+        trained = partial(train, stage, sketches, rejected, runs, config)
+        centroids = kept.centroids if stage.growth else stage.once(trained, "centroids")
         in_place = 4 * sketches.dim * len(sketches) <= _CACHED
         assign(stage, (sketches, ids), rejected, centroids, runs, in_place, config)
         most, n_kept = max(stop - start for start, stop in runs), len(kept.centroids)
@@ -83,11 +85,9 @@ def row_ranges(stage, sketches, ranges, config):
 
     Those of an interrupted run stay.
     """
-    path, most = stage.part("runs"), max(_RUN_ROWS, len(sketches) // _MOST_RUNS)
-    if not path.exists():
-        most = budget.block_rows(stage.memory, config.n_workers, 16 * sketches.dim, most)
-        write_npy(path, np.array([part for some in ranges for part in equal_parts(*some, most)]))
-    return read_npy(path).tolist()
+    most = max(_RUN_ROWS, len(sketches) // _MOST_RUNS)
+    most = budget.block_rows(stage.memory, config.n_workers, 16 * sketches.dim, most)
+    return stage.once(lambda: np.array([part for some in ranges for part in equal_parts(*some, most)]), "runs").tolist()
 
 
 def train(stage, sketches, rejected, runs, config):
@@ -95,21 +95,18 @@ def train(stage, sketches, rejected, runs, config):
 
     In the sketch, not in all reduced coordinates: it holds most of the variance and costs a tenth.
     """
-    path = stage.part("centroids")
-    if not path.exists():
-        n_rows = len(sketches) - len(rejected)
-        default = min(default_clusters(n_rows, config.is_reference), most_clusters(stage, len(sketches)) // 2)
-        n_clusters = min(config.n_clusters or default, n_rows)
-        check_count(stage, n_clusters, len(sketches))
-        rng = np.random.default_rng(config.random_state)
-        size = min(n_rows, _SAMPLE_PER_CLUSTER * n_clusters)
-        sample = np.sort(rng.choice(n_rows, size, replace=False))
-        sample += np.searchsorted(rejected - np.arange(len(rejected)), sample, side="right")  # skips rejected rows
-        parts = np.split(sample, np.searchsorted(sample, [stop for _, stop in runs[:-1]]))
-        engine.run(partial(take, stage, sketches), enumerate(parts), config.n_workers, "03 sample")
-        points = np.concatenate([read_npy(stage.volatile("sample", number)) for number in range(len(parts))])
-        write_npy(path, engine.run_here(kmeans, points, n_clusters, config.random_state, label="03 k-means"))
-    return read_npy(path)
+    n_rows = len(sketches) - len(rejected)
+    default = min(default_clusters(n_rows, config.is_reference), most_clusters(stage, len(sketches)) // 2)
+    n_clusters = min(config.n_clusters or default, n_rows)
+    check_count(stage, n_clusters, len(sketches))
+    rng = np.random.default_rng(config.random_state)
+    size = min(n_rows, _SAMPLE_PER_CLUSTER * n_clusters)
+    sample = np.sort(rng.choice(n_rows, size, replace=False))
+    sample += np.searchsorted(rejected - np.arange(len(rejected)), sample, side="right")  # skips rejected rows
+    parts = np.split(sample, np.searchsorted(sample, [stop for _, stop in runs[:-1]]))
+    engine.run(partial(take, stage, sketches), enumerate(parts), config.n_workers, "03 sample")
+    points = np.concatenate([read_npy(stage.volatile("sample", number)) for number in range(len(parts))])
+    return engine.run_here(kmeans, points, n_clusters, config.random_state, label="03 k-means")
 
 
 def most_clusters(stage, n_rows):
@@ -200,7 +197,8 @@ def nearest_centroids(sketches, centroids, block_rows):
 def report(stage):
     """Say what was found and where it is."""
     found = stage.results
-    print(f"{found['rows']:,} rows in {found['n_clusters']} clusters of {found['smallest']:,} to {found['largest']:,}")
+    print(f"{counted(found['rows'], 'row')} in {counted(found['n_clusters'], 'cluster')} of ", end="")
+    print(f"{found['smallest']:,} to {found['largest']:,}")
     if found["came"]:
         print(f"{found['made']} of them were made of {found['made_of']:,} rows; ", end="")
         print(f"the {found['came']:,} that came since lie beside them")

@@ -6,11 +6,11 @@ import numpy as np
 
 from neardup import contamination, engine, plots
 from neardup.artifacts import REPORT
-from neardup.chains import explain_chains, split_chains
+from neardup.chains import explain_chains, sparse, split_chains
 from neardup.changes import Decisions, apart
 from neardup.embeddings import open_shards
 from neardup.export import write_copies, write_graph
-from neardup.files import write_csv, write_json_items, write_npy
+from neardup.files import write_csv, write_json_items
 from neardup.guard import losses, warnings
 from neardup.ids import IdTable
 from neardup.mirror import here
@@ -60,19 +60,20 @@ def run(config):
         search = found_pairs(earlier["04_neighbor_search"], len(ids), stage.memory / 4)
         before = Decisions(stage) if stage.growth and (config.keep_previous or stage.growth.changes) else None
         kept = before.kept if before and config.keep_previous else None
-        forest = join_all(stage, search, kept)
+        forest = stage.once(partial(join_all, search, kept), "forest")
         threshold = choose_threshold(forest, len(ids) - len(rejected), search.threshold, config)
         choose = chooser(stage, shards, earlier["03_kmeans"], kept, config, preview)
         table, connected = tabulate(choose("at", forest), search, forest, threshold, len(ids) - len(rejected))
-        pairs = search.at(threshold)
-        groupings, uncut = group_otherwise(choose("split"), connected, pairs)
+        pairs, joining = search.at(threshold), forest.compress(forest["similarity"] >= threshold)
+        links = sparse(connected, joining, pairs)
+        groupings, uncut = group_otherwise(choose("split"), connected, pairs, links)
         groups = groupings[config.grouping]
         counts = write_groups(stage, groups, ids, threshold, (rejected, repeated))
         found = summary(groups, threshold, counts)
         found["changes"] = before and before.compared(groups)
         found |= write_choices(stage, search, (table, threshold, groups), ids, preview)
-        within = forest[forest["similarity"] >= threshold]
-        found |= write_warnings(stage, shards, (groups, within), pairs, ids, config)
+        write_json_items(stage.path("chains.json"), explain_chains(groups, links, ids))
+        found |= write_warnings(stage, shards, groups, (pairs, joining), config)
         found |= {"groupings": {name: outline(some, threshold) for name, some in groupings.items()}, "uncut": uncut}
         keep = ~groups.dropped(len(ids))
         keep[rejected] = False
@@ -107,13 +108,10 @@ def chooser(stage, shards, kmeans, kept, config, preview):
     return choose
 
 
-def join_all(stage, search, kept):
-    """The maximum spanning forest of all pairs; what an interrupted run made stays. kept: rows that don't join."""
-    path = stage.part("forest")
-    if not path.exists():
-        forest = spanning_forest(search.blocks())
-        write_npy(path, forest if kept is None else apart(forest, kept))
-    return read_npy(path)
+def join_all(search, kept):
+    """The maximum spanning forest of all pairs. kept: rows that don't join."""
+    forest = spanning_forest(search.blocks())
+    return forest if kept is None else apart(forest, kept)
 
 
 def tabulate(representatives, search, forest, threshold, n_valid):
@@ -143,15 +141,15 @@ def outline(groups, threshold):
     }
 
 
-def group_otherwise(representatives, connected, pairs):
+def group_otherwise(representatives, connected, pairs, links):
     """{grouping: Groups}, as far as the pairs allow it: stars and cuts need all, not just those that join.
 
-    And how many chains `split` leaves uncut, for they are too large.
+    And how many chains `split` leaves uncut, for they are too large. links: of `sparse`.
     """
     groupings, uncut = {"connected": connected}, 0
     if pairs.complete:
         groupings["star"] = stars(pairs, representatives.preferred, representatives.labels, representatives.kept)
-        groupings["split"], uncut = split_chains(representatives, connected, pairs)
+        groupings["split"], uncut = split_chains(representatives, connected, links)
     return groupings, uncut
 
 
@@ -176,19 +174,18 @@ def write_choices(stage, search, chosen, ids, preview):
     return {"thresholds": table, "similarities": [counts.tolist(), edges.tolist()]}
 
 
-def write_warnings(stage, shards, groups_and_forest, pairs, ids, config):
-    """What holds chains together, what is dropped of each shard, and lines about what is suspiciously much.
+def write_warnings(stage, shards, groups, pairs_and_forest, config):
+    """What is dropped of each shard, and lines about what is suspiciously much.
 
-    groups_and_forest: the groups, and the forest that joins connected ones.
+    pairs_and_forest: `Found`, and the forest that joins connected groups.
     """
-    groups, forest = groups_and_forest
-    write_json_items(stage.path("chains.json"), explain_chains(groups, pairs, ids))
-    lost = losses(shards, config.tabulated, groups.dropped(len(ids)))
+    pairs, forest = pairs_and_forest
+    lost = losses(shards, config.tabulated, groups.dropped(pairs.n_rows))
     write_csv(stage.path("losses.csv"), [("by", "value", "rows", "dropped"), *lost])
     pair_blocks = pairs.blocks() if config.grouping == "star" else [forest]
     if not pairs.complete:  # some that join a group, not the strongest
         pair_blocks = None
-    return {"warnings": warnings(groups, lost, len(ids), pair_blocks)}
+    return {"warnings": warnings(groups, lost, pairs.n_rows, pair_blocks)}
 
 
 def draw_graph(folder, stage, search, ids, number):

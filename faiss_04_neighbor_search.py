@@ -16,7 +16,7 @@ from neardup.candidates import are_dense, first_dims, n_longer
 from neardup.clusters import Clusters, OpenCluster, Prepared, open_projection, open_reduced, prepare_cluster
 from neardup.couples import search_task, visitors
 from neardup.embeddings import open_shards, pieces
-from neardup.files import damaged, hdf5, write_json, write_npy
+from neardup.files import damaged, hdf5, write_json
 from neardup.ids import IdTable, store_ids
 from neardup.npy import read_npy, rows_in
 from neardup.outputs import write_neighbors_pickle
@@ -26,6 +26,7 @@ from neardup.script import main, tell
 from neardup.shares import search_tasks
 from neardup.shuffle import cluster_name
 from neardup.verification import are_pairs, verified_at_once, verify_candidates
+from neardup.words import counted
 
 _LISTED, _LISTED_ROWS = 1 << 18, 256  # margins computed at a time, which caches hold; and rows, at least
 _MUCH = 0.8  # seconds of search in a thread, about, from which on processes repay their start
@@ -147,13 +148,14 @@ def compared_first(stage, clusters, reach):
 
     And how many nanoseconds a distance then takes in a thread, about. reach: greatest distance of sketches of a pair.
     """
-    path = stage.part("compared_first")
-    if not path.exists():
+
+    def chosen():
         largest = np.argsort(-np.diff(clusters.bounds), kind="stable")[:_SAMPLED_CLUSTERS].tolist()
         sketches = [clusters.load(c)[1] for c in largest]
         samples = [s[np.linspace(0, len(s) - 1, min(len(s), _SAMPLED_ROWS)).astype(int)] for s in sketches]
-        write_npy(path, np.array(first_dims(samples, reach)))
-    n_first, nanoseconds = read_npy(path).tolist()
+        return np.array(first_dims(samples, reach))
+
+    n_first, nanoseconds = stage.once(chosen, "compared_first").tolist()
     return int(n_first), nanoseconds
 
 
@@ -227,7 +229,7 @@ def pairs_before(stage, threshold):
         return
     for found in read_pairs(stage.previous.path("neighbors.h5"), int(stage.growth.before[-1]), threshold):
         found["row_a"], found["row_b"] = (stage.growth.renumbered(found[name]) for name in ("row_a", "row_b"))
-        yield found[(found["row_a"] >= 0) & (found["row_b"] >= 0)]
+        yield found.compress((found["row_a"] >= 0) & (found["row_b"] >= 0))
 
 
 def audit_and_pickle(stage, rows, audit, names, config):
@@ -253,11 +255,11 @@ def audit_and_pickle(stage, rows, audit, names, config):
 def report(stage):
     """Say what was found and where it is."""
     found, audit = stage.results, stage.results["audit"]
-    print(f"{found['pairs']:,} pairs with similarity >= {found['threshold']}", end=", ")
-    print(f"among {found['rows_in_pairs']:,} of {found['rows']:,} rows")
-    print(f"audit: {audit['rows']:,} random rows by brute force against {audit['against']}", end=": ")
-    print(f"{audit['pairs']:,} pairs, {audit['missed']} missed, {audit['false']} false", end="; ")
-    print(f"{audit['anew']:,} random pairs computed anew")
+    print(f"{counted(found['pairs'], 'pair')} with similarity >= {found['threshold']}", end=", ")
+    print(f"among {found['rows_in_pairs']:,} of {counted(found['rows'], 'row')}")
+    print(f"audit: {counted(audit['rows'], 'random row')} by brute force against {audit['against']}", end=": ")
+    print(f"{counted(audit['pairs'], 'pair')}, {audit['missed']} missed, {audit['false']} false", end="; ")
+    print(f"{counted(audit['anew'], 'random pair')} computed anew")
     print(f"-> {stage.shown} (neighbors.h5, audit.json{', neighbors.pkl' * ('neighbors.pkl' in stage.files)})")
 
 

@@ -198,13 +198,18 @@ def as_markdown(plan):
     yield "|" + "---|" * 8
     for stage in measure.STAGES:
         parts = [of_workers[stage] for of_workers in plan["hours"].values()]
-        totals = " | ".join(f"{sum(p.values()):.2g}" for p in parts)
+        totals = " | ".join(_hours(sum(p.values())) for p in parts)
         longest = max(parts[-1], key=parts[-1].get)
-        cells = [stage, totals, f"{longest}, {parts[-1][longest]:.2g}", f"{plan['tasks'][stage]:,}"]
+        cells = [stage, totals, f"{longest}, {_hours(parts[-1][longest])}", f"{plan['tasks'][stage]:,}"]
         yield "| " + " | ".join([*cells, *map(str, plan["terabytes"][stage])]) + " |"
     everything = [sum(sum(p.values()) for p in of_workers.values()) for of_workers in plan["hours"].values()]
-    yield "| all | " + " | ".join(f"{hours:.2g}" for hours in everything) + " | | | | |"
+    yield "| all | " + " | ".join(map(_hours, everything)) + " | | | | |"
     yield f"disk {plan['disk_terabytes']} TB; scheduler {plan['scheduler_mb']} MB; script {plan['script_gb']} GB"
+
+
+def _hours(hours):
+    """Two digits of them, and no power of ten."""
+    return f"{float(f'{hours:.2g}'):g}"
 
 
 def check(held_out, expected):

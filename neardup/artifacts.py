@@ -8,9 +8,10 @@ from pathlib import Path
 
 from neardup import NeardupError, copies, engine, mirror
 from neardup.checksums import digest_of_file
-from neardup.files import link, sync_folder, write_json
+from neardup.files import link, sync_folder, write_json, write_npy
 from neardup.freshness import changed_shards, fingerprint, remember, times
 from neardup.manifests import MANIFEST, some_of, write_manifest
+from neardup.npy import read_npy
 
 STAGES = {  # folder of a stage, in their order: the script that writes it, and the settings that shape it
     "01_pca_variance": ("faiss_01_pca_variance.py", ("target_variance", "basis_rows", "bad_rows", "duplicate_ids")),
@@ -169,6 +170,13 @@ class Stage:
     def part(self, *name, suffix=".npy"):
         """A file of work in progress, which an interrupted run leaves to the next, and a finished stage drops."""
         return self.path(_PARTS, "_".join(f"{n:05d}" if isinstance(n, int) else n for n in name) + suffix)
+
+    def once(self, make, *name):
+        """The array that make() returns, from the `part` of this name: an interrupted run leaves it to the next."""
+        path = self.part(*name)
+        if not path.exists():
+            write_npy(path, make())
+        return read_npy(path)
 
     def volatile(self, *name):
         """As `part`, of what is soon made anew: on this machine not looked for after it starts again.

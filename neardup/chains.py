@@ -1,22 +1,51 @@
 """Groups with members below the threshold from the representative: what holds them together, and where to cut them."""
 
-from itertools import count, pairwise
+from itertools import chain, count, islice, pairwise
 
 import numpy as np
 
 from neardup.budget import size_ranges
 from neardup.groups import members_and_bounds
-from neardup.pairs import PAIR
+from neardup.pairs import PAIR, Held, among, pack
+from neardup.thresholds import spanning_forest
 
-_CHAIN_PAIRS = 50_000  # pairs of a chain that networkx looks into, about 40 MB; larger chains are flagged only
+_CHAIN_PAIRS = 50_000  # `sparse` pairs of a chain that networkx looks into, about 40 MB; larger chains are flagged only
 _ROUNDS = 100  # of cuts: one that falls into halves takes few, but one whose first link is always the weakest all
+
+
+def sparse(groups, forest, found):
+    """As few pairs of chains as tell what holds them together, `Held`: twice as many as rows, at most.
+
+    They are those of two spanning forests, of which the second is of all pairs but those of the first, the maximum one.
+    What they join is what all pairs join; where one pair alone joins two parts, one does here (Nagamochi and Ibaraki
+    1992, "A linear-time algorithm for finding a sparse k-connected spanning subgraph of a k-connected graph"); and the
+    path of the strongest links runs along the first. So it is for the parts that are left when such pairs are cut, too.
+    groups: those that are joined; forest: as of `spanning_forest`, of what joins them; found: `Found`, of all pairs.
+    Returns that where there are no chains, or just pairs that join are known. Memory: 50 bytes a row of chains, 8 of
+    any other one, and as of `spanning_forest`.
+    """
+    chains = np.nonzero(groups.are_chains(found.threshold))[0]
+    if not len(chains) or not found.complete:
+        return found
+    number_of = places_among(chains, groups, found.n_rows)
+    first = forest.compress(place_of(forest, number_of)[1])
+    listed = np.sort(pack(first["row_a"], first["row_b"]))
+
+    def others():
+        for pairs in found.blocks():
+            pairs = pairs.compress(place_of(pairs, number_of)[1])
+            yield pairs.compress(~among(pack(pairs["row_a"], pairs["row_b"]), listed)[0])
+
+    pairs = np.concatenate([first, spanning_forest(others())])
+    pairs = pairs.take(np.argsort(pack(pairs["row_a"], pairs["row_b"])))
+    return Held([pairs], found.n_rows, found.threshold, found.complete, found.memory)
 
 
 def explain_chains(groups, found, ids):
     """Yield what holds each chain together: (name, its weakest member, the path of strongest links to it, all bridges).
 
-    Path and bridges are left out where a chain has over 50,000 pairs, or just pairs that join are known. found:
-    `Found`. Memory: that of it, and a chain.
+    Path and bridges are left out where a chain has over 50,000 pairs, or just pairs that join are known. found: of
+    `sparse`, so these are chains of over 25,000 rows. Memory: that of it, and a chain.
     """
     chains, most = np.nonzero(groups.are_chains(found.threshold))[0], _CHAIN_PAIRS if found.complete else 0
     for number, pairs in pairs_of_groups(groups, chains, found, most):
@@ -28,7 +57,9 @@ def explain_chains(groups, found, ids):
         entry |= {"weakest_row": far, "similarity": float(groups.similarity[here].min())}
         if len(pairs):
             path, links, bridges = weak_links(pairs, representative, far)
-            entry |= {"path": ids.take(path), "path_similarities": links, "bridges": [ids.take(b) for b in bridges]}
+            named = iter(ids.take([*path, *chain.from_iterable(bridges)]))
+            entry |= {"path": [*islice(named, len(path))], "path_similarities": links}
+            entry["bridges"] = [[*bridge] for bridge in zip(named, named, strict=True)]
         yield groups.name(number), entry
 
 
@@ -64,9 +95,9 @@ def pairs_of_groups(groups, chosen, found, most):
         some = [np.empty(0, dtype=PAIR)]
         for pairs in found.blocks():
             of, same = place_of(pairs, number_of)
-            some.append(pairs[same & (of >= low) & (of < high) & (counts[of] > 0)])
+            some.append(pairs.compress(same & (of >= low) & (of < high) & (counts[of] > 0)))
         pairs = np.concatenate(some)
-        pairs = pairs[np.argsort(number_of[pairs["row_a"]], kind="stable")]
+        pairs = pairs.take(np.argsort(number_of[pairs["row_a"]], kind="stable"))
         for i in range(low, high):
             yield chosen[i], pairs[bounds[i] - bounds[low] : bounds[i + 1] - bounds[low]]
 
@@ -88,8 +119,8 @@ def place_of(pairs, number_of):
 def split_chains(representatives, connected, found):
     """The connected groups, chains cut at bridges until no member that is too far can be cut off.
 
-    representatives: `Representatives`; found: `Found`. Returns them, and how many chains are left as they are because
-    they have over 50,000 pairs, or have been cut 100 times.
+    representatives: `Representatives`; found: of `sparse`. Returns them, and how many chains are left as they are
+    because they have over 50,000 pairs of those, or have been cut 100 times.
     """
     representatives.learn(connected)
     groups, n_rows, n_uncut = connected, found.n_rows, 0
@@ -109,19 +140,19 @@ def cut_chains(groups, found, settled):
 
     From each member below the threshold from its representative, the weakest bridge between the two is cut, of equal
     ones the one nearest to the member. A pair is a bridge if nothing else joins its ends, so what isn't joined by one
-    stays, and so do chains of over 50,000 pairs, whose number `uncut` is. found: `Found`; settled: the smallest rows of
-    chains that can't be cut, (n,) bool, which aren't looked at; those found are added. Memory: that of `found`, and 16
-    bytes a row.
+    stays, and so do chains of over 50,000 pairs, whose number `uncut` is. found: of `sparse`; settled: the smallest
+    rows of chains that can't be cut, (n,) bool, which aren't looked at; those found are added. Memory: that of
+    `found`, and 16 bytes a row.
     """
-    part_of, uncut = np.full(found.n_rows, -1, dtype=np.int64), 0
-    chains = np.nonzero(groups.are_chains(found.threshold) & ~settled[groups.smallest])[0]
+    part_of, smallest, uncut = np.full(found.n_rows, -1, dtype=np.int64), groups.smallest, 0
+    chains = np.nonzero(groups.are_chains(found.threshold) & ~settled[smallest])[0]
     for number, pairs in pairs_of_groups(groups, chains, found, _CHAIN_PAIRS):
         here = groups.members(number)
         far = groups.rows[here][groups.similarity[here] < found.threshold]
         parts = _parts(pairs, int(groups.representative[number]), far.tolist()) if len(pairs) else []
         for part in parts if len(parts) > 1 else []:
             part_of[[*part]] = min(part)
-        settled[groups.smallest[number]] = len(parts) < 2
+        settled[smallest[number]] = len(parts) < 2
         uncut += not len(pairs)
     rows = np.nonzero(part_of >= 0)[0]
     return rows, part_of[rows], uncut

@@ -61,4 +61,4 @@ def apart(forest, kept):
         else:
             sets.merge(of_a, of_b)
             has_kept[sets[a]] = has_kept[of_a] or has_kept[of_b]
-    return forest[stays]
+    return forest.compress(stays)

@@ -21,6 +21,7 @@ from neardup.runs import begin
 from neardup.script import tell
 from neardup.summary import tell_not_exported
 from neardup.thresholds import pair_counts, steps
+from neardup.words import counted
 
 _PARQUET = pa.schema(
     [
@@ -69,10 +70,12 @@ def report(stage):
     print(f"{found['contaminated']:,} of {found['rows']:,} rows are near a row of the second set", end=", ")
     print(f"{found['reference_matched']:,} of whose {found['reference_rows']:,} rows are near one of these")
     print(
-        f"{found['rows']:,} rows: keep {found['kept']:,} and drop {found['dropped']:,}, {found['rejected']:,} rejected"
+        f"{counted(found['rows'], 'row')}: keep {found['kept']:,} and drop {found['dropped']:,}, "
+        f"{found['rejected']:,} rejected"
     )
     for line in found["thresholds"]:
-        print(f"  at {line['threshold']:g}: {line['contaminated']:,} rows, {line['pairs']:,} pairs")
+        of_both = f"{counted(line['contaminated'], 'row')}, {counted(line['pairs'], 'pair')}"
+        print(f"  at {line['threshold']:g}: {of_both}")
     tell_not_exported(found["not_exported"])
     print(f"-> {stage.shown} (contaminated.parquet, keep.txt, drop.txt, report.html)")
 

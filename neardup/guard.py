@@ -69,6 +69,6 @@ def weakest_links(groups, chosen, n_rows, pair_blocks):
     8 bytes a row, and as of `spanning_forest`.
     """
     number_of, links = places_among(chosen, groups, n_rows), np.ones(len(chosen))
-    forest = spanning_forest(pairs[place_of(pairs, number_of)[1]] for pairs in pair_blocks)
+    forest = spanning_forest(pairs.compress(place_of(pairs, number_of)[1]) for pairs in pair_blocks)
     np.minimum.at(links, number_of[forest["row_a"]], forest["similarity"])
     return links

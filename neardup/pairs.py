@@ -44,6 +44,13 @@ class Found:
         return replace(self, threshold=threshold)
 
 
+class Held(Found):
+    """Some of what was found, in memory: in a list of blocks, where the path would be."""
+
+    def blocks(self):
+        return iter(self.path)
+
+
 def found_pairs(search, n_rows, memory=np.inf):
     """The `Found` of stage 4, finished."""
     complete = search.key["settings"]["pairs"] == "all"
@@ -134,7 +141,8 @@ def merged(first, second):
         ends = [np.searchsorted(p, min(packed[0][-1], packed[1][-1]), side="right") for p in packed]
         ready = np.concatenate([h[:end] for h, end in zip(held, ends, strict=True)])
         held = [h[end:] for h, end in zip(held, ends, strict=True)]
-        yield ready[np.lexsort((ready["row_b"], ready["row_a"]))]
+        order = np.argsort(np.concatenate([p[:end] for p, end in zip(packed, ends, strict=True)]), kind="stable")
+        yield ready.take(order)
     for rest, source in zip(held, sources, strict=True):
         yield from chain([rest] if len(rest) else [], source)
 
@@ -157,8 +165,8 @@ def both_ways(path, n_rows, most, folder):
     with h5py.File(path) as file:
         for number, (low, high) in enumerate(ranges):
             here = _as_pairs([file[name][starts[number] : starts[number + 1]] for name in PAIR.names])
-            pairs = np.concatenate([here, _read_mirrored(folder / f"{number}.bin")])
-            yield low, high, pairs[np.lexsort((pairs["row_b"], pairs["row_a"]))]
+            pairs = np.concatenate([_read_mirrored(folder / f"{number}.bin"), here])  # of each row by row_b
+            yield low, high, pairs.take(np.argsort(pairs["row_a"], kind="stable"))
     folder.rmdir()
 
 
@@ -184,7 +192,7 @@ def _mirror(path, n_rows, lows, folder):
         of_range = np.searchsorted(lows, pairs["row_a"], side="right") - 1
         order = np.argsort(of_range, kind="stable")
         numbers, first = np.unique(of_range[order], return_index=True)
-        for number, some in zip(numbers, np.split(pairs[order], first[1:]), strict=True):
+        for number, some in zip(numbers, np.split(pairs.take(order), first[1:]), strict=True):
             with (folder / f"{number}.bin").open("ab") as file:
                 file.write(some.tobytes())
     return np.cumulative_sum(counts, include_initial=True)

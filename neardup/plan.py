@@ -14,6 +14,7 @@ from neardup.moments import component_count
 from neardup.pairs import BYTES_A_PAIR, BYTES_A_ROW
 from neardup.runs import find_input, reading_of, wanted_by
 from neardup.shards import find_shards
+from neardup.words import counted
 
 _SAMPLE, _RUN = 4096, 256  # rows that are read and multiplied; of them that follow each other
 _PIPELINE = 3.0, 0.12  # of docs/performance.md: all five scripts take so many times the products' seconds at 10^6 rows,
@@ -97,7 +98,8 @@ def print_plan(found):
         print(f"{found['files']:,} files of {size} to fetch: how many rows they hold is known when they are here")
         print_second(found)
         return
-    print(f"{found['rows']:,} rows of {found['dim']} values in {found['shards']} shards, {size}")
+    shards = counted(found["shards"], "shard")
+    print(f"{counted(found['rows'], 'row')} of {counted(found['dim'], 'value')} in {shards}, {size}")
     print(f"disk: about {found['disk_bytes'] / 1e9:.3g} GB and {BYTES_A_PAIR} bytes a pair of near rows", end=", ")
     print(f"of {found['disk_free_bytes'] / 1e9:.3g} GB free")
     more = found["memory_bytes"] > found["memory_limit_bytes"]

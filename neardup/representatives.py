@@ -115,11 +115,10 @@ class Representatives:
 
     def _choose(self, members, bounds):
         name, self.calls = f"{self.name}{self.calls}", self.calls + 1
-        path, config = self.stage.part(name, "ranges"), self.config
+        config = self.config
         most = budget.block_rows(self.stage.memory, config.n_workers, 64 * self.rows.dim, _BLOCK_ROWS)
-        if not path.exists():
-            write_npy(path, np.array(budget.size_ranges(bounds, most), dtype=np.int64).reshape(-1, 2))
-        ranges = [(number, *r) for number, r in enumerate(read_npy(path).tolist())]
+        ranges = self.stage.once(partial(budget.size_ranges, bounds, most), name, "ranges").tolist()
+        ranges = [(number, *r) for number, r in enumerate(ranges)]
         task = partial(_represent, self.stage, name, (members, bounds), (self.rows, self.preferred, self.kept, most))
         engine.run(task, ranges, config.n_workers, "045 representatives")
         kinds = [
@@ -178,13 +177,17 @@ def _centrality(read, pieces, bounds, of_group, dim):
 
     It is the row's dot product with the sum of their unit rows, so a group of g rows costs g d, not g^2 d.
     """
+    from scipy.sparse import csr_array
+
     several = np.repeat(np.diff(bounds) > 2, np.diff(bounds))
     sums, score = np.zeros((len(bounds) - 1, dim)), np.zeros(len(of_group))
     unit = lru_cache(maxsize=1)(lambda i: geometry.unit_rows(read(i)[several[pieces[i]]])[0])
     for i, piece in enumerate(pieces):
         groups, first = np.unique(of_group[piece][several[piece]], return_index=True)
         if len(groups):
-            sums[groups] += np.add.reduceat(unit(i), first, axis=0)
+            n_rows = len(unit(i))  # sums are a product with ones: np.add.reduceat takes 10 times as long
+            ones = csr_array((np.ones(n_rows), np.arange(n_rows), np.append(first, n_rows)))
+            sums[groups] += ones @ unit(i)
     for i, piece in enumerate(pieces):
         which = piece.start + np.nonzero(several[piece])[0]
         score[which] = np.einsum("ij,ij->i", unit(i), sums[of_group[which]])

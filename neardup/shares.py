@@ -1,13 +1,12 @@
 """The search in tasks of about as much work: some clusters alone, or the borders of some with some others."""
 
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 
 from neardup import engine
 from neardup.budget import size_ranges
-from neardup.files import write_npy
-from neardup.npy import read_npy
 
 _TASKS, _MOST_TASKS, _TASK_WORK = 24, 20_000, 4e9  # of either part of the search; distances of one, in between
 _LEAST_WORK = 1e8  # distances of a task, below which there are fewer: its files take longer
@@ -37,20 +36,17 @@ def search_tasks(prepared, more, config, which):
     Returns two lists of `Task`. Memory: 4 K^2 bytes.
     """
     stage, clusters, _ = prepared
-    path, n_clusters = stage.part("groups"), len(clusters)
-    if not path.exists():
-        budget = stage.memory / 4 / engine.worker_count(config.n_workers)
-        most = min(budget / (8 * clusters.width + more), clusters.bounds[-1] / _GROUPS)
-        write_npy(path, np.array(size_ranges(clusters.bounds, int(most))))
-    homes, alone = [range(low, high) for low, high in read_npy(path).tolist()], np.arange(n_clusters)
+    budget, n_clusters = stage.memory / 4 / engine.worker_count(config.n_workers), len(clusters)
+    most = int(min(budget / (8 * clusters.width + more), clusters.bounds[-1] / _GROUPS))
+    groups = stage.once(partial(size_ranges, clusters.bounds, most), "groups").tolist()
+    homes, alone = [range(*group) for group in groups], np.arange(n_clusters)
     met = np.ones(n_clusters, dtype=bool)
     if which is not None:
         visiting, met = which[0], ~which[0] | which[1]
         homes, alone = [h for h in ([c for c in some if visiting[c]] for some in homes) if h], alone[:0]
-    path = stage.part("shares")  # kept: visits that are listed anew, on another processor, may differ by a row
-    if not path.exists():
-        write_npy(path, shares_across(prepared, homes, which))
-    across = [(homes[i], (low + np.nonzero(met[low:high])[0]).tolist()) for i, low, high in read_npy(path).tolist()]
+    # once: visits that are listed anew, on another processor, may differ by a row
+    found = stage.once(partial(shares_across, prepared, homes, which), "shares").tolist()
+    across = [(homes[i], (low + np.nonzero(met[low:high])[0]).tolist()) for i, low, high in found]
     of_each = np.diff(clusters.bounds)[alone].astype(float) ** 2 / 2 + _OPENED
     inside = [(alone[slice(*share)].tolist(), []) for share in shares(of_each, most_work(of_each.sum()))]
     return [[Task(kind, i, *t) for i, t in enumerate(ts)] for kind, ts in (("inside", inside), ("across", across))]

@@ -5,7 +5,7 @@ import re
 
 import numpy as np
 
-from neardup.words import in_words, shorten
+from neardup.words import counted, in_words, shorten
 
 _SHOWN_GROUPS, _SHOWN_IDS, _SHOWN_TEXT = 5, 6, 100
 _ACTED_ON = re.compile("[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")  # control characters, and turns of direction
@@ -45,22 +45,22 @@ def report(preview, config, stage):
     if config.target_rows:
         print(f"threshold {found['threshold']!r}, the highest that leaves at most {config.target_rows:,} rows")
     print(
-        f"{found['groups']:,} groups of {found['rows_in_groups']:,} rows, {found['chains']:,} of them chains "
-        "(a member lies below the threshold from the representative)"
+        f"{counted(found['groups'], 'group')} of {counted(found['rows_in_groups'], 'row')}, "
+        f"{found['chains']:,} of them chains (a member lies below the threshold from the representative)"
     )
     single = total - found["rows_in_groups"] - found["rejected"]
     print(
-        f"{total:,} rows = {found['rows_in_groups']:,} in groups + {single:,} single + {found['rejected']:,} rejected; "
-        f"keep {found['kept']:,} and drop {found['dropped']:,}"
+        f"{counted(total, 'row')} = {found['rows_in_groups']:,} in groups + {single:,} single + "
+        f"{found['rejected']:,} rejected; keep {found['kept']:,} and drop {found['dropped']:,}"
     )
     if found["changes"]:
         show_changes(found["changes"])
     for name, other in found["groupings"].items():
         if name != config.grouping:
-            print(f"with grouping {name!r}: {other['groups']:,} groups, {other['chains']:,} of them chains", end="; ")
-            print(f"drop {other['dropped']:,}")
+            print(f"with grouping {name!r}: {counted(other['groups'], 'group')}", end=", ")
+            print(f"{other['chains']:,} of them chains; drop {other['dropped']:,}")
     if found["uncut"]:
-        print(f"grouping 'split' leaves chains of over 50,000 pairs, or 100 cuts, as they are: {found['uncut']:,}")
+        print(f"grouping 'split' leaves chains of over 25,000 rows, or 100 cuts, as they are: {found['uncut']:,}")
     tell_not_exported(found["not_exported"])
     for line in found["warnings"]:
         print(f"look at this: {line}")

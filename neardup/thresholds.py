@@ -3,7 +3,7 @@
 import numpy as np
 
 from neardup import NeardupError
-from neardup.groups import components, members_and_bounds
+from neardup.groups import components, members_and_bounds, numbered
 from neardup.pairs import PAIR
 
 STEPS = 0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.92, 0.94, 0.95, 0.96, 0.97, 0.98, 0.99, 0.995, 1.0
@@ -39,10 +39,10 @@ def _still_needed(pairs, forest):
             break
         level = np.quantile(pairs["similarity"], share, method="lower")
         n_rows = 1 + max(pairs["row_b"].max(), forest["row_b"].max())
-        joined = components([forest[forest["similarity"] >= level]], n_rows)
+        joined = components([forest.compress(forest["similarity"] >= level)], n_rows)
         needed = (pairs["similarity"] > level) | (joined[pairs["row_a"]] != joined[pairs["row_b"]])
         few = len(pairs) - np.count_nonzero(needed) < share / 2 * len(pairs)
-        pairs = pairs[needed]
+        pairs = pairs.compress(needed)
         if few:
             break
     return pairs
@@ -53,16 +53,17 @@ def _forest_of(parts):
     from scipy.sparse.csgraph import minimum_spanning_tree
 
     pairs = np.concatenate(parts)
-    pairs = pairs[np.lexsort((pairs["row_b"], pairs["row_a"], -pairs["similarity"]))]
-    nodes, ends = np.unique(np.concatenate([pairs["row_a"], pairs["row_b"]]), return_inverse=True)
+    order = np.argsort(-pairs["similarity"], kind="stable")  # equal ones are in order: those of the forest first
+    pairs = pairs.take(order)
+    nodes, ends = numbered([pairs["row_a"], pairs["row_b"]])
     places = np.arange(1, len(pairs) + 1, dtype=np.float64)  # as weights: exact, and no two are the same
-    graph = coo_array((places, tuple(ends.reshape(2, -1))), shape=(len(nodes), len(nodes)))
-    return pairs[np.sort(minimum_spanning_tree(graph).data.astype(np.int64)) - 1] if len(pairs) else pairs
+    graph = coo_array((places, tuple(ends)), shape=(len(nodes), len(nodes)))
+    return pairs.take(np.sort(minimum_spanning_tree(graph).data.astype(np.int64)) - 1) if len(pairs) else pairs
 
 
 def groups_at(forest, n_rows, threshold):
     """Members and bounds, as of `members_and_bounds`, of the groups that pairs at or above a threshold form."""
-    return members_and_bounds(components([forest[forest["similarity"] >= threshold]], n_rows))
+    return members_and_bounds(components([forest.compress(forest["similarity"] >= threshold)], n_rows))
 
 
 def threshold_for(forest, n_rows, target_rows, lowest):
@@ -117,6 +118,7 @@ def examples(pair_blocks, thresholds, count):
         similarity = pairs["similarity"].copy()
         for i, (low, high) in enumerate(zip(thresholds, uppers, strict=True)):
             weakest = found[i]["similarity"][-1] if len(found[i]) == count else high  # that may be shown
-            some = np.concatenate([found[i], pairs[(similarity >= low) & (similarity < min(high, weakest))]])
-            found[i] = some[np.argsort(some["similarity"], kind="stable")[:count]]
+            more = pairs.compress((similarity >= low) & (similarity < min(high, weakest)))
+            some = np.concatenate([found[i], more])
+            found[i] = some.take(np.argsort(some["similarity"], kind="stable")[:count])
     return found

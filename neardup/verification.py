@@ -18,13 +18,14 @@ def verify_candidates(stage, candidates, rows, config):
 
     Returns the files.
     """
-    path = stage.part("bounds")
-    if not path.exists():
+
+    def cut():
         share = rows_in(candidates) // (4 * engine.task_slots(config.n_workers))
         room = int(budget.task_bytes(stage.memory, config.n_workers) / _BYTES_A_CANDIDATE)
         at = cuts(map(map_npy, candidates), min(BLOCK_PAIRS, room, share))  # none of them mapped for longer
-        write_npy(path, bounds_between(map(map_npy, candidates), at))
-    blocks = range(rows_in([path]) - 1)
+        return bounds_between(map(map_npy, candidates), at)
+
+    blocks = range(len(stage.once(cut, "bounds")) - 1)
     similarity = partial(similarity_of, rows, verified_at_once(stage, rows, config))
     task = partial(verify_block, stage, candidates, similarity, config.search_threshold)
     engine.run(task, [(block,) for block in blocks], config.n_workers, "04 verify")
@@ -42,7 +43,7 @@ def verify_block(stage, candidates, similarity, threshold, block):
     found = np.empty(len(packed), dtype=PAIR)
     found["row_a"], found["row_b"] = unpack(packed)
     found["similarity"] = similarity(found["row_a"], found["row_b"])
-    write_npy(path, found[found["similarity"] >= threshold])
+    write_npy(path, found.compress(found["similarity"] >= threshold))
 
 
 def similarity_of(rows, step, rows_a, rows_b):

@@ -22,7 +22,6 @@ import pytest
 
 from config import ROOT, Config
 from neardup.artifacts import STAGES
-from neardup.pairs import Found
 
 SCRIPTS = [script for script, _ in STAGES.values()]
 NOTES = {".lock", ".lock.json", ".input.json", "times.json", "report.html"}
@@ -150,13 +149,6 @@ def command(script, *arguments, cwd=None, **environment):
         timeout=120,
         check=False,
     )
-
-
-class FoundBlocks(Found):
-    """A `Found` of some arrays of pairs, where its path would be."""
-
-    def blocks(self):
-        return iter(self.path)
 
 
 def found_pairs(work_dir):

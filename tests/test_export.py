@@ -21,7 +21,7 @@ import pyarrow.csv
 import pyarrow.feather
 import pyarrow.parquet as pq
 import pytest
-from conftest import FoundBlocks, brute_force, components, run_stages, tree_bytes, unit
+from conftest import brute_force, components, run_stages, tree_bytes, unit
 from faults import failing
 
 from neardup import NeardupError
@@ -31,7 +31,7 @@ from neardup.groups import Groups
 from neardup.ids import IdTable, id_blocks
 from neardup.metadata import read_column
 from neardup.outputs import id_lines
-from neardup.pairs import PAIR
+from neardup.pairs import PAIR, Held
 from neardup.shards import Reading, blocks, find_shards
 
 BOUNDS = 0, 60, 97  # rows, in two shards
@@ -859,7 +859,7 @@ def ring(n_rows):
     pairs = [(1, 2, 0.995), *((a, a + 1, 1 - a / 777) for a in large[:-1].tolist()), (5, n_rows - 1, 0.99)]
     pairs = np.array(sorted(pairs), PAIR)
     groups = Groups(rows, bounds, similarity, np.array([1, 6]), np.zeros(2, np.int32))
-    return groups, FoundBlocks([pairs[:4], pairs[4:]], n_rows, 0, True, np.inf)
+    return groups, Held([pairs[:4], pairs[4:]], n_rows, 0, True, np.inf)
 
 
 def test_graphml_is_read_back(tmp_path):

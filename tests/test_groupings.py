@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import EXAMPLE, SCRIPTS, FoundBlocks, components, flat_ids, found_pairs, lay_out, run_stages, unit
+from conftest import EXAMPLE, SCRIPTS, components, flat_ids, found_pairs, lay_out, run_stages, unit
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_045_merge import bundles, load_chains, load_groups, load_list
@@ -28,7 +28,7 @@ from neardup.files import write_json_items
 from neardup.groups import Groups
 from neardup.ids import IdTable
 from neardup.layout import npy_layout
-from neardup.pairs import PAIR
+from neardup.pairs import PAIR, Held
 from neardup.representatives import Representatives
 
 STAGE = "045_merge"
@@ -213,7 +213,7 @@ def split(links, n, budget=1e9):
     """The connected groups of pairs at 0.7, and what is left of them after cuts."""
     blocks, rows = [packed(links)], FirstRows(links, n)
     connected = rows.of(*thresholds.groups_at(thresholds.spanning_forest(blocks), n, 0.7))
-    groups, uncut = chains.split_chains(rows, connected, FoundBlocks(blocks, n, 0.7, True, budget))
+    groups, uncut = chains.split_chains(rows, connected, Held(blocks, n, 0.7, True, budget))
     return lists_of(connected), lists_of(groups), uncut
 
 
@@ -225,6 +225,36 @@ def test_chains_are_cut_at_the_weakest_bridges(seed, kind, n, budget):
     assert uncut == 0
     assert after == sorted((p for _, m in before for p in cut_by_hand(m, cosines, 0.7)), key=lambda g: min(g[1]))
     check_split(before, after, links, 0.7)
+
+
+@given(seed=SEED, kind=st.sampled_from(KINDS), n=st.integers(1, 40), dense=st.booleans(), some_kept=st.booleans())
+@settings(deadline=None, max_examples=150)
+def test_two_spanning_forests_tell_of_chains_what_all_pairs_do(seed, kind, n, dense, some_kept):
+    """Also where rows that were kept before part what pairs join."""
+    rng = np.random.default_rng(seed)
+    links = graph(kind, n, rng)
+    if dense:  # some cliques, joined here and there
+        links |= {(a, b): 0.7 + 0.3 * rng.random() for a in range(n) for b in range(a + 1, n) if a // 7 == b // 7}
+    blocks, rows, kept = in_blocks(links, rng), FirstRows(links, n), rng.random(n) < 0.1 * some_kept
+    forest = changes.apart(thresholds.spanning_forest(blocks), kept)
+    groups, found = rows.of(*thresholds.groups_at(forest, n, 0.7)), Held(blocks, n, 0.7, True, 1e9)
+    few, n_chains = chains.sparse(groups, forest, found), np.count_nonzero(groups.are_chains(0.7))
+    if not n_chains:
+        assert few is found
+        return
+    [some] = few.blocks()
+    assert len(some) <= 2 * (groups.sizes[groups.are_chains(0.7)].sum() - n_chains)
+    assert {(a, b): s for a, b, s in some.tolist()}.items() <= links.items()
+    names = SimpleNamespace(take=lambda rows: [int(row) for row in rows])
+    by_all, by_few = (dict(chains.explain_chains(groups, pairs, names)) for pairs in (found, few))
+    for name, chain in by_all.items():
+        assert chain["bridges"] == by_few[name]["bridges"]
+        assert min(chain["path_similarities"]) == min(by_few[name]["path_similarities"])
+        path = by_few[name]["path"]
+        assert (path[0], path[-1]) == (chain["representative"], chain["weakest"])
+        assert [links[tuple(sorted(link))] for link in pairwise(path)] == by_few[name]["path_similarities"]
+    (by_all, _), (by_few, _) = (chains.split_chains(rows, groups, pairs) for pairs in (found, few))
+    assert lists_of(by_all) == lists_of(by_few)
 
 
 def test_a_chain_of_too_many_pairs_is_left_as_it_is(monkeypatch):
@@ -253,7 +283,7 @@ def many_chains(count):
     rows, similarity = np.arange(3 * count), np.tile([1, 0.9, 0.5], count)
     groups = Groups(rows, np.arange(0, len(rows) + 1, 3), similarity, rows[::3], np.zeros(count, dtype=np.int32))
     blocks = [packed({(row, row + 1): 0.9 for row in rows.tolist() if row % 3 < 2})]
-    return groups, FoundBlocks(blocks, len(rows), 0.8, True, 1e5)
+    return groups, Held(blocks, len(rows), 0.8, True, 1e5)
 
 
 @contextmanager

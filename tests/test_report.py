@@ -329,17 +329,17 @@ def test_times_that_are_damaged_are_not_shown(tmp_path, content):
 
 
 def test_chains_that_are_too_large_to_cut_are_counted(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("neardup.chains._CHAIN_PAIRS", 45)
+    monkeypatch.setattr("neardup.chains._CHAIN_PAIRS", 18)
     run_stages(lay_out(tmp_path / "data", bundles(0)), tmp_path / "work", threshold=0.94, grouping="split")
     explained = json.loads((tmp_path / "work" / "045_merge" / "chains.json").read_text())
     uncut = sum("path" not in chain for chain in explained.values())
     assert len(explained) > uncut > 0
     assert (
-        f"grouping 'split' leaves chains of over 50,000 pairs, or 100 cuts, as they are: {uncut}\n"
+        f"grouping 'split' leaves chains of over 25,000 rows, or 100 cuts, as they are: {uncut}\n"
         in capsys.readouterr().out
     )
     assert (
-        f"but for {uncut} of over 50,000 pairs, or 100 cuts, left as they are"
+        f"but for {uncut} of over 25,000 rows, or 100 cuts, left as they are"
         in (tmp_path / "work" / REPORT).read_text()
     )
 
