@@ -11,6 +11,8 @@ from importlib.metadata import version
 from pathlib import Path
 from threading import Event, Thread
 
+from threadpoolctl import threadpool_info
+
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 sys.path.insert(0, str(ROOT))
@@ -28,11 +30,17 @@ def machine():
     return {
         "processor": named.get("model name", platform.processor()),
         "vector_units": [f for f in ("avx2", "avx512f", "amx_tile") if f in named.get("flags", "").split()],
+        "blas": sorted({f"{p['internal_api']} {p['version']}, {p['architecture']}" for p in _blas()}),
         "cores": len(os.sched_getaffinity(0)),
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30),
         "python": platform.python_version(),
         **{name: version(name) for name in ("numpy", "faiss-cpu", "scikit-learn", "dask")},
     }
+
+
+def _blas():
+    """What numpy multiplies by: which kernels it takes, an environment variable may have set."""
+    return [pool for pool in threadpool_info() if pool["internal_api"] == "openblas"]
 
 
 def run(command):
