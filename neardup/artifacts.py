@@ -24,12 +24,12 @@ STAGES = {  # folder of a stage, in their order: the script that writes it, and 
     ),
 }
 TIMES, REPORT = "times.json", "report.html"  # of a stage, but not the same in each run: what it took, and what shows it
-_ENDINGS = "partial", "old", "removed"  # of hidden folders: being built, being replaced, being removed
+PARTIAL, OLD, REMOVED = "partial", "old", "removed"  # endings of hidden folders: being built, replaced, removed
 _LOOKED_AT = 1 << 20  # bytes of a file, up to which it is hashed before another stage has it, too
 _PARTS = "parts"  # folder of work in progress
 BEGUN = "begun.json"  # in a folder under construction: the key of what it will be
 LEADING = [  # of a work folder: what the files of its folders go together with
-    entry for name in STAGES for entry in ((name, (MANIFEST,)), (f".{name}.partial", (BEGUN, MANIFEST)))
+    entry for name in STAGES for entry in ((name, (MANIFEST,)), (f".{name}.{PARTIAL}", (BEGUN, MANIFEST)))
 ]
 
 
@@ -163,7 +163,7 @@ class Stage:
 
     def refuse_input(self, changed):
         """Remove what was made of shards that have changed since stage 1. changed: their names. Raises NeardupError."""
-        remove(self.folder, self.folder.with_name(f".{self.name}.removed"))
+        remove(self.folder, self.folder.with_name(self.name))
         script = next(iter(STAGES.values()))[0]
         raise NeardupError(f"the input ({some_of(changed)}) changed while it was read: run {script} again")
 
@@ -187,7 +187,7 @@ class Stage:
 
     def drop_parts(self):
         """Remove all work in progress: it led to something that can't be."""
-        remove(self.path(_PARTS), self.folder.with_name(f".{self.name}.removed"))
+        remove(self.path(_PARTS), self.folder.with_name(self.name))
 
 
 def _take(of, folder, name, then):
@@ -209,16 +209,22 @@ def _digest_if_there(path):
 
 def stage_folders(work_dir):
     """Every folder in `work_dir` that a stage may write or remove."""
-    return [f for name in STAGES for f in (work_dir / name, *(work_dir / f".{name}.{end}" for end in _ENDINGS))]
+    finals = [work_dir / name for name in STAGES]
+    return [f for final in finals for f in (final, *(hidden(final, ending) for ending in (PARTIAL, OLD, REMOVED)))]
+
+
+def hidden(final, ending):
+    """A folder beside that of a stage, which is hidden while there are several of it."""
+    return final.with_name(f".{final.name}.{ending}")
 
 
 def publish(folder, final):
     """Put a finished folder in the place of an earlier one."""
     names = [path.relative_to(folder).as_posix() for path in mirror.files(folder) if path.name != BEGUN]
     mirror.publish(folder, final, [name for name in names if not name.startswith(f"{_PARTS}/")], last=MANIFEST)
-    shutil.rmtree(replaced(final), ignore_errors=True)
+    shutil.rmtree(hidden(final, OLD), ignore_errors=True)
     if final.exists():
-        os.rename(final, replaced(final))
+        os.rename(final, hidden(final, OLD))
     os.rename(folder, final)
     sync_folder(final.parent)
     tidy(final)
@@ -227,12 +233,16 @@ def publish(folder, final):
 def tidy(final):
     """Remove what a finished stage needs no more."""
     (final / BEGUN).unlink(missing_ok=True)
-    for leftover in (final / _PARTS, replaced(final), final.with_name(f".{final.name}.removed")):
+    for leftover in (final / _PARTS, hidden(final, OLD), hidden(final, REMOVED)):
         shutil.rmtree(leftover, ignore_errors=True)
 
 
-def remove(folder, aside):
-    """Remove a folder whose content belongs together: out of the way in one step, for removing may be cut off."""
+def remove(folder, final):
+    """Remove a folder whose content belongs together: out of the way in one step, for removing may be cut off.
+
+    final: the stage's that it is of.
+    """
+    aside = hidden(final, REMOVED)
     mirror.remove(folder)
     shutil.rmtree(aside, ignore_errors=True)
     if folder.exists():
@@ -243,21 +253,16 @@ def remove(folder, aside):
 def recover(final):
     """Complete a publication that was cut off between its two renames, or after them."""
     if (final / MANIFEST).exists():
-        shutil.rmtree(replaced(final), ignore_errors=True)
-    if not final.exists() and replaced(final).exists():
-        partial = final.with_name(f".{final.name}.partial")
-        os.rename(partial if (partial / MANIFEST).exists() else replaced(final), final)
+        shutil.rmtree(hidden(final, OLD), ignore_errors=True)
+    if not final.exists() and hidden(final, OLD).exists():
+        finished = (hidden(final, PARTIAL) / MANIFEST).exists()
+        os.rename(hidden(final, PARTIAL if finished else OLD), final)
 
 
 def remove_temporary(folder):
     """Remove the files that an interrupted run was writing."""
     for leftover in folder.rglob(".*.tmp"):
         leftover.unlink(missing_ok=True)
-
-
-def replaced(final):
-    """Where an earlier version of a stage is while it is being replaced."""
-    return final.with_name(f".{final.name}.old")
 
 
 @lru_cache

@@ -10,13 +10,15 @@ import numpy as np
 from neardup import NeardupError, budget, copies, mirror
 from neardup.artifacts import (
     BEGUN,
+    OLD,
+    PARTIAL,
     STAGES,
     Stage,
+    hidden,
     publish,
     recover,
     remove,
     remove_temporary,
-    replaced,
     stage_folders,
     tidy,
 )
@@ -156,7 +158,7 @@ def check_folders(config):
             if isinstance(place, Path) and place.resolve().is_relative_to(folder.resolve()):
                 raise NeardupError(f"{setting} {place} lies in {folder}, which a stage replaces: set another work_dir")
     for folder in (work_dir / name for work_dir in work_dirs for name in STAGES):
-        if folder.exists() and not ((folder / MANIFEST).exists() or replaced(folder).exists()):
+        if folder.exists() and not ((folder / MANIFEST).exists() or hidden(folder, OLD).exists()):
             raise NeardupError(f"{folder} exists but no stage made it: move it away, or set another work_dir")
 
 
@@ -185,7 +187,8 @@ def _changes(run, manifest):
 
 def _open(run, name, key):
     """The finished stage if it has this key, else its folder under construction."""
-    final, folder = run.config.work_dir / name, run.config.work_dir / f".{name}.partial"
+    final = run.config.work_dir / name
+    folder = hidden(final, PARTIAL)
     recover(final)
     if (folder / MANIFEST).exists() and not differences(read_manifest(folder / MANIFEST), key):
         publish(folder, final)  # killed between its last word and its publication
@@ -209,7 +212,7 @@ def _open(run, name, key):
         what |= {"grows": digest_of_values([previous[0].files, previous[1].of.tolist()])}
     remove_temporary(folder)
     if not (begun.exists() and read_json(begun) == what):
-        remove(folder, folder.with_name(f".{name}.removed"))
+        remove(folder, final)
         folder.mkdir(parents=True)
         write_json(begun, what)
     return Stage(name, folder, key, run=run, memory=run.memory, previous=previous)
