@@ -12,12 +12,12 @@ import numpy as np
 from neardup import budget, engine, geometry
 from neardup.checksums import Digest
 from neardup.embeddings import open_shards, pieces, shard_starts, total_rows
-from neardup.files import atomic, damaged, npy_rows, read_json, write_json, write_npy, write_npz
+from neardup.files import atomic, damaged, npy_rows, read_json, write_json, write_npz
 from neardup.freshness import digests_of_rows
-from neardup.npy import read_npy, read_npz
+from neardup.npy import read_npz
 from neardup.runs import begin
 from neardup.script import main, tell
-from neardup.words import percent
+from neardup.words import counted, percent
 
 _MUCH_LESS = 0.02  # of the variance: new rows then take more candidates
 _BLOCK_ROWS = 4096  # rows projected together, at most: 16 MB at 1,024 values, which caches hold
@@ -116,9 +116,9 @@ def project_all(stage, shards, model, variance, config):
     cached = 4 * n_components * sum(piece.stop - piece.start for piece in some) <= _CACHED
     task = partial(project_piece, stage, open_shards(shards), geometry.projection(*model), (sketch_dims, cached))
     engine.run(task, [(block_rows, piece) for piece in some], config.n_workers, "02 project")
-    digests = [read_json(stage.part("digest", piece.name, suffix=".json")) for piece in some]
-    stage.files |= {f"reduced_{p.name}.npy": d["reduced"] for p, d in zip(some, digests, strict=True)}  # not read again
-    check_rows(stage, [d["rows"] for d in digests])
+    found = [read_json(stage.part("digest", piece.name, suffix=".json")) for piece in some]
+    stage.files |= {f"reduced_{p.name}.npy": f["reduced"] for p, f in zip(some, found, strict=True)}  # not read again
+    check_rows(stage, [f["rows"] for f in found])
     return sketch_dims
 
 
@@ -156,10 +156,8 @@ def project_piece(stage, rows, projection, how, block_rows, piece):
             if stage.growth:
                 kept = np.vecdot(reduced, reduced)
                 squares += np.column_stack([np.ones(len(kept)), kept, distance])[~bad].sum(axis=0)
-        if stage.growth:
-            write_npy(stage.part("squares", piece.name), squares)
-        digests = {"reduced": digest.hexdigest(), "rows": read.hexdigest()}
-        write_json(stage.part("digest", piece.name, suffix=".json"), digests)
+        found = {"reduced": digest.hexdigest(), "rows": read.hexdigest(), "squares": squares.tolist()}
+        write_json(stage.part("digest", piece.name, suffix=".json"), found)
 
 
 def since_basis(stage, n_shards):
@@ -170,7 +168,7 @@ def since_basis(stage, n_shards):
         there = stage.growth.of >= 0
         of_shards[stage.growth.of[there]] = np.array(stage.previous.results["since"]["of_shards"])[there]
         for piece in stage.growth.pieces()[0]:
-            of_shards[piece.file] += read_npy(stage.part("squares", piece.name))
+            of_shards[piece.file] += read_json(stage.part("digest", piece.name, suffix=".json"))["squares"]
     rows, kept, squares = of_shards.sum(axis=0).tolist()
     return {"rows": int(rows), "kept": kept, "squares": squares, "of_shards": of_shards.tolist()}
 
@@ -179,13 +177,14 @@ def report(stage):
     """Say what was found and where it is."""
     found = stage.results
     print(
-        f"{found['rows']:,} rows reduced to {found['n_components']} components, sketched in {found['sketch_dims']} + 1"
+        f"{counted(found['rows'], 'row')} reduced to {counted(found['n_components'], 'component')}, "
+        f"sketched in {found['sketch_dims']} + 1"
     )
     since = found["since"]
     if since["rows"]:
         share = since["kept"] / (since["squares"] or 1)
         came, made_of = percent(share, 2), percent(found["variance_kept"], 2)
-        print(f"of the {since['rows']:,} rows that came since, they keep {came} of the variance", end=", ")
+        print(f"of the {counted(since['rows'], 'row')} that came since, they keep {came} of the variance", end=", ")
         print(f"of those they were made of {made_of}")
         if share < found["variance_kept"] - _MUCH_LESS:
             print(f"they don't fit any more: remove {stage.shown_beside('01_pca_variance')}, and run all scripts again")

@@ -200,7 +200,7 @@ def report(stage):
     print(f"{counted(found['rows'], 'row')} in {counted(found['n_clusters'], 'cluster')} of ", end="")
     print(f"{found['smallest']:,} to {found['largest']:,}")
     if found["came"]:
-        print(f"{found['made']} of them were made of {found['made_of']:,} rows; ", end="")
+        print(f"{found['made']} of them were made of {counted(found['made_of'], 'row')}; ", end="")
         print(f"the {found['came']:,} that came since lie beside them")
     if found["gain"] >= _MUCH:
         print(

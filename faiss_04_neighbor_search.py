@@ -13,7 +13,15 @@ import numpy as np
 from neardup import NeardupError, budget, engine, geometry, mirror, pairs
 from neardup.audit import audit_pairs, begin_audit
 from neardup.candidates import are_dense, first_dims, n_longer
-from neardup.clusters import Clusters, OpenCluster, Prepared, open_projection, open_reduced, prepare_cluster
+from neardup.clusters import (
+    Clusters,
+    OpenCluster,
+    Prepared,
+    cluster_name,
+    open_projection,
+    open_reduced,
+    prepare_cluster,
+)
 from neardup.couples import search_task, visitors
 from neardup.embeddings import open_shards, pieces
 from neardup.files import damaged, hdf5, write_json
@@ -24,7 +32,6 @@ from neardup.pairs import BYTES_A_PAIR, BYTES_A_ROW, PAIR, read_pairs
 from neardup.runs import begin
 from neardup.script import main, tell
 from neardup.shares import search_tasks
-from neardup.shuffle import cluster_name
 from neardup.verification import are_pairs, verified_at_once, verify_candidates
 from neardup.words import counted
 

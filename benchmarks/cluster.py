@@ -18,7 +18,7 @@ from pathlib import Path
 import measure
 from distributed.utils import open_port
 
-_MORE_CLUSTERS = 3_216  # what faiss_03_kmeans chooses for 10^8 rows
+_MORE_CLUSTERS = 3_216  # as some 10^7 to 10^8 rows have
 _PHASES = {  # what is compared: the tasks of a stage, by their labels
     "1": ("01 moments",),
     "2": ("02 project",),

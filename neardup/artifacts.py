@@ -140,11 +140,10 @@ class Stage:
         return self.path(_PARTS) not in path.parents and path.name not in (BEGUN, MANIFEST, TIMES, REPORT)
 
     def note_times(self):
-        """Write what this run took, and at most held in memory, into times.json, and return it."""
+        """Write what this run took, and at most held in memory, into times.json."""
         seconds = round(time.perf_counter() - self.run.began, 3)
         took = {"seconds": seconds, "peak_bytes": engine.peak_bytes(), "tasks": engine.took()}
         write_json(self.folder / TIMES, took)
-        return took
 
     def _check_input(self, results):
         run, work_dir = self.run, self.folder.parent
@@ -183,7 +182,8 @@ class Stage:
 
         So it need not be flushed, but where others write it (`self.boot` is None).
         """
-        return self.part(*name).parent / (self.boot or "kept") / self.part(*name).name
+        path = self.part(*name)
+        return path.parent / (self.boot or "kept") / path.name
 
     def drop_parts(self):
         """Remove all work in progress: it led to something that can't be."""

@@ -54,9 +54,7 @@ def audit_tasks(stage, rows, audited, counted, config):
     bytes_per_row = 8 * rows.dim + 5 * len(audited)
     block_rows = budget.block_rows(stage.memory, config.n_workers, bytes_per_row, _BLOCK_ROWS)
     task = partial(audit_pieces, stage, rows, counted, sample, (config.search_threshold, block_rows))
-    growth, of_files = stage.growth, None
-    if growth:
-        of_files = ~growth.fresh if growth.against else growth.fresh
+    of_files = stage.growth and stage.growth.fresh ^ stage.growth.against
     groups = piece_groups(rows, of_files) if len(audited) else []
     return engine.tasks(task, enumerate(groups), config.n_workers, "04 audit")
 

@@ -33,11 +33,10 @@ def least_memory(n_rows, dim):
     return _LIBRARIES + _BYTES_A_ROW * n_rows + max(_LEAST_WORKING, _BYTES_A_PRODUCT * dim**2)
 
 
-def block_rows(memory, n_workers, bytes_per_row, most=16_384):
+def block_rows(memory, n_workers, bytes_per_row, most):
     """Rows a task may hold so that all tasks together take at most half of the working memory.
 
-    The other half is for copies that libraries make. At most `most` rows: a matrix product gains nothing from over
-    16,384, and progress would be coarse.
+    The other half is for copies that libraries make. At most `most` rows.
     """
     return int(max(1, min(most, memory / 2 / worker_count(n_workers) / bytes_per_row)))
 

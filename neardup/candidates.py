@@ -162,7 +162,7 @@ def _limit(width, reach):
 
     Rounding: the product's, and that of `shorten` (u of the tail a row), for which the width is taken 16 wider.
     """
-    return np.float32(-(reach**2 + geometry.squared_distance_error(width + 16, geometry.LONGEST, geometry.LONGEST)) / 2)
+    return np.float32(-(reach**2 + geometry.squared_distance_error(width + 16)) / 2)
 
 
 def _near_in_all(vectors_x, vectors_y, reach):

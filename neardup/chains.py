@@ -1,20 +1,21 @@
 """Groups with members below the threshold from the representative: what holds them together, and where to cut them."""
 
+from dataclasses import replace
 from itertools import chain, count, islice, pairwise
 
 import numpy as np
 
 from neardup.budget import size_ranges
 from neardup.groups import members_and_bounds
-from neardup.pairs import PAIR, Held, among, pack
+from neardup.pairs import PAIR, among, pack
 from neardup.thresholds import spanning_forest
 
-_CHAIN_PAIRS = 50_000  # `sparse` pairs of a chain that networkx looks into, about 40 MB; larger chains are flagged only
+_CHAIN_PAIRS = 50_000  # `sparse` pairs of a chain that networkx looks into, in up to 100 MB; others are flagged only
 _ROUNDS = 100  # of cuts: one that falls into halves takes few, but one whose first link is always the weakest all
 
 
 def sparse(groups, forest, found):
-    """As few pairs of chains as tell what holds them together, `Held`: twice as many as rows, at most.
+    """As few pairs of chains as tell what holds them together, `Found` in memory: twice as many as rows, at most.
 
     They are those of two spanning forests, of which the second is of all pairs but those of the first, the maximum one.
     What they join is what all pairs join; where one pair alone joins two parts, one does here (Nagamochi and Ibaraki
@@ -38,7 +39,7 @@ def sparse(groups, forest, found):
 
     pairs = np.concatenate([first, spanning_forest(others())])
     pairs = pairs.take(np.argsort(pack(pairs["row_a"], pairs["row_b"])))
-    return Held([pairs], found.n_rows, found.threshold, found.complete, found.memory)
+    return replace(found, read=lambda _: iter([pairs]))
 
 
 def explain_chains(groups, found, ids):

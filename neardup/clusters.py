@@ -10,7 +10,8 @@ import numpy as np
 from neardup import geometry
 from neardup.candidates import lay_out, n_longer, swapped
 from neardup.embeddings import block_ranges, equal_parts, open_pieces, pieces
-from neardup.files import atomic, damaged, npy_rows
+from neardup.files import atomic, damaged, hdf5, npy_rows
+from neardup.ids import store_ids
 from neardup.mirror import here
 from neardup.npy import map_array, map_npy, read_npz
 
@@ -19,10 +20,31 @@ _ROW_BITS, _STEP_BITS = 32, 16  # of a packed visit; the cluster it goes to has 
 _GATHERED_ROWS = 8192  # reduced vectors that are copied together
 _PROJECTED_ROWS = 1024  # that are projected together
 _COUNTED_ROWS, _VISITS = 256, 1 << 18  # rows whose visits tell how many all have; visits that are sorted together
+_SHORT_DIMS = 8  # coordinates of the sketch that a few rows are compared with all by (neardup/query.py)
 _GATHERING = Lock()  # one thread at a time writes those of a cluster, whichever
 CLUSTER_SHIFT = np.uint64(_ROW_BITS + _STEP_BITS)
 MOST_CLUSTERS = 2 ** (64 - _ROW_BITS - _STEP_BITS) - 1  # files, of which one cluster may have several
 _ROW_MASK, _STEP_MASK = np.uint64(2**_ROW_BITS - 1), np.uint64(2**_STEP_BITS - 1)
+
+
+def cluster_path(stage, number):
+    """Where a cluster file is."""
+    return stage.path(cluster_name(number))
+
+
+def cluster_name(number):
+    """The name of a cluster file in its stage."""
+    return f"clusters/cluster_{number:05d}.h5"
+
+
+def write_cluster(path, rows, sketches, ids, places):
+    """A cluster file: row, vector (its sketch), short (a shorter one) and id of each member, rows ascending.
+
+    places: of the ids in a table.
+    """
+    with hdf5(path) as file:
+        file["row"], file["vector"], file["short"] = rows, sketches, geometry.shorten(sketches, _SHORT_DIMS)
+        store_ids(file, ids, places)
 
 
 class Clusters:

@@ -47,7 +47,7 @@ def run(config):
         pairs, n_reference = found_pairs(search, len(ids)), stage.growth.sets[1]
         thresholds = steps(pairs.threshold, config.threshold)
         table = tabulate(pairs, thresholds, n_reference)
-        matches = find_matches(pairs.at(config.threshold).blocks(), n_reference, pairs.n_rows - n_reference)
+        matches = find_matches(pairs.at(config.threshold), n_reference)
         keep, drop = divide(matches, rejected, repeated, ids)
         write_contaminated(stage.path("contaminated.parquet"), matches, ids)
         write_thresholds(stage.path("thresholds.csv"), table)
@@ -109,7 +109,7 @@ class Matches(NamedTuple):
 
 def tabulate(pairs, thresholds, n_reference):
     """What each threshold would give: [{column: value}]. pairs: `Found`, at the lowest."""
-    nearest = find_matches(pairs.blocks(), n_reference, pairs.n_rows - n_reference).similarity
+    nearest = find_matches(pairs, n_reference).similarity
     return [
         {"threshold": threshold, "pairs": count, "contaminated": int(np.count_nonzero(nearest >= threshold))}
         for threshold, count in zip(thresholds, pair_counts(pairs.blocks(), thresholds).tolist(), strict=True)
@@ -127,23 +127,24 @@ def divide(matches, rejected, repeated, ids):
     return ~drop & ~np.isin(np.arange(first, len(ids)), rejected), drop
 
 
-def find_matches(pair_blocks, n_reference, n_rows):
-    """`Matches` of so many rows of a set, in pairs, (p,) PAIR, with the `n_reference` rows before them.
+def find_matches(found, n_reference):
+    """`Matches` of the rows of a set with the `n_reference` rows before them. found: `Found`.
 
     Of equally near ones the first counts. Memory: 24 bytes a row, and a block.
     """
+    n_rows = found.n_rows - n_reference
     nearest, count = np.full(n_rows, -1, dtype=np.int64), np.zeros(n_rows, dtype=np.int64)
-    found = Matches(nearest, np.zeros(n_rows), count, np.zeros(n_reference, dtype=bool))
-    for pairs in pair_blocks:
+    matches = Matches(nearest, np.zeros(n_rows), count, np.zeros(n_reference, dtype=bool))
+    for pairs in found.blocks():
         reference, row, similarity = pairs["row_a"], pairs["row_b"] - n_reference, pairs["similarity"]
-        found.matched[reference] = True
-        found.count[:] += np.bincount(row, minlength=n_rows)
+        matches.matched[reference] = True
+        matches.count[:] += np.bincount(row, minlength=n_rows)
         order = np.lexsort((reference, -similarity, row))
         row, first = np.unique(row[order], return_index=True)
         reference, similarity = reference[order][first], similarity[order][first]
-        nearer = similarity > found.similarity[row]  # blocks come in order of the reference's rows
-        found.nearest[row[nearer]], found.similarity[row[nearer]] = reference[nearer], similarity[nearer]
-    return found
+        nearer = similarity > matches.similarity[row]  # blocks come in order of the reference's rows
+        matches.nearest[row[nearer]], matches.similarity[row[nearer]] = reference[nearer], similarity[nearer]
+    return matches
 
 
 def write_contaminated(path, matches, ids):

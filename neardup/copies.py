@@ -11,6 +11,7 @@ from neardup import NeardupError, engine, mirror
 from neardup.checksums import digest_of_sample, digest_of_values
 from neardup.files import atomic, npy_rows, read_json, write_json
 from neardup.formats import Vectors
+from neardup.formats.by_suffix import blocks, others
 from neardup.metadata import BESIDE, TEXTS
 
 FOLDER = "input"  # in the work folder
@@ -109,16 +110,15 @@ def known(path, name, copy):
     return Vectors(found["rows"], found["dim"], np.dtype(found["dtype"]))
 
 
-def make(shards, blocks_of, others_of, n_workers, anew=False):
+def make(shards, n_workers, anew=False):
     """Decode those shards that have to be, and whose copy isn't as it should be, a file a task. Memory: a block each.
 
-    blocks_of(path, name): yields a file's vectors; others_of(path, name): other files that hold some of them; anew:
-    whether all have to be, whatever is known of their copies. Raises NeardupError where the disk has no room.
+    anew: whether all have to be, whatever is known of their copies. Raises NeardupError where the disk has no room.
     """
     missing = [s for s in shards if s.copy and (anew or not is_current(s))]
     if missing:
         _need_room(missing[0].copy.parent, sum(s.rows * s.dim * s.dtype.itemsize for s in missing))
-        engine.run_in_threads(_make, [(s, blocks_of, others_of) for s in missing], n_workers, "decode input")
+        engine.run_in_threads(_make, [(s,) for s in missing], n_workers, "decode input")
 
 
 def forget_others(shards, folder):
@@ -139,17 +139,17 @@ def is_current(shard):
     return shard.copy is None or known(shard.path, shard.vectors, shard.copy) is not None
 
 
-def _make(shard, blocks_of, others_of):
-    others = [str(path.resolve()) for path in others_of(shard.path, shard.vectors)]
-    before, copy, rows = _source(shard.path, shard.vectors, others), shard.copy, 0
+def _make(shard):
+    beside = [str(path.resolve()) for path in others(shard.path, shard.vectors)]
+    before, copy, rows = _source(shard.path, shard.vectors, beside), shard.copy, 0
     with npy_rows(copy, (shard.rows, shard.dim), shard.dtype) as write:
         _note(copy).unlink(missing_ok=True)
-        for block in blocks_of(shard.path, shard.vectors):
+        for block in blocks(shard.path, shard.vectors):
             write(block)
             rows += len(block)
-    if rows != shard.rows or _source(shard.path, shard.vectors, others) != before:
+    if rows != shard.rows or _source(shard.path, shard.vectors, beside) != before:
         raise NeardupError(f"the input ({shard.name}) changed while it was read: run the script again")
-    found = {"rows": shard.rows, "dim": shard.dim, "dtype": shard.dtype.str, "others": others}
+    found = {"rows": shard.rows, "dim": shard.dim, "dtype": shard.dtype.str, "others": beside}
     write_json(_note(copy), {"of": before, "copy": _state(copy)} | found)
 
 

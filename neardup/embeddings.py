@@ -80,12 +80,9 @@ class RowFiles:
 
     def read(self, start, stop):
         """Rows start to stop, all in one file. Returns a read-only view (stop - start, d)."""
-        file = self._file_of(start)
+        file = int(np.searchsorted(self.starts, start, side="right")) - 1
         first = int(self.starts[file])
         return self.layouts[file].read(int(start) - first, int(stop) - first, self.here_and_there)
-
-    def _file_of(self, row):
-        return int(np.searchsorted(self.starts, row, side="right")) - 1
 
 
 def block_ranges(start, stop, block_rows):

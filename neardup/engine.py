@@ -9,6 +9,7 @@ import re
 import resource
 import sys
 import time
+import warnings
 from contextlib import contextmanager
 from functools import lru_cache, partial
 from importlib import import_module
@@ -26,6 +27,9 @@ from neardup import mirror
 from neardup.checksums import digest_of_bytes
 from neardup.files import write_beside_others
 from neardup.npy import PARSING
+
+# of OpenBLAS, which multiplies what happens to lie on the stack, too, for results that it doesn't keep
+warnings.filterwarnings("ignore", "invalid value encountered in matmul", RuntimeWarning)
 
 _of_thread = local()
 _cluster = None  # that tasks run on; None: they are threads of this process

@@ -15,10 +15,11 @@ from neardup.chains import pairs_of_groups
 from neardup.embeddings import total_rows
 from neardup.files import LONGEST_CELL, atomic, write_json, write_npy
 from neardup.formats import npy, tables
+from neardup.formats.by_suffix import write_kept
 from neardup.ids import BLOCK_ROWS, bytes_of
 from neardup.metadata import BESIDE
 from neardup.outputs import id_line
-from neardup.shards import ABOUT, CLIP, STATE, write_kept
+from neardup.shards import ABOUT, CLIP, STATE
 
 # what without rows doesn't say how many values a row has
 _NEVER_EMPTY = ".fvecs", ".bvecs", ".index", ".faiss", ".parquet", ".arrow", ".feather"
@@ -122,7 +123,7 @@ def _write_shard(shard, keep, beside, folder):
     if shard.path.suffix in _NEVER_EMPTY and not keep.any():
         return [shard.name, *beside]
     left_out = [name for name in beside if not _write_beside(_root(shard) / name, folder / name, keep)]
-    write_kept(shard.path, shard.vectors, folder / shard.name, keep)
+    write_kept(shard.path, folder / shard.name, keep)
     return left_out
 
 
@@ -150,7 +151,7 @@ def _write_beside(path, target, keep):
     module = npy if path.suffix == ".npy" else tables
     fits = len(keep) == (npy.describe(path).rows if module is npy else tables.schema_and_rows(path)[1])
     if fits:
-        module.write_kept(path, None, target, keep)
+        module.write_kept(path, target, keep)
     return fits
 
 

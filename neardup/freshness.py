@@ -113,7 +113,7 @@ def _digests_of(rows, *some):
 def remember(work_dir, shards, seen, found):
     """Note that at these times the shards held this. seen: of `times`; found: of `content`, None where unknown."""
     memo = {name: [t, c] for name, t, c in zip(_names(shards), seen, found, strict=True) if c}
-    write_json(work_dir / _MEMO, memo)
+    write_json(work_dir / _MEMO, memo, flush=False)  # of this machine; read again where it is lost
 
 
 def _names(shards):

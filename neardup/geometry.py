@@ -229,9 +229,9 @@ def shorten(sketches, n_coordinates):
     return np.column_stack([sketches[:, :n_coordinates], tail])
 
 
-def squared_distance_error(n_coordinates, length_a, length_b):
-    """Greatest error of |a|^2 + |b|^2 - 2ab in float32, for rows of at most these lengths."""
-    return 2 * (n_coordinates + 8) * UNIT32 * (length_a + length_b) ** 2
+def squared_distance_error(n_coordinates):
+    """Greatest error of |a|^2 + |b|^2 - 2ab in float32, for rows no longer than `LONGEST`."""
+    return 2 * (n_coordinates + 8) * UNIT32 * (2 * LONGEST) ** 2
 
 
 def borders(own, centroids, error):
@@ -253,6 +253,6 @@ def borders(own, centroids, error):
     # the product's rounding, that of the normal to float32, and what float64 leaves
     rounding = (centroids.shape[1] + 8) * UNIT32 * LONGEST
     offsets = np.where(there, -np.vecdot(normals, (exact[own] + exact) / 2) - error - rounding, -np.inf)
-    misplaced = 4 * squared_distance_error(centroids.shape[1], LONGEST, LONGEST)
+    misplaced = 4 * squared_distance_error(centroids.shape[1])
     below = np.divide(misplaced / 2, length, out=np.zeros_like(length), where=there) + 3 * (error + rounding)
     return np.asfortranarray(normals.T.astype(np.float32)), offsets, below

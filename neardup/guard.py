@@ -7,7 +7,7 @@ from neardup import NeardupError
 from neardup.chains import place_of, places_among
 from neardup.metadata import as_text, read_column
 from neardup.thresholds import spanning_forest
-from neardup.words import in_words, percent
+from neardup.words import counted, in_words, percent
 
 _LARGE_GROUP, _LARGE_LOSS = 0.01, 0.9  # share of all rows in one group, and of a shard dropped, that are worth a look
 _LARGE_ROWS, _LINES = 10, 10  # rows of such a group, at least; lines of a kind
@@ -54,11 +54,11 @@ def warnings(groups, found, n_rows, pair_blocks):
         links = weakest_links(groups, large[:_LINES], n_rows, pair_blocks)
         lines = [f"{line}, its weakest link {in_words(link)}" for line, link in zip(lines, links, strict=True)]
     if len(large) > _LINES:
-        lines.append(f"{len(large) - _LINES:,} more groups take over {_LARGE_GROUP:.0%} of all rows")
+        lines.append(f"{counted(len(large) - _LINES, 'more group')} of over {_LARGE_GROUP:.0%} of all rows")
     lost = [line for line in found if line[0] == "shard" and line[3] > _LARGE_LOSS * line[2]]
     lines += [f"{v} loses {percent(d / r)} of its rows ({d:,} of {r:,})" for _, v, r, d in lost[:_LINES]]
     if len(lost) > _LINES:
-        lines.append(f"{len(lost) - _LINES:,} more shards lose over {_LARGE_LOSS:.0%} of their rows (losses.csv)")
+        lines.append(f"{counted(len(lost) - _LINES, 'more shard')} of which over {_LARGE_LOSS:.0%} go (losses.csv)")
     return lines
 
 

@@ -6,9 +6,8 @@ from typing import NamedTuple
 import numpy as np
 
 from neardup import engine
-from neardup.clusters import Clusters
+from neardup.clusters import Clusters, cluster_name, cluster_path, write_cluster
 from neardup.npy import read_npy
-from neardup.shuffle import cluster_name, cluster_path, write_cluster
 
 
 class Kept(NamedTuple):

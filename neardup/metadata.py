@@ -41,10 +41,10 @@ def _columns_of(group, above):
             yield name
 
 
-def read_column(path, name, rows, kind=None):
+def read_column(path, name, rows):
     """A column of a table as one Arrow array. Arguments and errors as of `column_blocks`. Memory: the column, twice."""
-    found = [*column_blocks(path, name, rows, kind)]
-    return pa.chunked_array(found).combine_chunks() if found else pa.array([], kind)
+    found = [*column_blocks(path, name, rows)]
+    return pa.chunked_array(found).combine_chunks() if found else pa.nulls(0)
 
 
 _WIDE = {pa.string(): pa.large_string(), pa.binary(): pa.large_binary()}  # which over 2 GiB can be of

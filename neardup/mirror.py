@@ -18,7 +18,6 @@ from filelock import FileLock
 from neardup import NeardupError
 from neardup.checksums import digest_of_bytes
 
-_OF_ONE_MACHINE = ".lock", ".lock.json", ".input.json"
 _attached = {}  # local folder: how it was attached
 
 
@@ -121,10 +120,8 @@ def _told(what):
 
 def shown(path):
     """A path as users know it: the URL of what is in a mirror."""
-    for folder, (url, *_) in _attached.items():
-        if path.is_relative_to(folder):
-            return "/".join([url.rstrip("/"), *path.relative_to(folder).parts])
-    return path
+    folder = _mirror_of(path)
+    return "/".join([_attached[folder][0].rstrip("/"), *path.relative_to(folder).parts]) if folder else path
 
 
 def here(path):
@@ -155,7 +152,7 @@ def _read(path):
 
 def put(temporary, path):
     """Copy a file that will be at `path` to where its mirror's files are."""
-    remote = _attached and path.name not in _OF_ONE_MACHINE and _remote(path)
+    remote = _attached and _remote(path)
     if remote and remote[2]:
         system, name, _ = remote
         with _told(name):

@@ -1,9 +1,10 @@
 """Pairs: packed into single integers while they are candidates, then on disk in their order."""
 
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import chain
-from pathlib import Path
 from uuid import uuid4
 
 import h5py
@@ -18,43 +19,37 @@ NONE = np.empty(0, dtype=np.uint64)  # packed pairs
 BYTES_A_PAIR = 130  # on disk at most: verified, in neighbors.h5, mirrored for neighbors.pkl, and there in both rows
 BYTES_A_ROW = 700  # on disk while stage 4 runs: layout, visits of about 20 other clusters, and the row's neighbours
 _SAMPLED = 64  # packed pairs between two that are looked at to cut them
-_BLOCK = 1 << 20  # pairs read together: 24 MB
+_BLOCK = 1 << 18  # pairs read together: 6 MB
 
 
 @dataclass(frozen=True)
 class Found:
-    """What stage 4 found among `n_rows` rows, at or above a threshold, in neighbors.h5 at `path`.
+    """What stage 4 found among `n_rows` rows, at or above a threshold.
 
-    complete: whether those are all pairs, not just some that join the groups there; memory: bytes that may be held of
-    them.
+    read(threshold): yields the pairs, as `read_pairs` does, each time anew; complete: whether those are all pairs, not
+    just some that join the groups there; memory: bytes that may be held of them.
     """
 
-    path: Path
+    read: Callable
     n_rows: int
     threshold: float
     complete: bool
     memory: float
 
     def blocks(self):
-        """Yield the pairs, as `read_pairs` does, each time anew."""
-        return read_pairs(self.path, self.n_rows, self.threshold)
+        """Yield the pairs, (p,) PAIR arrays in order."""
+        return self.read(self.threshold)
 
     def at(self, threshold):
         """The same at or above a higher threshold."""
         return replace(self, threshold=threshold)
 
 
-class Held(Found):
-    """Some of what was found, in memory: in a list of blocks, where the path would be."""
-
-    def blocks(self):
-        return iter(self.path)
-
-
 def found_pairs(search, n_rows, memory=np.inf):
     """The `Found` of stage 4, finished."""
     complete = search.key["settings"]["pairs"] == "all"
-    return Found(search.path("neighbors.h5"), n_rows, search.results["threshold"], complete, memory)
+    read = partial(read_pairs, search.path("neighbors.h5"), n_rows)
+    return Found(read, n_rows, search.results["threshold"], complete, memory)
 
 
 def pack(rows_a, rows_b):
@@ -102,7 +97,7 @@ def bounds_between(parts, cuts):
 
 
 def read_pairs(path, n_rows, threshold=0):
-    """Yield the pairs of neighbors.h5 at or above a threshold as (p,) PAIR arrays, in order. Memory: 24 MB.
+    """Yield the pairs of neighbors.h5 at or above a threshold as (p,) PAIR arrays, in order. Memory: 25 MB.
 
     Raises NeardupError where they aren't pairs of so many rows, in order.
     """

@@ -9,6 +9,7 @@ from neardup.files import atomic
 from neardup.words import counted, exact
 
 _INK, _BLUE, _RED = "#010203", "#1f77b4", "#d62728"  # of an SVG, to be exchanged for those of the page
+_WIDTH = 8  # inches of each figure
 _ON_A_PAGE = {
     **dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), _INK),
     "svg.fonttype": "none",
@@ -37,14 +38,14 @@ def page_svg(draw, *values):
     return svg
 
 
-def _figure(width=8, height=3.5, columns=1):
+def _figure(height=3.5, columns=1):
     """A figure with so many axes side by side; fixed margins, for a layout that fits takes as long as all else."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width, height))
+    figure = Figure(figsize=(_WIDTH, height))
     axes = figure.subplots(1, columns, squeeze=False)[0]
     figure.subplots_adjust(
-        left=0.9 / width, right=1 - 0.3 / width, bottom=0.6 / height, top=1 - 0.4 / height, wspace=0.42
+        left=0.9 / _WIDTH, right=1 - 0.3 / _WIDTH, bottom=0.6 / height, top=1 - 0.4 / height, wspace=0.42
     )
     return figure, axes
 

@@ -10,10 +10,11 @@ from pathlib import Path
 from urllib.parse import quote
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 
 from neardup import NeardupError
-from neardup.ids import BLOCK_ROWS
+from neardup.ids import BLOCK_ROWS, positions
 from neardup.metadata import TEXTS, as_text, read_column
 
 _LINKED = "https://", "http://"  # what a page links to
@@ -63,8 +64,8 @@ class Preview:
         """The file of the image of an id, or None; never one outside the folder that the pattern begins with."""
         if not self.is_of_files or "\0" in name:
             return None
-        folder = Path(self.setting.partition("{id}")[0] + "_").parent.resolve()
-        path = Path(self.setting.replace("{id}", name)).resolve()
+        folder = Path(os.path.realpath(Path(self.setting.partition("{id}")[0] + "_").parent))
+        path = Path(os.path.realpath(self.setting.replace("{id}", name)))
         return path if path.is_relative_to(folder) else None
 
     def texts(self, rows, most=None):
@@ -81,8 +82,11 @@ class Preview:
             if not len(here):
                 continue
             if self.is_column:
-                column = self._column(shard)
-                values = [column[row].as_py() for row in (rows[here] - shard.start).tolist()]
+                column, places = self._column(shard), rows[here] - shard.start
+                if pa.types.is_temporal(column.type):  # of which Python has not all
+                    values = as_text(column.take(positions(places)), shard.table, self.setting).to_pylist()
+                else:
+                    values = [column[place].as_py() for place in places.tolist()]
             else:
                 values = self._texts_of(path, self.ids.take(rows[here]))
             for i, value in zip(here.tolist(), values, strict=True):

@@ -10,7 +10,7 @@ read, sketches of those that these let through, and vectors of those that the sk
 import argparse
 import json
 from collections import deque
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 from config import Config
 from neardup import NeardupError, geometry
 from neardup.candidates import within
-from neardup.clusters import CLUSTER_SHIFT, data_sets, list_visits
+from neardup.clusters import CLUSTER_SHIFT, cluster_name, data_sets, list_visits
 from neardup.embeddings import open_shards
 from neardup.files import write_beside_others
 from neardup.ids import IdTable
@@ -29,7 +29,6 @@ from neardup.npy import UNREADABLE, map_array, read_ahead, read_array, read_head
 from neardup.outputs import read_groups
 from neardup.runs import open_finished
 from neardup.script import command_line, on_this_machine, report_errors
-from neardup.shuffle import cluster_name
 from neardup.summary import for_terminal
 from neardup.words import in_words
 
@@ -37,8 +36,6 @@ _AHEAD = 16  # clusters, whose rows are being read
 _BLOCK_ROWS = 1024  # that are verified together
 _LAST = "045_merge"
 _TAILS = 4.2 * geometry.UNIT32  # how far off those of two shortened sketches are
-
-some_of = partial(map_array, here_and_there=True)
 
 
 class FinishedRun:
@@ -147,7 +144,8 @@ def near_in_short(kmeans, cluster, sketches, queries, reach):
     """
     path = here(kmeans.folder / cluster_name(cluster))
     row, vector, short = data_sets(path, "short")
-    arrays = {n: some_of(path, s.dtype, s.offset, s.shape) for n, s in (("row", row), ("vector", vector))}
+    sets = {"row": row, "vector": vector}
+    arrays = {n: map_array(path, s.dtype, s.offset, s.shape, here_and_there=True) for n, s in sets.items()}
     stored = read_array(path, short.dtype, short.offset, short.shape)
     mine, every = geometry.shorten(sketches[queries], stored.shape[1] - 1), np.arange(len(stored))
     reach += _TAILS

@@ -1,5 +1,6 @@
 """What a script begins with: its settings, its input, the stages before it, and what is left of earlier runs."""
 
+import os
 import sys
 import time
 from functools import partial
@@ -28,7 +29,7 @@ from neardup.files import read_json, write_json
 from neardup.freshness import changed_shards, fingerprint, tables_digest, times
 from neardup.growth import Growth, growth_of
 from neardup.manifests import FORMAT, MANIFEST, differences, read_manifest, searched_lower, some_of
-from neardup.shards import Reading, blocks, find_shards, joined, others, wanted
+from neardup.shards import Reading, find_shards, joined, wanted
 
 N_REFERENCE = 3  # the first stages, which a second set has of its own
 _SKETCHES = "01_pca_variance"  # what is held against a second set, as it reads it
@@ -95,7 +96,7 @@ def open_finished(config):
 def _shards_of(config):
     """The shards of an input, decoded where they have to be."""
     shards = find_input(config)
-    copies.make(shards, blocks, others, config.n_workers, config.verify_input)
+    copies.make(shards, config.n_workers, config.verify_input)
     return shards
 
 
@@ -148,14 +149,14 @@ def check_folders(config):
     if config.against_dir is not None:
         inputs["against_dir"] = config.against_dir
         work_dirs.append(config.reference.work_dir)
-        if work_dirs[0].resolve() == work_dirs[1].resolve():
+        if os.path.realpath(work_dirs[0]) == os.path.realpath(work_dirs[1]):
             raise NeardupError(f"against_work_dir {work_dirs[1]} is work_dir: set it to a folder of that set's own")
     folders = [folder for work_dir in work_dirs for folder in stage_folders(work_dir)]
     for setting, place in inputs.items():
         for folder in folders:
             if folder.is_symlink():
                 raise NeardupError(f"{folder} is a link, and stages replace their folders: make work_dir one instead")
-            if isinstance(place, Path) and place.resolve().is_relative_to(folder.resolve()):
+            if isinstance(place, Path) and Path(os.path.realpath(place)).is_relative_to(os.path.realpath(folder)):
                 raise NeardupError(f"{setting} {place} lies in {folder}, which a stage replaces: set another work_dir")
     for folder in (work_dir / name for work_dir in work_dirs for name in STAGES):
         if folder.exists() and not ((folder / MANIFEST).exists() or hidden(folder, OLD).exists()):

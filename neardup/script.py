@@ -5,7 +5,6 @@ import json
 import os
 import signal
 import sys
-import warnings
 from argparse import ArgumentError
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -34,8 +33,6 @@ def main(run, description):
         config = Config(_cli_settings_source=command_line(name, sys.argv[1:]))
         places.append(config.work_dir)
         engine.open_more_files()
-        # of OpenBLAS, which multiplies what happens to lie on the stack, too, for results that it doesn't keep
-        warnings.filterwarnings("ignore", "invalid value encountered in matmul", RuntimeWarning)
         gc.freeze()  # what was imported stays: to look through it for garbage takes 5 % of a short script
         sys.meta_path.insert(0, _NoPandas)
         if config.dry_run:

@@ -1,15 +1,17 @@
 """What a folder of embeddings holds: its format, its shards in order, and where their ids are."""
 
+import os
 import re
 from dataclasses import replace
 from functools import partial
 from glob import escape
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import NamedTuple
 
 from neardup import NeardupError, copies
 from neardup.embeddings import MOST_ROWS, Shard
-from neardup.formats import flat, hdf5, npy, npz, tables, vecs
+from neardup.formats import flat, vecs
+from neardup.formats.by_suffix import MODULES, describe
 from neardup.ids import ANOTHER, can_be_ids, has_surrogate
 from neardup.metadata import BESIDE, SUFFIXES, TEXTS, column_names
 from neardup.patterns import among, on_disk
@@ -27,8 +29,6 @@ _TABLES = "arrow", "parquet"
 CLIP = "img_emb", "text_emb"  # folders of clip-retrieval
 STATE = "state.json"  # in which `datasets` of Hugging Face lists the files of a folder
 ABOUT = STATE, "dataset_info.json", TEXTS  # what lies beside all shards of a folder
-_MODULES = {".npy": npy, ".npz": npz, ".hdf5": hdf5, ".h5": hdf5, ".index": flat, ".faiss": flat}
-_MODULES |= dict.fromkeys(vecs.DTYPES, vecs) | dict.fromkeys((".arrow", ".feather", ".parquet"), tables)
 _ID_COLUMNS = "id", "ids", "uid", "key", "image_id", "image_path", "doc_id", "path", "filename", "url"
 
 
@@ -42,21 +42,6 @@ class Reading(NamedTuple):
 
 
 AS_FOUND = Reading()
-
-
-def blocks(path, name):
-    """Yield the vectors of a file that have to be decoded."""
-    return _MODULES[path.suffix].blocks(path, name)
-
-
-def others(path, name):
-    """Paths of other files that hold some of a file's vectors."""
-    return hdf5.others(path, name) if _MODULES[path.suffix] is hdf5 else []
-
-
-def write_kept(path, name, target, keep):
-    """Write a copy of a file with just the rows to keep, in its own format. keep: (n,) bool."""
-    _MODULES[path.suffix].write_kept(path, name, target, keep)
 
 
 def wanted(reading, url, names, single=None, export=False):
@@ -88,7 +73,7 @@ def find_shards(data_dir, reading=AS_FOUND, copy_dir=None, ours=()):
         data_dir, reading = data_dir.parent, _only(data_dir.name, data_dir, reading)
     if not data_dir.is_dir():
         raise NeardupError(f"data_dir {data_dir} is not a folder or file: set it to the folder of your embeddings")
-    glob = partial(on_disk, data_dir, {folder.resolve() for folder in ours})
+    glob = partial(on_disk, data_dir, {Path(os.path.realpath(folder)) for folder in ours})
     names, kind, vectors = _choose(glob, data_dir, reading)
     shards, start = [], 0
     for name in names:
@@ -98,7 +83,7 @@ def find_shards(data_dir, reading=AS_FOUND, copy_dir=None, ours=()):
         if not path.is_file():
             raise NeardupError(f"{path} is not a file that can be read: remove it, or leave it out with shard_pattern")
         copy = copy_dir and copy_dir / f"{name}.npy"
-        found = (copy and copies.known(path, vectors, copy)) or _MODULES[path.suffix].describe(path, vectors)
+        found = (copy and copies.known(path, vectors, copy)) or describe(path, vectors)
         if shards and found.dim != shards[0].dim:
             raise NeardupError(
                 f"{path} has rows of {found.dim} values and {shards[0].path.name} of {shards[0].dim}: "
@@ -133,7 +118,7 @@ def joined(first, second):
 
 def _only(name, place, reading):
     """How to read just one file of a folder. Raises NeardupError where its name is of no format."""
-    suffixes = FORMATS.get(reading.input_format, (*_MODULES,))
+    suffixes = FORMATS.get(reading.input_format, (*MODULES,))
     if PurePath(name).suffix not in suffixes:
         raise NeardupError(
             f"data_dir {place} is a file, and none of embeddings (names that end in {', '.join(suffixes)} were looked "
@@ -218,7 +203,7 @@ def _with_ids(shards, id_column):
     if id_column == "":
         return shards
     texts = [s.path.with_suffix(".txt") for s in shards]
-    texts = [text if id_column is None and text.exists() else None for text in texts]
+    texts = [text if id_column is None and os.path.lexists(text) else None for text in texts]
     columns = [column_names(s.table) if s.table and not t else [] for s, t in zip(shards, texts, strict=True)]
     known = [id_column] if id_column else _known_columns(shards, columns)
     found = []
@@ -227,7 +212,7 @@ def _with_ids(shards, id_column):
         if id_column and not column:
             _raise_no_column(shard, id_column, names)
         path = text or (shard.table if column else None)
-        if not path and _MODULES[shard.path.suffix] is flat and flat.id_map(shard.path) is not None:
+        if not path and MODULES[shard.path.suffix] is flat and flat.id_map(shard.path) is not None:
             path = shard.path
         found.append(replace(shard, ids_path=path, id_column=column))
     return found

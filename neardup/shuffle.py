@@ -5,13 +5,13 @@ from functools import partial
 import numpy as np
 import pyarrow as pa
 
-from neardup import budget, engine, geometry
+from neardup import budget, engine
+from neardup.clusters import cluster_path, write_cluster
 from neardup.embeddings import equal_parts
-from neardup.files import atomic, hdf5, write_npy
-from neardup.ids import IdTable, bytes_of, positions, store_ids
+from neardup.files import atomic, write_npy
+from neardup.ids import IdTable, bytes_of, positions
 from neardup.npy import map_npy, read_array, read_npy
 
-_SHORT_DIMS = 8  # coordinates of the sketch that a few rows are compared with all by (neardup/query.py)
 _LEAST_CUT = 4096  # rows of a cluster that stays whole whatever its share
 _SHARE = 20  # no more than one in so many distances inside clusters is of one task
 
@@ -122,26 +122,6 @@ def merge_runs(stage, width, sources, low, cuts, begins, counts):
         sketches = sketches[order]
     for path, start, stop in zip(paths, cuts[:-1].tolist(), cuts[1:].tolist(), strict=True):
         write_cluster(path, rows[start:stop], sketches[start:stop], ids, places[start:stop])
-
-
-def cluster_path(stage, number):
-    """Where a cluster file is."""
-    return stage.path(cluster_name(number))
-
-
-def cluster_name(number):
-    """The name of a cluster file in its stage."""
-    return f"clusters/cluster_{number:05d}.h5"
-
-
-def write_cluster(path, rows, sketches, ids, places):
-    """A cluster file: row, vector (its sketch), short (a shorter one) and id of each member, rows ascending.
-
-    places: of the ids in a table.
-    """
-    with hdf5(path) as file:
-        file["row"], file["vector"], file["short"] = rows, sketches, geometry.shorten(sketches, _SHORT_DIMS)
-        store_ids(file, ids, places)
 
 
 def _rows_of_run(stage, number, start, size):

@@ -43,7 +43,7 @@ def report(preview, config, stage):
     found = stage.results
     total = found["kept"] + found["dropped"] + found["rejected"]
     if config.target_rows:
-        print(f"threshold {found['threshold']!r}, the highest that leaves at most {config.target_rows:,} rows")
+        print(f"threshold {found['threshold']!r}, the highest that leaves at most {counted(config.target_rows, 'row')}")
     print(
         f"{counted(found['groups'], 'group')} of {counted(found['rows_in_groups'], 'row')}, "
         f"{found['chains']:,} of them chains (a member lies below the threshold from the representative)"
@@ -77,7 +77,7 @@ def tell_not_exported(names):
 
 def show_changes(changes):
     """Print what is otherwise than in the run before."""
-    print(f"since the run before: {changes['new_rows']:,} rows came, {changes['gone_rows']:,} went", end="; ")
+    print(f"since the run before: {counted(changes['new_rows'], 'row')} came, {changes['gone_rows']:,} went", end="; ")
     print(f"groups grown {changes['grown']:,}, joined {changes['joined']:,}, new {changes['new']:,}", end="; ")
     print(f"kept before and dropped now {changes['kept_before_and_dropped']:,}")
 

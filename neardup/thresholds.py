@@ -8,7 +8,7 @@ from neardup.pairs import PAIR
 
 STEPS = 0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.92, 0.94, 0.95, 0.96, 0.97, 0.98, 0.99, 0.995, 1.0
 _BINS = 40  # of the histogram of similarities
-_AT_ONCE = 1 << 20  # pairs that are put into the forest together, at least
+_AT_ONCE = 1 << 18  # pairs that are put into the forest together, at least
 _SHARES = 0.5, 0.9, 0.99  # of a block's pairs, up to whose similarities it is seen whether they are needed
 
 
@@ -21,7 +21,7 @@ def spanning_forest(pair_blocks):
     """The maximum spanning forest of the pairs, (f,) PAIR, by similarity, descending, then by rows.
 
     At every threshold its pairs join the same rows as all pairs do (Kruskal 1956: a pair that closes a cycle is the
-    weakest of it). pair_blocks: in order. Memory: 200 bytes for each pair of the forest, of a row at most one, and for
+    weakest of it). pair_blocks: in order. Memory: 130 bytes for each pair of the forest, of a row at most one, and for
     each of a block; 24 bytes a row, where there are many.
     """
     forest, held = np.empty(0, dtype=PAIR), []

@@ -30,7 +30,7 @@ from neardup.clusters import Projection
 from neardup.contamination import find_matches
 from neardup.embeddings import open_shards
 from neardup.manifests import MANIFEST, read_manifest
-from neardup.pairs import PAIR
+from neardup.pairs import PAIR, Found
 from neardup.query import FinishedRun, read_vectors
 from neardup.shards import find_shards
 
@@ -141,7 +141,9 @@ def test_the_nearest_row_of_the_second_set(size):
     chosen = np.sort(rng.permutation(12 * 30)[:200])
     found["row_a"], found["row_b"] = chosen // 30, 12 + chosen % 30
     found["similarity"] = rng.choice([0.9, 0.95, 1.0], 200)
-    matches = find_matches((found[start : start + size] for start in range(0, 200, size)), 12, 30)
+    matches = find_matches(
+        Found(lambda _, n=size: (found[start : start + n] for start in range(0, 200, n)), 42, 0, True, np.inf), 12
+    )
     for row in range(30):
         near = sorted((-s, a) for a, b, s in found.tolist() if b == 12 + row)
         similarity, nearest = near[0] if near else (0, -1)

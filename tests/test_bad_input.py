@@ -522,6 +522,23 @@ def test_names_that_are_no_names(good, tmp_path):
     assert "part_2.npy" in line
 
 
+@pytest.mark.parametrize("setting", ["data-dir", "work-dir", "against-dir"])
+def test_folders_that_are_links_to_themselves(good, tmp_path, setting):
+    (tmp_path / "loop").symlink_to("loop")
+    given = {"data-dir": good / "data", "work-dir": tmp_path / "work", setting: tmp_path / "loop"}
+    line = refused(command(SCRIPTS[0], *(f"--{name}={path}" for name, path in given.items())))
+    assert "loop" in line
+
+
+def test_ids_whose_list_is_gone(good, tmp_path):
+    """A link that leads nowhere: rows aren't numbered in its place."""
+    data = shutil.copytree(good / "data", tmp_path / "data")
+    (data / "part_1.txt").unlink()
+    (data / "part_1.txt").symlink_to(tmp_path / "gone.txt")
+    line = refused(command(SCRIPTS[0], "--data-dir", data, "--work-dir", tmp_path / "work"))
+    assert "part_1.txt" in line
+
+
 def test_a_shard_without_rows_has_an_empty_list_of_ids(tmp_path):
     data = lay_out(tmp_path / "data", np.eye(4, dtype=np.float32), cuts=[4])
     (data / "part_1.txt").write_text("")

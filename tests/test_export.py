@@ -27,12 +27,13 @@ from faults import failing
 from neardup import NeardupError
 from neardup.export import _records, write_copy, write_datacomp, write_graph
 from neardup.formats import hdf5, npy, npz, tables, vecs
+from neardup.formats.by_suffix import blocks
 from neardup.groups import Groups
 from neardup.ids import IdTable, id_blocks
 from neardup.metadata import read_column
 from neardup.outputs import id_lines
-from neardup.pairs import PAIR, Held
-from neardup.shards import Reading, blocks, find_shards
+from neardup.pairs import PAIR, Found
+from neardup.shards import Reading, find_shards
 
 BOUNDS = 0, 60, 97  # rows, in two shards
 ODD = ["first", "[1]", "{", '"quoted"', "two\nlines", "comma, ünï", "007", " ", "\u2028", "😀", "\r", '""', "'", "a\0b"]
@@ -583,7 +584,7 @@ def test_shards_that_share_their_ids(tmp_path):
 def test_pickled_objects_are_not_loaded(tmp_path):
     np.savez(tmp_path / "p.npz", emb=FLOATS, names=np.array(IDS, object))
     with pytest.raises(NeardupError, match=r"p\.npz \(names\.npy\) holds pickled Python objects"):
-        npz.write_kept(tmp_path / "p.npz", "emb", tmp_path / "copy.npz", MASKS["some"])
+        npz.write_kept(tmp_path / "p.npz", tmp_path / "copy.npz", MASKS["some"])
     assert not (tmp_path / "copy.npz").exists()
 
 
@@ -592,7 +593,7 @@ def test_references_mean_nothing_in_another_file(tmp_path):
         file["emb"] = FLOATS
         file.create_dataset("links", data=[file["emb"].ref] * len(FLOATS), dtype=h5py.ref_dtype)
     with pytest.raises(NeardupError, match=r"p\.h5 \(/links\) holds references"):
-        hdf5.write_kept(tmp_path / "p.h5", "emb", tmp_path / "copy.h5", MASKS["some"])
+        hdf5.write_kept(tmp_path / "p.h5", tmp_path / "copy.h5", MASKS["some"])
     assert not (tmp_path / "copy.h5").exists()
 
 
@@ -609,7 +610,7 @@ def test_data_sets_whose_values_lie_in_other_files(tmp_path):
         layout[:] = h5py.VirtualSource(tmp_path / "other.h5", "x", FLOATS.shape)
         file.create_virtual_dataset("virtual", layout)
     before = tree_bytes(tmp_path)
-    hdf5.write_kept(tmp_path / "p.h5", None, tmp_path / "copy" / "p.h5", MASKS["some"])
+    hdf5.write_kept(tmp_path / "p.h5", tmp_path / "copy" / "p.h5", MASKS["some"])
     (tmp_path / "copy" / "p.h5").rename(tmp_path / "copy.h5")
     with h5py.File(tmp_path / "copy.h5") as file:
         for name in ("external", "virtual"):
@@ -632,7 +633,7 @@ def test_damage_is_told(tmp_path, suffix):
     path.write_bytes(content)
     module = npz if suffix == ".npz" else tables
     with pytest.raises((NeardupError, OSError)) as caught:
-        module.write_kept(path, None, tmp_path / f"copy{suffix}", keep)
+        module.write_kept(path, tmp_path / f"copy{suffix}", keep)
     assert "p.npz is damaged" in str(caught.value) or suffix == ".parquet"
     assert not (tmp_path / f"copy{suffix}").exists()
 
@@ -647,7 +648,7 @@ def test_columns_of_views(tmp_path, monkeypatch, name):
     columns = {n: pa.array([f"{i:0200}" for i in range(3000)]).cast(k) for n, k in VIEWS.items()}
     table, keep = pa.table(columns | {"n": np.arange(3000)}), np.arange(3000) % 9 == 0
     write_table(tmp_path / name, table)
-    tables.write_kept(tmp_path / name, None, tmp_path / f"copy_{name}", keep)
+    tables.write_kept(tmp_path / name, tmp_path / f"copy_{name}", keep)
     copy = load_table(tmp_path / f"copy_{name}")[0]
     assert copy.schema == table.schema
     assert copy.to_pylist() == list(compress(table.to_pylist(), keep))
@@ -658,7 +659,7 @@ def test_a_column_that_can_not_be_filtered(tmp_path):
     column = pa.RunEndEncodedArray.from_arrays(pa.array([50, 97], pa.int32()), pa.array(["a", "b"]))
     write_table(tmp_path / "t.arrow", pa.table({"a": column}))
     with pytest.raises(NeardupError, match=r"t\.arrow can't be copied \(.*run_end_encoded") as caught:
-        tables.write_kept(tmp_path / "t.arrow", None, tmp_path / "copy.arrow", MASKS["some"])
+        tables.write_kept(tmp_path / "t.arrow", tmp_path / "copy.arrow", MASKS["some"])
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "copy.arrow").exists()
 
@@ -669,7 +670,7 @@ def test_dictionaries_that_differ(tmp_path, name):
     parts = [pa.array([f"{p}{i % (p + 2)}" for i in range(300)]).dictionary_encode() for p in range(4)]
     table, keep = pa.table({"a": pa.chunked_array(parts)}), np.random.default_rng(0).random(1200) < 0.5
     write_table(tmp_path / name, table, **({"stream": True} if name == "t.arrow" else {"row_group_size": 250}))
-    tables.write_kept(tmp_path / name, None, tmp_path / f"copy_{name}", keep)
+    tables.write_kept(tmp_path / name, tmp_path / f"copy_{name}", keep)
     copy = load_table(tmp_path / f"copy_{name}")[0]
     assert copy.schema == table.schema
     assert copy.to_pylist() == list(compress(table.to_pylist(), keep))
@@ -736,7 +737,7 @@ def test_memory_is_that_of_a_block(tmp_path, monkeypatch, name):
     pa.set_memory_pool(pool)
     tracemalloc.start()
     try:
-        module.write_kept(path, None, tmp_path / f"copy{suffix}", keep)
+        module.write_kept(path, tmp_path / f"copy{suffix}", keep)
         peak = tracemalloc.get_traced_memory()[1] + pool.max_memory()
     finally:
         tracemalloc.stop()
@@ -859,7 +860,7 @@ def ring(n_rows):
     pairs = [(1, 2, 0.995), *((a, a + 1, 1 - a / 777) for a in large[:-1].tolist()), (5, n_rows - 1, 0.99)]
     pairs = np.array(sorted(pairs), PAIR)
     groups = Groups(rows, bounds, similarity, np.array([1, 6]), np.zeros(2, np.int32))
-    return groups, Held([pairs[:4], pairs[4:]], n_rows, 0, True, np.inf)
+    return groups, Found(lambda _: iter([pairs[:4], pairs[4:]]), n_rows, 0, True, np.inf)
 
 
 def test_graphml_is_read_back(tmp_path):
@@ -972,7 +973,7 @@ def test_old_timestamps_keep_their_nanoseconds(tmp_path):
     at = pa.array([1_700_000_000_123_456_789, -1, None], pa.timestamp("ns"))
     pq.write_table(pa.table({"emb": FLOATS[:3].tolist(), "at": at}), tmp_path / "p.parquet",
                    use_deprecated_int96_timestamps=True)  # fmt: skip
-    tables.write_kept(tmp_path / "p.parquet", None, tmp_path / "kept.parquet", np.ones(3, bool))
+    tables.write_kept(tmp_path / "p.parquet", tmp_path / "kept.parquet", np.ones(3, bool))
     assert pq.read_table(tmp_path / "kept.parquet").column("at").combine_chunks().equals(at)
     assert read_column(tmp_path / "p.parquet", "at", 3).equals(at)
 
@@ -985,7 +986,7 @@ def test_old_timestamps_of_any_year(tmp_path, mixed):
     pq.write_table(pa.table(columns), tmp_path / "p.parquet", use_deprecated_int96_timestamps=not mixed)
     if mixed:
         pq.write_table(pa.table(columns | {"n": [1, 2, 3]}), tmp_path / "p.parquet")
-    tables.write_kept(tmp_path / "p.parquet", None, tmp_path / "kept.parquet", np.array([True, True, False]))
+    tables.write_kept(tmp_path / "p.parquet", tmp_path / "kept.parquet", np.array([True, True, False]))
     found = pq.ParquetFile(tmp_path / "kept.parquet", coerce_int96_timestamp_unit="us")
     assert found.read().column("at").to_pylist() == dates[:2]
     kinds = [found.schema.column(i).physical_type for i in range(len(found.schema))]
@@ -1003,7 +1004,7 @@ def test_views_within_other_types_are_copied(tmp_path, name):
             writer.write_table(table)
     else:
         pq.write_table(table, tmp_path / name)
-    tables.write_kept(tmp_path / name, None, tmp_path / f"kept.{name}", np.array([True, False, True]))
+    tables.write_kept(tmp_path / name, tmp_path / f"kept.{name}", np.array([True, False, True]))
     schema, rows = tables.schema_and_rows(tmp_path / f"kept.{name}")
     assert (schema.types, rows) == (tables.schema_and_rows(tmp_path / name)[0].types, 2)
     [batch] = tables.batches(tmp_path / f"kept.{name}", None if name.endswith("parquet") else [0, 1], 9)

@@ -34,6 +34,7 @@ from config import Config
 from neardup import NeardupError, copies, layout, shards
 from neardup.artifacts import STAGES
 from neardup.embeddings import RowFiles
+from neardup.formats import by_suffix
 from neardup.freshness import times
 from neardup.ids import expected_bytes, id_blocks
 from neardup.layout import Layout, npy_layout
@@ -1122,7 +1123,7 @@ def test_types_that_numpy_has_not_are_decoded(tmp_path, kind):
         expected = data[:]
         file["more"] = np.arange(500)
     [shard] = find_shards(tmp_path, copy_dir=tmp_path / "copies")
-    copies.make([shard], shards.blocks, shards.others, 1)
+    copies.make([shard], 1)
     assert len(np.unique(expected)) > 2
     assert np.load(shard.copy).tolist() == expected.tolist()
 
@@ -1161,7 +1162,7 @@ def test_values_that_lie_in_other_files_are_decoded_again_when_those_change(tmp_
         write_other(some)
         os.utime(tmp_path / ("other.h5" if how == "virtual" else "other.bin"), ns=(len(found),) * 2)
         [shard] = find_shards(data, copy_dir=tmp_path / "copies")
-        copies.make([shard], shards.blocks, shards.others, 1)
+        copies.make([shard], 1)
         found.append((np.load(shard.copy).tolist(), times([shard])))
     assert [values for values, _ in found] == [some.tolist() for some in rows]
     assert found[0][1] != found[1][1]  # so that stages look at it again
@@ -1169,7 +1170,7 @@ def test_values_that_lie_in_other_files_are_decoded_again_when_those_change(tmp_
     (data / "p.h5").touch()
     [shard] = find_shards(data, copy_dir=tmp_path / "copies")
     with pytest.raises(NeardupError, match=r"p\.h5 has values in .*other.*, which is not there: put it there"):
-        copies.make([shard], shards.blocks, shards.others, 1)
+        copies.make([shard], 1)
 
 
 def test_ids_by_another_name_of_a_data_set(tmp_path):
@@ -1225,7 +1226,7 @@ def test_compressed_arrays_that_are_damaged(tmp_path, method):
     content[len(content) // 2 : len(content) // 2 + 400] = b"\xff" * 400
     (tmp_path / "p.npz").write_bytes(content)
     with pytest.raises(NeardupError, match=r"p\.npz"):
-        [*shards.blocks(tmp_path / "p.npz", None)]
+        [*by_suffix.blocks(tmp_path / "p.npz", None)]
 
 
 def test_a_dry_run_of_shards_of_which_only_empty_ones_are_mapped(tmp_path):

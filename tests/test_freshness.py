@@ -21,7 +21,8 @@ from neardup import NeardupError, embeddings
 from neardup.artifacts import STAGES, Stage
 from neardup.checksums import digest_of_file
 from neardup.embeddings import open_shards, piece_groups, pieces
-from neardup.shards import blocks, find_shards
+from neardup.formats.by_suffix import blocks
+from neardup.shards import find_shards
 
 NAMES = list(STAGES)
 SETTINGS = {"threshold": 0.9, "n_clusters": 3, "audit_rows": 20}
@@ -461,7 +462,7 @@ def test_a_shard_that_changes_while_it_is_decoded(tmp_path, monkeypatch):
         np.savez_compressed(path, vectors=rows[::-1])
 
     with monkeypatch.context() as patch, pytest.raises(NeardupError, match="changed while it was read: run the script"):
-        patch.setattr("neardup.runs.blocks", change_last)
+        patch.setattr("neardup.copies.blocks", change_last)
         run_stages(data, tmp_path / "work", SCRIPTS[:1])
     run_stages(data, tmp_path / "work", SCRIPTS[:1])
     [copied] = (tmp_path / "work" / "input").rglob("*.npy")

@@ -28,7 +28,7 @@ from neardup.files import write_json_items
 from neardup.groups import Groups
 from neardup.ids import IdTable
 from neardup.layout import npy_layout
-from neardup.pairs import PAIR, Held
+from neardup.pairs import PAIR, Found
 from neardup.representatives import Representatives
 
 STAGE = "045_merge"
@@ -213,7 +213,7 @@ def split(links, n, budget=1e9):
     """The connected groups of pairs at 0.7, and what is left of them after cuts."""
     blocks, rows = [packed(links)], FirstRows(links, n)
     connected = rows.of(*thresholds.groups_at(thresholds.spanning_forest(blocks), n, 0.7))
-    groups, uncut = chains.split_chains(rows, connected, Held(blocks, n, 0.7, True, budget))
+    groups, uncut = chains.split_chains(rows, connected, Found(lambda _: iter(blocks), n, 0.7, True, budget))
     return lists_of(connected), lists_of(groups), uncut
 
 
@@ -237,7 +237,7 @@ def test_two_spanning_forests_tell_of_chains_what_all_pairs_do(seed, kind, n, de
         links |= {(a, b): 0.7 + 0.3 * rng.random() for a in range(n) for b in range(a + 1, n) if a // 7 == b // 7}
     blocks, rows, kept = in_blocks(links, rng), FirstRows(links, n), rng.random(n) < 0.1 * some_kept
     forest = changes.apart(thresholds.spanning_forest(blocks), kept)
-    groups, found = rows.of(*thresholds.groups_at(forest, n, 0.7)), Held(blocks, n, 0.7, True, 1e9)
+    groups, found = rows.of(*thresholds.groups_at(forest, n, 0.7)), Found(lambda _: iter(blocks), n, 0.7, True, 1e9)
     few, n_chains = chains.sparse(groups, forest, found), np.count_nonzero(groups.are_chains(0.7))
     if not n_chains:
         assert few is found
@@ -283,7 +283,7 @@ def many_chains(count):
     rows, similarity = np.arange(3 * count), np.tile([1, 0.9, 0.5], count)
     groups = Groups(rows, np.arange(0, len(rows) + 1, 3), similarity, rows[::3], np.zeros(count, dtype=np.int32))
     blocks = [packed({(row, row + 1): 0.9 for row in rows.tolist() if row % 3 < 2})]
-    return groups, Held(blocks, len(rows), 0.8, True, 1e5)
+    return groups, Found(lambda _: iter(blocks), len(rows), 0.8, True, 1e5)
 
 
 @contextmanager

@@ -279,7 +279,7 @@ def make_sketches(rng, n, m, n_clusters, radius):
 def nearly_nearest(rng, stored, centroids):
     """A cluster for each row: of the centroids that are nearest as far as float32 can tell, any."""
     squares = ((stored[:, None].astype(np.float64) - centroids[None].astype(np.float64)) ** 2).sum(axis=2)
-    allowed = 2 * geometry.squared_distance_error(stored.shape[1], geometry.LONGEST, geometry.LONGEST)
+    allowed = 2 * geometry.squared_distance_error(stored.shape[1])
     choice = np.where(squares <= squares.min(axis=1)[:, None] + allowed, rng.random(squares.shape), -1)
     labels = choice.argmax(axis=1)
     return labels, np.count_nonzero(labels != squares.argmin(axis=1))
@@ -330,7 +330,7 @@ def test_every_two_rows_within_the_radius_are_found(tmp_path, monkeypatch, m, ra
         assert all(a < b for a, b in found)
         # not many more: those whose stored sketches are within what the search allows itself
         reach = radius + 4 * error
-        slack = 2 * geometry.squared_distance_error(m + 20, geometry.LONGEST, geometry.LONGEST)
+        slack = 2 * geometry.squared_distance_error(m + 20)
         assert all(squares[a, b] <= reach**2 * (1 + 1e-4) + slack for a, b in found)
         near_total, misplaced_total = near_total + len(near), misplaced_total + misplaced
         across_total += sum(labels[a] != labels[b] for a, b in near)

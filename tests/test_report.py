@@ -476,6 +476,27 @@ def test_a_column_of_any_kind_of_text_is_shown(tmp_path, kind):
     assert [line["text_a"], line["text_b"]] == [str(value) for value in values[:2]]
 
 
+@pytest.mark.parametrize(
+    ("kind", "shown"),
+    [
+        (pa.timestamp("ns"), "1970-01-01 00:00:01.000000001"),
+        (pa.duration("ns"), "1000000001"),
+        (pa.time64("ns"), "00:00:01.000000001"),
+        (pa.timestamp("ms"), "1970-01-01 00:00:00.001"),
+        (pa.date32(), "1970-01-02"),
+    ],
+)
+def test_a_column_of_times_is_shown(tmp_path, kind, shown):
+    """Also of those that Python has not."""
+    data = lay_out(tmp_path / "data", np.eye(3, dtype=np.float32)[[0, 0, 1]])
+    number = 1_000_000_001 if getattr(kind, "unit", "") == "ns" else 1
+    times = pa.array([number] * 3, pa.int32() if kind == pa.date32() else pa.int64()).cast(kind)
+    pq.write_table(pa.table({"at": times}), data / "part_0.parquet")
+    run_stages(data, tmp_path / "work", preview="at")
+    [line] = read_csv(tmp_path / "work", "examples.csv")
+    assert [line["text_a"], line["text_b"]] == [shown, shown]
+
+
 def test_half_a_character_is_shown_as_none(tmp_path):
     """As programs that count in 16 bits cut texts."""
     data = lay_out(tmp_path / "data", np.eye(2, dtype=np.float32)[[0, 0, 1]])

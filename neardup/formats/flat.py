@@ -23,7 +23,7 @@ def blocks(path, _name=None):
         yield index.reconstruct_n(start, min(step, index.ntotal - start))
 
 
-def write_kept(path, _name, target, keep):
+def write_kept(path, target, keep):
     """Write an index of just the vectors to keep, of the same metric, with their ids if it has any. keep: (n,) bool.
 
     Memory: the vectors that are kept, up to three times while the index grows, for FAISS has no other way to write one.

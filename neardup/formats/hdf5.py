@@ -53,7 +53,7 @@ def others(path, name=None):
     return found
 
 
-def write_kept(path, _name, target, keep):
+def write_kept(path, target, keep):
     """Write a copy with just the rows to keep of every data set whose first dimension is n; all else as it is.
 
     keep: (n,) bool. Types, chunks, filters and attributes stay, but for attributes that are references to objects,

@@ -25,7 +25,7 @@ def describe(path, _name=None):
     return Vectors(*layout.shape, layout.dtype, layout)
 
 
-def write_kept(path, _name, target, keep):
+def write_kept(path, target, keep):
     """Write a copy with just the rows to keep, of the same dtype and byte order, in C order. keep: (n,) bool.
 
     Memory: a block. Raises NeardupError as `describe`.

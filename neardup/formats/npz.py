@@ -59,7 +59,7 @@ def blocks(path, name=None):
             yield values
 
 
-def write_kept(path, _name, target, keep):
+def write_kept(path, target, keep):
     """Write a copy with just the rows to keep of every array of n rows; the others, and compression, as they are.
 
     keep: (n,) bool. Memory: a block, or a column of an array in Fortran order. Raises NeardupError where such an array

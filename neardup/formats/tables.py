@@ -49,7 +49,7 @@ def blocks(path, name=None):
         start += len(lists)
 
 
-def write_kept(path, _name, target, keep):
+def write_kept(path, target, keep):
     """Write a copy with just the rows to keep: all columns, the same schema. keep: (n,) bool.
 
     Parquet keeps the compression of its columns; Arrow's stream stays a stream, its file a file, uncompressed. Memory:
@@ -59,17 +59,17 @@ def write_kept(path, _name, target, keep):
     schema, _rows = schema_and_rows(path)
     try:
         with atomic(target) as temporary, _new_like(path, temporary, schema) as writer:
-            for batches_kept in _kept_blocks(path, schema, keep):
+            for batches_kept in _kept_blocks(path, keep):
                 writer.write_table(pa.Table.from_batches(batches_kept, schema))
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
         reason = str(error).splitlines()[0]
         raise NeardupError(f"{path} can't be copied ({reason}): write it again, with other types") from error
 
 
-def _kept_blocks(path, schema, keep):
+def _kept_blocks(path, keep):
     """Yield lists of record batches of the rows to keep, all of a list together about a block."""
-    columns, found, start = list(range(len(schema))), [], 0
-    for batch in batches(path, None if path.suffix == ".parquet" else columns, _rows_at_a_time(path)):
+    found, start = [], 0
+    for batch in batches(path, None, _rows_at_a_time(path)):
         found.append(_filtered(batch, pa.array(keep[start : start + len(batch)])))
         start += len(batch)
         if sum(b.nbytes for b in found) >= formats.BLOCK_BYTES:
@@ -195,7 +195,7 @@ def missing_values(path, name):
 
 
 def batches(path, columns, rows):
-    """Yield record batches of these columns, of at most so many rows. Raises NeardupError where they are damaged."""
+    """Yield record batches of these columns, or all, of at most so many rows. Raises NeardupError if damaged."""
     with _reading(path):
         if path.suffix == ".parquet":
             with _parquet(path, memory_map=True) as file:
@@ -203,7 +203,7 @@ def batches(path, columns, rows):
             return
         with pa.memory_map(str(path)) as source:
             for batch in _batches(_reader(source)):
-                chosen = batch.select(columns)
+                chosen = batch if columns is None else batch.select(columns)
                 chosen.validate(full=True)  # an offset that leads out of the file would end the process
                 for start in range(0, batch.num_rows, rows):
                     yield chosen.slice(start, rows)

@@ -33,7 +33,7 @@ def describe(path, _name=None):
     return Vectors(rows, dim, dtype, Layout(path, (rows, dim), dtype, offset=8))
 
 
-def write_kept(path, _name, target, keep):
+def write_kept(path, target, keep):
     """Write a copy with just the rows to keep. keep: (n,) bool. Memory: a block, twice.
 
     Raises NeardupError as `describe`, and where a row is not of as many values as the first.
