@@ -110,7 +110,7 @@ def chooser(stage, shards, kmeans, kept, config, preview):
 
 def join_all(search, kept):
     """The maximum spanning forest of all pairs. kept: rows that don't join."""
-    forest = spanning_forest(search.blocks())
+    forest = spanning_forest(search.blocks(), search.memory)
     return forest if kept is None else apart(forest, kept)
 
 

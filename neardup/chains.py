@@ -37,7 +37,7 @@ def sparse(groups, forest, found):
             pairs = pairs.compress(place_of(pairs, number_of)[1])
             yield pairs.compress(~among(pack(pairs["row_a"], pairs["row_b"]), listed)[0])
 
-    pairs = np.concatenate([first, spanning_forest(others())])
+    pairs = np.concatenate([first, spanning_forest(others(), found.memory)])
     pairs = pairs.take(np.argsort(pack(pairs["row_a"], pairs["row_b"])))
     return replace(found, read=lambda _: iter([pairs]))
 

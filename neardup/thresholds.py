@@ -8,7 +8,8 @@ from neardup.pairs import PAIR
 
 STEPS = 0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.92, 0.94, 0.95, 0.96, 0.97, 0.98, 0.99, 0.995, 1.0
 _BINS = 40  # of the histogram of similarities
-_AT_ONCE = 1 << 18  # pairs that are put into the forest together, at least
+_AT_ONCE, _MOST = 1 << 18, 1 << 20  # pairs that are put into the forest together, at least, and as memory allows
+_BYTES_A_PAIR = 130  # of the forest or beside it, while it is made
 _SHARES = 0.5, 0.9, 0.99  # of a block's pairs, up to whose similarities it is seen whether they are needed
 
 
@@ -17,25 +18,30 @@ def steps(lowest, chosen):
     return sorted({lowest, chosen, *(s for s in STEPS if s > lowest)}, reverse=True)
 
 
-def spanning_forest(pair_blocks):
+def spanning_forest(pair_blocks, memory=0):
     """The maximum spanning forest of the pairs, (f,) PAIR, by similarity, descending, then by rows.
 
     At every threshold its pairs join the same rows as all pairs do (Kruskal 1956: a pair that closes a cycle is the
-    weakest of it). pair_blocks: in order. Memory: 130 bytes for each pair of the forest, of a row at most one, and for
-    each of a block; 24 bytes a row, where there are many.
+    weakest of it). pair_blocks: in order; memory: bytes that may be held of them: the more, the more pairs of a crowd
+    are seen not to be needed before they are sorted. Memory: that, or 34 MB; 130 bytes for each pair of the forest, of
+    a row at most one, and for as many others; 24 bytes a row, where there are many.
     """
     forest, held = np.empty(0, dtype=PAIR), []
+    at_once = max(_AT_ONCE, min(memory / _BYTES_A_PAIR, _MOST))
     for pairs in pair_blocks:
-        held.append(_still_needed(pairs, forest))
-        if sum(map(len, held)) >= max(_AT_ONCE, len(forest)):  # so that the forest isn't sorted too often
-            forest, held = _forest_of([forest, *held]), []
+        held.append(pairs)
+        many = max(at_once, len(forest))  # so that the forest isn't sorted too often
+        if sum(map(len, held)) >= many:
+            held = [_still_needed(np.concatenate(held), forest)]
+            if len(held[0]) >= many / 2:
+                forest, held = _forest_of([forest, *held]), []
     return _forest_of([forest, *held])
 
 
 def _still_needed(pairs, forest):
     """The pairs without those whose rows the forest of pairs before them joins by none weaker: in a crowd, most."""
     for share in _SHARES:
-        if len(pairs) <= len(forest) or not len(forest):
+        if len(pairs) < len(forest) or not len(forest):
             break
         level = np.quantile(pairs["similarity"], share, method="lower")
         n_rows = 1 + max(pairs["row_b"].max(), forest["row_b"].max())
