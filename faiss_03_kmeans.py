@@ -175,15 +175,17 @@ def assign_run(stage, sources, centroids, in_place, block_rows, number, start, s
 
     Centroids are never looked for twice: other blocks may round otherwise, and clusters follow them.
     """
-    path = stage.part("nearest", number)
     if stage.volatile("bounds", number).exists():
         return
     sketches = sources[0].gather(np.arange(start, stop))
-    if not path.exists():
+
+    def find():
         nearest = nearest_centroids(sketches, centroids, block_rows)
         nearest[rejected - start] = -1
-        write_npy(path, nearest)
-    write_run(stage, None if in_place else sketches, sources[1], len(centroids), number, start, read_npy(path))
+        return nearest
+
+    nearest = stage.once(find, "nearest", number)
+    write_run(stage, None if in_place else sketches, sources[1], len(centroids), number, start, nearest)
 
 
 def nearest_centroids(sketches, centroids, block_rows):

@@ -58,6 +58,11 @@ class Stage:
         return self.results is not None
 
     @property
+    def final(self):
+        """Where it is, or will be when it is finished."""
+        return self.folder.with_name(self.name)
+
+    @property
     def against(self):
         """Whether it is of two sets, of which only pairs between them are of interest."""
         return bool(self.growth and self.growth.against)
@@ -132,9 +137,8 @@ class Stage:
         self.run.content = results.get("content", self.run.content)
         content["shards"] = self.run.shards_held()
         write_manifest(self.path(MANIFEST), content)
-        final = self.folder.with_name(self.name)
-        publish(self.folder, final)
-        return Stage(self.name, final, self.key, content)
+        publish(self.folder, self.final)
+        return Stage(self.name, self.final, self.key, content)
 
     def _is_result(self, path):
         return self.path(_PARTS) not in path.parents and path.name not in (BEGUN, MANIFEST, TIMES, REPORT)
@@ -162,7 +166,7 @@ class Stage:
 
     def refuse_input(self, changed):
         """Remove what was made of shards that have changed since stage 1. changed: their names. Raises NeardupError."""
-        remove(self.folder, self.folder.with_name(self.name))
+        remove(self.folder, self.final)
         script = next(iter(STAGES.values()))[0]
         raise NeardupError(f"the input ({some_of(changed)}) changed while it was read: run {script} again")
 
@@ -187,7 +191,7 @@ class Stage:
 
     def drop_parts(self):
         """Remove all work in progress: it led to something that can't be."""
-        remove(self.path(_PARTS), self.folder.with_name(self.name))
+        remove(self.path(_PARTS), self.final)
 
 
 def _take(of, folder, name, then):

@@ -156,7 +156,7 @@ def _touching(blocks, chosen, compared):
     """Of each block of pairs those of an audited row, (n,) bool, and one of those it was compared with, (n,) bool."""
     for block in blocks:
         a, b = block["row_a"], block["row_b"]
-        yield block[(chosen[a] & compared[b]) | (chosen[b] & compared[a])]
+        yield block.compress((chosen[a] & compared[b]) | (chosen[b] & compared[a]))
 
 
 def best_stride(unit, threshold):

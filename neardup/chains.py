@@ -1,7 +1,7 @@
 """Groups with members below the threshold from the representative: what holds them together, and where to cut them."""
 
 from dataclasses import replace
-from itertools import chain, count, islice, pairwise
+from itertools import chain, count, pairwise
 
 import numpy as np
 
@@ -58,9 +58,9 @@ def explain_chains(groups, found, ids):
         entry |= {"weakest_row": far, "similarity": float(groups.similarity[here].min())}
         if len(pairs):
             path, links, bridges = weak_links(pairs, representative, far)
-            named = iter(ids.take([*path, *chain.from_iterable(bridges)]))
-            entry |= {"path": [*islice(named, len(path))], "path_similarities": links}
-            entry["bridges"] = [[*bridge] for bridge in zip(named, named, strict=True)]
+            names = ids.take([*path, *chain.from_iterable(bridges)])
+            entry |= {"path": names[: len(path)], "path_similarities": links}
+            entry["bridges"] = [names[at : at + 2] for at in range(len(path), len(names), 2)]
         yield groups.name(number), entry
 
 

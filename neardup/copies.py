@@ -9,7 +9,7 @@ import numpy as np
 
 from neardup import NeardupError, engine, mirror
 from neardup.checksums import digest_of_sample, digest_of_values
-from neardup.files import atomic, npy_rows, read_json, write_json
+from neardup.files import atomic, npy_rows, read_json, resolved, write_json
 from neardup.formats import Vectors
 from neardup.formats.by_suffix import blocks, others
 from neardup.metadata import BESIDE, TEXTS
@@ -140,7 +140,7 @@ def is_current(shard):
 
 
 def _make(shard):
-    beside = [str(path.resolve()) for path in others(shard.path, shard.vectors)]
+    beside = [str(resolved(path)) for path in others(shard.path, shard.vectors)]
     before, copy, rows = _source(shard.path, shard.vectors, beside), shard.copy, 0
     with npy_rows(copy, (shard.rows, shard.dim), shard.dtype) as write:
         _note(copy).unlink(missing_ok=True)
@@ -180,7 +180,7 @@ def _made(copy):
 def _source(path, name, others):
     """What a copy is of: a file as it is, the name of its vectors, and other files as they are. others: their paths."""
     states = [[*_state(file), digest_of_sample(file)] for file in (path, *map(Path, others))]
-    return [str(path.resolve()), name, *states]
+    return [str(resolved(path)), name, *states]
 
 
 def _state(path):

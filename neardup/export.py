@@ -13,7 +13,7 @@ import numpy as np
 from neardup import NeardupError, engine
 from neardup.chains import pairs_of_groups
 from neardup.embeddings import total_rows
-from neardup.files import LONGEST_CELL, atomic, write_json, write_npy
+from neardup.files import LONGEST_CELL, atomic, resolved, write_json, write_npy
 from neardup.formats import npy, tables
 from neardup.formats.by_suffix import write_kept
 from neardup.ids import BLOCK_ROWS, bytes_of
@@ -111,8 +111,8 @@ def _make_way(shards, beside, about, folder):
                     "leave one of the two out with shard_pattern"
                 )
     names = *owner, *about
-    sources = {(_root(shards[0]) / name).resolve() for name in names}
-    if any((folder / name).resolve() in sources for name in names):
+    sources = {resolved(_root(shards[0]) / name) for name in names}
+    if any(resolved(folder / name) in sources for name in names):
         raise NeardupError(f"{folder} is the folder of the input, which is never written to: choose another one")
     for name in names:
         (folder / name).unlink(missing_ok=True)

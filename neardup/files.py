@@ -63,6 +63,11 @@ def atomic(path, flush=True):
         sync_folder(path.parent)
 
 
+def resolved(path):
+    """A path without links; one that leads to itself as it is, where Path.resolve raises RuntimeError."""
+    return Path(os.path.realpath(path))
+
+
 def link(source, path):
     """Have a finished file under another name, too: the same file, or a copy where the file system has no links."""
     with atomic(path) as temporary:

@@ -6,11 +6,12 @@ from fnmatch import fnmatchcase
 from pathlib import Path, PurePath
 
 from neardup import NeardupError
+from neardup.files import resolved
 
 
 def on_disk(folder, ours, pattern):
     """What matches a pattern in a folder, by its name below it, in natural order, but for that in folders of ours."""
-    paths = [p for p in _globbed(folder, pattern) if ours.isdisjoint(Path(os.path.realpath(p)).parents)]
+    paths = [p for p in _globbed(folder, pattern) if ours.isdisjoint(resolved(p).parents)]
     return _in_order(p.relative_to(folder) for p in paths)
 
 

@@ -8,6 +8,7 @@ import numpy as np
 
 from neardup import budget, copies, geometry
 from neardup.embeddings import open_shards, total_rows
+from neardup.files import resolved
 from neardup.ids import expected_bytes
 from neardup.mirror import folder_for
 from neardup.moments import component_count
@@ -88,7 +89,7 @@ def _measure(rows, config):
 
 def _existing(folder):
     """A folder, or the nearest above it that is there."""
-    return next(f for f in (folder.resolve(), *folder.resolve().parents) if f.exists())
+    return next(f for f in (resolved(folder), *resolved(folder).parents) if f.exists())
 
 
 def print_plan(found):

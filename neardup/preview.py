@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from neardup import NeardupError
+from neardup.files import resolved
 from neardup.ids import BLOCK_ROWS, positions
 from neardup.metadata import TEXTS, as_text, read_column
 
@@ -64,8 +65,8 @@ class Preview:
         """The file of the image of an id, or None; never one outside the folder that the pattern begins with."""
         if not self.is_of_files or "\0" in name:
             return None
-        folder = Path(os.path.realpath(Path(self.setting.partition("{id}")[0] + "_").parent))
-        path = Path(os.path.realpath(self.setting.replace("{id}", name)))
+        folder = resolved(Path(self.setting.partition("{id}")[0] + "_").parent)
+        path = resolved(self.setting.replace("{id}", name))
         return path if path.is_relative_to(folder) else None
 
     def texts(self, rows, most=None):

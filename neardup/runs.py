@@ -1,6 +1,5 @@
 """What a script begins with: its settings, its input, the stages before it, and what is left of earlier runs."""
 
-import os
 import sys
 import time
 from functools import partial
@@ -25,7 +24,7 @@ from neardup.artifacts import (
 )
 from neardup.checksums import digest_of_sources, digest_of_values
 from neardup.embeddings import shard_starts, total_rows
-from neardup.files import read_json, write_json
+from neardup.files import read_json, resolved, write_json
 from neardup.freshness import changed_shards, fingerprint, tables_digest, times
 from neardup.growth import Growth, growth_of
 from neardup.manifests import FORMAT, MANIFEST, differences, read_manifest, searched_lower, some_of
@@ -149,14 +148,14 @@ def check_folders(config):
     if config.against_dir is not None:
         inputs["against_dir"] = config.against_dir
         work_dirs.append(config.reference.work_dir)
-        if os.path.realpath(work_dirs[0]) == os.path.realpath(work_dirs[1]):
+        if resolved(work_dirs[0]) == resolved(work_dirs[1]):
             raise NeardupError(f"against_work_dir {work_dirs[1]} is work_dir: set it to a folder of that set's own")
     folders = [folder for work_dir in work_dirs for folder in stage_folders(work_dir)]
     for setting, place in inputs.items():
         for folder in folders:
             if folder.is_symlink():
                 raise NeardupError(f"{folder} is a link, and stages replace their folders: make work_dir one instead")
-            if isinstance(place, Path) and Path(os.path.realpath(place)).is_relative_to(os.path.realpath(folder)):
+            if isinstance(place, Path) and resolved(place).is_relative_to(resolved(folder)):
                 raise NeardupError(f"{setting} {place} lies in {folder}, which a stage replaces: set another work_dir")
     for folder in (work_dir / name for work_dir in work_dirs for name in STAGES):
         if folder.exists() and not ((folder / MANIFEST).exists() or hidden(folder, OLD).exists()):

@@ -5,11 +5,12 @@ import re
 from dataclasses import replace
 from functools import partial
 from glob import escape
-from pathlib import Path, PurePath
+from pathlib import PurePath
 from typing import NamedTuple
 
 from neardup import NeardupError, copies
 from neardup.embeddings import MOST_ROWS, Shard
+from neardup.files import resolved
 from neardup.formats import flat, vecs
 from neardup.formats.by_suffix import MODULES, describe
 from neardup.ids import ANOTHER, can_be_ids, has_surrogate
@@ -73,7 +74,7 @@ def find_shards(data_dir, reading=AS_FOUND, copy_dir=None, ours=()):
         data_dir, reading = data_dir.parent, _only(data_dir.name, data_dir, reading)
     if not data_dir.is_dir():
         raise NeardupError(f"data_dir {data_dir} is not a folder or file: set it to the folder of your embeddings")
-    glob = partial(on_disk, data_dir, {Path(os.path.realpath(folder)) for folder in ours})
+    glob = partial(on_disk, data_dir, set(map(resolved, ours)))
     names, kind, vectors = _choose(glob, data_dir, reading)
     shards, start = [], 0
     for name in names:
