@@ -78,9 +78,9 @@ def read_all(stage, shards, config):
     chosen = sample_of(len(rows), 0 if stage.growth else config.basis_rows)
     basis = (origin, chosen), second_projection(stage, config)
     task = partial(read_pieces, stage, rows, basis, block_rows)
-    tasks = engine.tasks(task, enumerate(groups), config.n_workers, "01 moments")
-    [repeated] = engine.tasks(stage.once, [(partial(write_ids, stage, shards), "repeated")], config.n_workers, "01 ids")
-    repeated, *found = engine.compute([repeated, *tasks], config.n_workers, "01 moments")
+    ids_task = stage.once, partial(write_ids, stage, shards), "repeated"
+    tasks = [ids_task, *((task, number, some) for number, some in enumerate(groups))]
+    repeated, *found = engine.compute(tasks, config.n_workers, "01 moments")
     return repeated, found
 
 

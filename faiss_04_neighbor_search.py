@@ -121,7 +121,7 @@ def find_candidates(prepared, reach, dense, rows, labels, earlier, config, besid
 
     Of a run that grows just those of which one is new. prepared: `Prepared`, of which files are still to be written;
     reach: `Reach`; dense: whether rows are near nearly everywhere, so that longer sketches are worth their memory;
-    labels: the cluster of each row; beside: Dask tasks for the other threads, where just one is to search. Returns the
+    labels: the cluster of each row; beside: tasks for the other threads, where just one is to search. Returns the
     files, and the number of distances computed.
     """
     reduction, (stage, clusters, _) = earlier["02_pca_reduce"], prepared
@@ -245,9 +245,9 @@ def audit_and_pickle(stage, rows, audit, names, config):
     audit: of `begin_audit`. Returns what it counted. Raises NeardupError where pairs are missed or false.
     """
     found = partial(read_pairs, stage.path("neighbors.h5"), len(rows))
-    once = [] if config.against_dir else [(stage, names, stage.memory / 4)]  # ids of two sets may be the same
-    pickled = engine.tasks(write_neighbors_pickle, once, config.n_workers, "04 pickle", apart=True)
-    counts = audit_pairs(stage, found, rows, audit, config, pickled)
+    pickled = engine.apart(write_neighbors_pickle), stage, names, stage.memory / 4
+    others = [] if config.against_dir else [pickled]  # ids of two sets may be the same
+    counts = audit_pairs(stage, found, rows, audit, config, others)
     write_json(stage.path("audit.json"), counts)
     if counts["missed"] or counts["false"]:
         stage.drop_parts()

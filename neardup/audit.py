@@ -37,7 +37,7 @@ def begin_audit(stage, rows, counted, config):
 
 
 def audit_tasks(stage, rows, audited, counted, config):
-    """Dask tasks that compare the audited rows with every row, a file each; they need no pairs.
+    """Tasks of `engine.compute` that compare the audited rows with every row, a file each; they need no pairs.
 
     counted: which rows aren't rejected, (n,) bool. Raises NeardupError where the audited rows take too much of the
     memory limit. Memory: a block of rows a worker, and the audited rows twice.
@@ -56,7 +56,7 @@ def audit_tasks(stage, rows, audited, counted, config):
     task = partial(audit_pieces, stage, rows, counted, sample, (config.search_threshold, block_rows))
     of_files = stage.growth and stage.growth.fresh ^ stage.growth.against
     groups = piece_groups(rows, of_files) if len(audited) else []
-    return engine.tasks(task, enumerate(groups), config.n_workers, "04 audit")
+    return [(task, number, some) for number, some in enumerate(groups)]
 
 
 def audit_pairs(stage, found, rows, audit, config, others):
@@ -66,7 +66,7 @@ def audit_pairs(stage, found, rows, audit, config, others):
     earlier ones were audited when they were found. Of two sets all are of the one, and compared with the other. As many
     random pairs, of earlier rows too, have their similarities computed anew.
     stage: keeps what is compared, a file a task; found: yields the pairs that were found, as (p,) PAIR, each time it
-    is called; rows: `RowFiles`; audit: of `begin_audit`, of whose tasks some may be done; others: Dask tasks to be done
+    is called; rows: `RowFiles`; audit: of `begin_audit`, of whose tasks some may be done; others: tasks to be done
     beside those. Where just the pairs that join were looked for, a pair counts as found if its rows are joined.
     Returns a dict: rows audited, true pairs of theirs, how many of those are missed, pairs computed anew, how many of
     those found are false, some missed and false ones, and in words which rows were compared with. Memory: 25 bytes a
@@ -78,7 +78,7 @@ def audit_pairs(stage, found, rows, audit, config, others):
         compared = growth.each_is_fresh() ^ growth.against
         count = np.count_nonzero(compared & counted)
         against = f"the {count:,} {'of the second set' if growth.against else 'that came'}"
-    engine.compute([*tasks, *others], config.n_workers, "04 audit")
+    engine.compute([*others, *tasks], config.n_workers, "04 audit")
     chosen = np.zeros(len(rows), dtype=bool)
     chosen[audited] = True
     listed = _union(pairs.pack(p["row_a"], p["row_b"]) for p in _touching(found(), chosen, compared))

@@ -117,15 +117,16 @@ def cores():
     return len(os.sched_getaffinity(0))
 
 
-def compute(values, n_workers, label):
-    """Dask values, computed with at most `n_workers` tasks at a time and a progress bar.
+def compute(tasks, n_workers, label):
+    """Results of tasks, (function, *arguments) each, in order: begun in it, too, so what takes long comes first.
 
-    Each task's BLAS and OpenMP threads are limited so that tasks times threads equals cores.
+    At most `n_workers` at a time, with a progress bar; each task's BLAS and OpenMP threads are limited so that tasks
+    times threads equals cores.
     """
-    with _timed(label, len(values)):
+    with _timed(label, len(tasks)):
         if _cluster:
-            return _cluster.compute(values, _bar(label))
-        return _compute_here(values, n_workers or cores(), label)
+            return _cluster.compute(_on_cluster(tasks, label), _bar(label))
+        return _compute_here(tasks, n_workers or cores(), label)
 
 
 @contextmanager
@@ -148,24 +149,41 @@ def _bar(label):
     return {"desc": label, "mininterval": 0.1 if watched else 30, "delay": 0 if watched else 30, "leave": False}
 
 
-def _compute_here(values, n_workers, label):
-    with TqdmCallback(**_bar(label)), limit_threads(cores() // n_workers):
+def _compute_here(tasks, n_workers, label):
+    threads, call = cores() // n_workers, dask.delayed(limited, pure=False)
+    names = range(2 * len(tasks), len(tasks), -1)  # Dask begins with the last one by name
+    values = [call(task[0], threads, *task[1:], dask_key_name=f"{n:020}") for n, task in zip(names, tasks, strict=True)]
+    with TqdmCallback(**_bar(label)), limit_threads(threads):
         # the scheduler itself: where it is named, Dask loads distributed, which takes 0.1 s, to look for a client
         return dask.compute(*values, scheduler=threaded.get, num_workers=n_workers)
+
+
+def _on_cluster(tasks, label):
+    """Dask values of tasks. A function, and what comes with it, goes once to each worker; what it does is small or on
+    disk.
+    """
+    token, call = f"{_of_folder}{uuid4().hex}", dask.delayed(on_worker, pure=False)
+    common, functions = (1, mirror.attached(), _cluster.environment), {id(task[0]): task[0] for task in tasks}
+    shared = {
+        key: dask.delayed(function, pure=False, name=f"function-{i}-{token}", traverse=False)
+        for i, (key, function) in enumerate(functions.items())
+    }
+    return [
+        call(shared[id(function)], *common, *arguments, dask_key_name=f"{label}-{i}-{token}")
+        for i, (function, *arguments) in enumerate(tasks)
+    ]
 
 
 def run_here(function, *arguments, label):
     """function(*arguments) with all cores of this process: what libraries do in threads of their own."""
     with _timed(label, 1):
-        return _compute_here([dask.delayed(function, pure=False)(*arguments)], 1, label)[0]
+        return _compute_here([(function, *arguments)], 1, label)[0]
 
 
 def run_in_threads(function, arguments, n_workers, label):
     """As `run`, always in this process: what concerns this machine."""
-    n_workers = n_workers or cores()
     with _timed(label, len(arguments)):
-        values = [dask.delayed(limited, pure=False)(function, cores() // n_workers, *a) for a in arguments]
-        return _compute_here(values, n_workers, label)
+        return _compute_here([(function, *a) for a in arguments], n_workers or cores(), label)
 
 
 def run(function, arguments, n_workers, label):
@@ -174,7 +192,7 @@ def run(function, arguments, n_workers, label):
         arguments = list(arguments)
         with _timed(label, len(arguments)):
             return _pool.run(function, arguments, _bar(label))
-    return compute(tasks(function, arguments, n_workers, label), n_workers, label)
+    return compute([(function, *a) for a in arguments], n_workers, label)
 
 
 def run_in_turn(runs, beside, n_workers):
@@ -194,21 +212,12 @@ def run_in_turn(runs, beside, n_workers):
                 results.append([limited(function, 1, *a) for a in arguments])
         return results
 
-    return _compute_here([dask.delayed(in_turn, pure=False)(), *beside], n_workers or cores(), runs[0][2])[0]
+    return _compute_here([(in_turn,), *beside], n_workers or cores(), runs[0][2])[0]
 
 
-def tasks(function, arguments, n_workers, label, apart=False):
-    """function(*a) for each tuple a of `arguments`, each with its share of the cores, for `compute`.
-
-    apart: in a process, where some are there; it is much Python, which others would wait for.
-    The function, and what comes with it, goes once to each worker of a cluster, where all it does is small or on disk.
-    """
-    if apart and _pool:
-        function = partial(_pool.call, function)
-    call, token = dask.delayed(on_worker if _cluster else limited, pure=False), f"{_of_folder}{uuid4().hex}"
-    shared = dask.delayed(function, pure=False, name=f"function-{token}", traverse=False)
-    common = (1, mirror.attached(), _cluster.environment) if _cluster else (cores() // worker_count(n_workers),)
-    return [call(shared, *common, *a, dask_key_name=f"{label}-{i}-{token}") for i, a in enumerate(arguments)]
+def apart(function):
+    """The same function, in a process where some are there: it is much Python, which others would wait for."""
+    return partial(_pool.call, function) if _pool else function
 
 
 def limited(function, threads, *arguments):

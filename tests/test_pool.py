@@ -68,9 +68,18 @@ def test_results_come_in_order_and_from_other_processes():
     with engine.in_processes(config, MEMORY, True):
         assert engine.run(pow, [(i, 2) for i in range(50)], 2, "squares") == [i * i for i in range(50)]
         pids = set(engine.run(where, [(i,) for i in range(50)], 2, "where"))
-        [apart] = engine.compute(engine.tasks(where, [(0,)], 2, "where", apart=True), 2, "where")
+        [apart] = engine.compute([(engine.apart(where), 0)], 2, "where")
     assert os.getpid() not in pids | {apart}
     assert [*engine.run(where, [(0,)], 2, "where")] == [os.getpid()]
+
+
+@pytest.mark.parametrize("count", [2, 11, 101])
+def test_tasks_begin_in_their_order(count):
+    """Of several functions, too, so that one that takes long can be begun before many that don't."""
+    begun, others = [], []
+    tasks = [(begun.append, 0), *((lambda i: begun.append(i) or others.append(i), i) for i in range(1, count))]
+    assert engine.compute([*tasks, (begun.append, count)], 1, "in order") == (None,) * (count + 1)
+    assert begun == [*range(count + 1)] and others == [*range(1, count)]
 
 
 @pytest.mark.parametrize(("memory", "is_much", "n_workers"), [(MEMORY, False, 2), (2**29, True, 2), (MEMORY, True, 1)])
