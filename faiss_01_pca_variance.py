@@ -187,10 +187,12 @@ def keep_repeated(stage, shards, repeated, duplicate_ids):
             f"{name!r} (row {at} of {(shard.ids_path or shard.path).name})"
             for shard, at, name in places_of(stage, shards, repeated[:_SHOWN])
         ]
+        which, more = "them", ", or id_column to '' to number the rows"
+        if all(shard.ids_path is None for shard in shards):
+            which, more = "one of these files", ""
         raise NeardupError(
-            f"{len(repeated)} rows share their id with another: {', '.join(places)}; "
-            "rename them, or set duplicate_ids to 'allow' to keep them as rows of one name, or id_column to '' to "
-            "number the rows"
+            f"{len(repeated)} rows share their id with another: {', '.join(places)}; rename {which}, or set "
+            f"duplicate_ids to 'allow' to keep them as rows of one name{more}"
         )
     write_npy(stage.path("repeated_rows.npy"), repeated)
 

@@ -75,9 +75,7 @@ def made_of(stage, sizes, n_kept, centroid, config):
     of_centroid = sizes[:n_kept] + np.bincount(centroid, sizes[n_kept:], minlength=n_kept)
     found = {name: stage.previous.results[name] for name in ("made", "made_of")}
     found["came"], n_rows = int(sizes[n_kept:].sum()), int(sizes.sum())
-    return found | {
-        "gain": gain(of_centroid, sizes[:n_kept], min(config.n_clusters or default_clusters(n_rows), n_rows))
-    }
+    return found | {"gain": gain(of_centroid, sizes[:n_kept], wanted_clusters(stage, n_rows, config))}
 
 
 def row_ranges(stage, sketches, ranges, config):
@@ -96,8 +94,7 @@ def train(stage, sketches, rejected, runs, config):
     In the sketch, not in all reduced coordinates: it holds most of the variance and costs a tenth.
     """
     n_rows = len(sketches) - len(rejected)
-    default = min(default_clusters(n_rows, config.is_reference), most_clusters(stage, len(sketches)) // 2)
-    n_clusters = min(config.n_clusters or default, n_rows)
+    n_clusters = wanted_clusters(stage, n_rows, config)
     check_count(stage, n_clusters, len(sketches))
     rng = np.random.default_rng(config.random_state)
     size = min(n_rows, _SAMPLE_PER_CLUSTER * n_clusters)
@@ -125,6 +122,12 @@ def check_count(stage, n_files, n_rows):
             f"{n_files:,} cluster files are more than the {most:,} that memory_limit has room for: set n_clusters to "
             f"at most {most // 2:,}, and remove the folder 03_kmeans of work_dir if it is there"
         )
+
+
+def wanted_clusters(stage, n_rows, config):
+    """How many clusters so many rows are split into."""
+    default = min(default_clusters(n_rows, config.is_reference), most_clusters(stage, n_rows) // 2)
+    return min(config.n_clusters or default, n_rows)
 
 
 def default_clusters(n_rows, is_reference=False):

@@ -18,7 +18,6 @@ _STRIDES = 16, 12, 8, 6, 4, 3, 2, 1  # of the coordinates that are compared firs
 _READ_PAIRS = 1 << 20  # true pairs that are looked up together
 _COMPARED = 512  # audited rows, with each other, to choose those
 _GATHERED = 70  # how much longer a coordinate takes where rows are compared one by one, not as matrices
-_BYTES_A_VALUE = 8  # of an audited row, that are held: as stored, and in float32
 _SHOWN = 10  # missed or false pairs that are named
 
 
@@ -42,7 +41,7 @@ def audit_tasks(stage, rows, audited, counted, config):
     counted: which rows aren't rejected, (n,) bool. Raises NeardupError where the audited rows take too much of the
     memory limit. Memory: a block of rows a worker, and the audited rows twice.
     """
-    size, most = _BYTES_A_VALUE * rows.dim, config.memory_limit // 4
+    size, most = (rows.dtype.itemsize + 4) * rows.dim, config.memory_limit // 4  # as stored, and in float32
     if len(audited) * size > most:
         raise NeardupError(
             f"audit_rows = {len(audited):,} take {len(audited) * size / 2**20:.0f}MiB, and may take a quarter of "

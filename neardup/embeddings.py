@@ -61,6 +61,7 @@ class RowFiles:
                     f"{layout.path} has shape {layout.shape}, not {count} rows: run the script that wrote it again"
                 )
         self.dim = self.layouts[0].shape[1]
+        self.dtype = np.result_type(*(layout.dtype for layout in self.layouts))
 
     def __len__(self):
         return int(self.starts[-1])
@@ -68,10 +69,10 @@ class RowFiles:
     def gather(self, rows):
         """The rows of these numbers, in their order, each read once and in row order. rows: (r,) integers.
 
-        Returns (r, d) of the files' dtype, or the widest of them. Memory: 2 r d values, and a window of 64 MB.
+        Returns (r, d) of `dtype`, that of the files or the widest of them. Memory: 2 r d values, and a window of 64 MB.
         """
         distinct, inverse = np.unique(np.asarray(rows, dtype=np.int64), return_inverse=True)
-        out = np.empty((len(distinct), self.dim), dtype=np.result_type(*(layout.dtype for layout in self.layouts)))
+        out = np.empty((len(distinct), self.dim), dtype=self.dtype)
         bounds = np.searchsorted(distinct, self.starts)
         for file in np.nonzero(np.diff(bounds))[0].tolist():
             here = slice(bounds[file], bounds[file + 1])

@@ -114,10 +114,11 @@ def write_csv(path, lines):
 
 
 def read_csv(path):
-    """Yield the lines of a CSV file of ours as dicts."""
+    """Yield the lines of a CSV file of ours as dicts, text as it was before `write_csv`."""
     csv.field_size_limit(LONGEST_CELL)
     with path.open(newline="", encoding="utf-8") as file:
-        yield from csv.DictReader(file)
+        for line in csv.DictReader(file):
+            yield {name: json.loads(cell) if cell.startswith('"') else cell for name, cell in line.items()}
 
 
 def _cell(text):

@@ -29,7 +29,7 @@ def as_float64(rows):
     float32 need none, for their squares fit float64. Returns (n, d) float64. Memory: 8 n d bytes.
     """
     values = rows.astype(np.float64, order="C")  # in which the sums run along a row
-    if rows.dtype.itemsize == 8 and values.size:
+    if rows.dtype.itemsize >= 8 and values.size:
         _, exponents = np.frexp(np.abs(values).max(axis=1))
         values = np.ldexp(values, -exponents[:, None])
     return values

@@ -16,8 +16,8 @@ _LARGE_ROWS, _LINES = 10, 10  # rows of such a group, at least; lines of a kind
 def losses(shards, columns, dropped):
     """How many rows there are, and how many of them are dropped: [(by, value, rows, dropped)].
 
-    columns: names of metadata; dropped: (n,) bool. Raises NeardupError where a shard has no such column. Memory: a
-    column of a shard, and its distinct values.
+    columns: names of metadata; one named "shard" is "column shard" here; dropped: (n,) bool. Raises NeardupError
+    where a shard has no such column. Memory: a column of a shard, and its distinct values.
     """
     found = [("shard", s.name, s.rows, int(dropped[s.start : s.start + s.rows].sum())) for s in shards]
     for column in columns:
@@ -33,7 +33,8 @@ def losses(shards, columns, dropped):
             for name, (rows, lost) in zip(names, per_value, strict=True):
                 before = counts.get(name, (0, 0))
                 counts[name] = before[0] + rows, before[1] + lost
-        found += [(column, name, *counts[name]) for name in sorted(counts) if counts[name][0]]
+        by = "column shard" if column == "shard" else column
+        found += [(by, name, *counts[name]) for name in sorted(counts) if counts[name][0]]
     return found
 
 

@@ -10,6 +10,7 @@ from neardup import NeardupError
 from neardup.checksums import digest_of_bytes
 from neardup.formats.hdf5 import opened
 from neardup.formats.tables import batches, check_once, missing_values, schema_and_rows, without_views
+from neardup.words import first_line
 
 SUFFIXES = ".parquet", ".csv", ".arrow", ".feather"  # of a table that lies beside a shard, in the order of preference
 BESIDE = ".txt", *SUFFIXES  # of what may hold ids or metadata of a shard
@@ -172,7 +173,7 @@ def _mending(path):
     try:
         yield
     except (pa.ArrowInvalid, UnicodeDecodeError) as error:
-        reason = str(error).splitlines()[0]
+        reason = first_line(error)
         raise NeardupError(
             f"{path} is not a CSV file in UTF-8 with a line of column names, none of over {_CSV_BLOCK >> 20} MiB "
             f"({reason}): mend it, or write it as Parquet"

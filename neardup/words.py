@@ -28,6 +28,11 @@ def in_words(similarity, decimals=4):
     return f"{math.floor(math.nextafter(similarity * 10**decimals, math.inf)) / 10**decimals:.{decimals}f}"
 
 
+def first_line(error):
+    """What an error says, in one line; its kind where it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 def shorten(text, most, end=0):
     """Text of at most so many characters, `end` of them its last ones: what tells long ids apart is often there."""
     return text if len(text) <= most else f"{text[: most - end - 1]}…{text[len(text) - end :]}"

@@ -352,6 +352,10 @@ def test_similarities_are_shown_with_no_more_than_they_are():
 
 
 def test_more_audited_rows_than_memory_holds_are_refused():
-    rows, config = SimpleNamespace(dim=20_000), Config(_cli_parse_args=[], memory_limit="320MiB", threshold=0.9)
+    config = Config(_cli_parse_args=[], memory_limit="320MiB", threshold=0.9)
+    rows = SimpleNamespace(dim=20_000, dtype=np.dtype(np.float32))
     with pytest.raises(NeardupError, match=r"audit_rows = 1,000 take 153MiB.* set it to at most 524, or memory_limit"):
+        audit_tasks(None, rows, np.arange(1000), None, config)
+    rows.dtype = np.dtype(np.float64)
+    with pytest.raises(NeardupError, match=r"audit_rows = 1,000 take 229MiB.* set it to at most 349, or memory_limit"):
         audit_tasks(None, rows, np.arange(1000), None, config)

@@ -150,6 +150,21 @@ def test_the_nearest_row_of_the_second_set(size):
         assert (matches.nearest[row], matches.similarity[row], matches.count[row]) == (nearest, -similarity, len(near))
 
 
+def test_a_second_set_that_grew_tells_when_its_clusters_no_longer_fit(tmp_path, capsys):
+    """By the number of clusters that a second set has, not by that of a set that is searched itself."""
+    rng = np.random.default_rng(0)
+    settings = {"against_dir": tmp_path / "b", "n_clusters": None, "id_column": ""}
+    config = settings_of(lay_out(tmp_path / "a", np.eye(8)), tmp_path / "work", **settings).reference
+    (tmp_path / "b").mkdir()
+    for number in (1, 2):
+        np.save(tmp_path / "b" / f"{number}.npy", rng.normal(size=(2000, 8)))
+        run_scripts(config, SCRIPTS[:3])
+    found = read_manifest(config.work_dir / NAMES[2] / MANIFEST)["results"]
+    assert (found["made"], found["made_of"], found["came"]) == (15, 2000, 2000)
+    assert 1.5 < found["gain"] < 31 / 15 * 1.2
+    assert "made of all rows, clusters would have about" in capsys.readouterr().out
+
+
 def test_coordinates_that_are_not_kept_are_made_again(tmp_path, monkeypatch):
     """Those that stage 2 writes of a single set, of a second one's basis; rounding aside."""
     for name, low in (("a", 0), ("b", 1000)):
@@ -222,6 +237,16 @@ def test_new_vectors(finished, monkeypatch):
     assert len(near) > 50
     for _, similarity in found:
         assert (np.diff(similarity) <= 0).all()
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.longdouble])
+def test_vectors_of_any_length_are_answered(finished, dtype):
+    """Their squares are beyond float64."""
+    config, _, new = finished
+    expected = FinishedRun(config).matches(new[:50].astype(np.float64))
+    found = FinishedRun(config).matches(new[:50].astype(dtype) * dtype(2.0) ** 800)
+    assert [[some.tolist() for some in one] for one in found] == [[some.tolist() for some in one] for one in expected]
+    assert any(len(rows) for rows, _ in expected)
 
 
 def test_rows_of_the_run(finished):

@@ -12,6 +12,7 @@ import sys
 from functools import partial
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 from conftest import (
@@ -229,6 +230,18 @@ def test_headers_that_numpy_reads_in_a_second_way(good, tmp_path, header):
     change_header(here / "data", b"(20, 8)", header)
     done = command(SCRIPTS[0], "--data-dir", here / "data", "--work-dir", tmp_path / "work")
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_numbered_rows_of_two_shards_of_one_name(tmp_path):
+    """They are told apart by renaming a file, not by numbering the rows, which they are."""
+    (tmp_path / "data").mkdir()
+    for suffix in ("h5", "hdf5"):
+        with h5py.File(tmp_path / "data" / f"a.{suffix}", "w") as file:
+            file["emb"] = np.eye(2)
+    line = refused(command(SCRIPTS[0], "--data-dir", tmp_path / "data", "--work-dir", tmp_path / "work"))
+    assert "'a:0' (row 0 of a.h5), 'a:1' (row 1 of a.h5), 'a:0' (row 0 of a.hdf5)" in line
+    assert "rename one of these files, or set duplicate_ids to 'allow' to keep them as rows of one name" in line
+    assert "id_column" not in line
 
 
 def test_all_rows_bad(tmp_path):

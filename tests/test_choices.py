@@ -515,6 +515,17 @@ def test_losses_are_counted_by_shard_and_by_column(tmp_path, layout):
         assert sum(line[3] for line in lines if line[0] == by) == len(dropped) > 0
 
 
+def test_a_column_named_shard_is_none_of_the_shards(tmp_path):
+    """Though all but one of its rows A are dropped; the report has a table of each."""
+    rows = np.eye(40)[[0] * 20 + [*range(20)]]
+    case = make_case(tmp_path, rows, columns={"shard": ["A"] * 19 + ["B"] * 21})
+    work = case.merge(tabulate="shard")
+    lines = [tuple(line.values()) for line in read_csv(work, "losses.csv")]
+    columns = [("column shard", *line.split()) for line in ("A 19 18", "B 21 2")]
+    assert lines == [("shard", "part_0.npy", "40", "20"), *columns]
+    assert not [line for line in results(work)["warnings"] if "loses" in line]
+
+
 def test_what_takes_suspiciously_much_is_named(tmp_path, capsys):
     """Of 400 rows a chain of 10 and a shard that is one row 20 times; not a group of 9."""
     rows = np.random.default_rng(0).normal(size=(400, 60))

@@ -134,6 +134,17 @@ def test_warnings_losses_and_chains_are_shown(tmp_path):
         assert "(chain)" in article
 
 
+def test_text_that_a_csv_file_has_as_a_json_string_is_shown_as_it_is(tmp_path):
+    kinds = ["-5", "=f", '"q"', " @x"] * 30
+    data = lay_out(tmp_path / "data", bundles(0))
+    pq.write_table(pa.table({"kind": kinds}), data / "part_0.parquet")
+    run_stages(data, tmp_path / "work", threshold=0.94, tabulate="kind")
+    words = plain((tmp_path / "work" / REPORT).read_text())
+    values = [line["value"] for line in read_csv(tmp_path / "work", "losses.csv")][1:]
+    assert values == [*map(json.dumps, sorted({*kinds}))]
+    assert all(f" {kind.strip()} 30 " in words for kind in kinds)
+
+
 def test_ids_with_markup_are_text_and_lead_nowhere(images):
     text = images.read_text()
     assert MARKUP not in text

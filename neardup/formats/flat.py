@@ -5,6 +5,7 @@ import numpy as np
 from neardup import NeardupError
 from neardup.files import atomic
 from neardup.formats import Vectors, block_rows
+from neardup.words import first_line
 
 
 def describe(path, _name=None):
@@ -61,7 +62,7 @@ def _read(path):
     try:
         index = faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC)
     except RuntimeError as error:
-        reason = str(error).splitlines()[0].split("Error: ")[-1]
+        reason = first_line(error).split("Error: ")[-1]
         raise NeardupError(f"{path} is not an index of FAISS ({reason}): write it with faiss.write_index") from error
     return index, faiss.downcast_index(index)
 

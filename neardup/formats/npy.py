@@ -7,6 +7,7 @@ from neardup.files import npy_rows
 from neardup.formats import Vectors, block_rows, is_vector_dtype
 from neardup.layout import npy_layout
 from neardup.npy import UNREADABLE
+from neardup.words import first_line
 
 
 def describe(path, _name=None):
@@ -14,7 +15,7 @@ def describe(path, _name=None):
     try:
         layout = npy_layout(path)
     except UNREADABLE as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
+        reason = first_line(error)
         raise NeardupError(f"{path} is not a .npy file ({reason}): write it with numpy.save") from error
     check(path, layout)
     expected = layout.offset + layout.shape[0] * layout.shape[1] * layout.dtype.itemsize

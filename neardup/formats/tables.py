@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 from neardup import NeardupError, formats
 from neardup.files import atomic
 from neardup.formats import NAMES, Vectors, block_rows, is_vector_dtype, the_one
+from neardup.words import first_line
 
 _SET = "set vectors to another"
 _ROWS = 1 << 12  # of a batch at most: lists come with numbers of their own
@@ -62,7 +63,7 @@ def write_kept(path, target, keep):
             for batches_kept in _kept_blocks(path, keep):
                 writer.write_table(pa.Table.from_batches(batches_kept, schema))
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-        reason = str(error).splitlines()[0]
+        reason = first_line(error)
         raise NeardupError(f"{path} can't be copied ({reason}): write it again, with other types") from error
 
 
@@ -162,7 +163,7 @@ def _reading(path):
     except (pa.ArrowException, OSError, UnicodeDecodeError, SystemError) as error:
         if getattr(error, "errno", None):
             raise
-        reason = str(error).splitlines()[0]
+        reason = first_line(error)
         raise NeardupError(f"{path} is no {path.suffix} file that can be read ({reason}): write it again") from error
 
 
