@@ -76,8 +76,8 @@ def read_all(stage, shards, config):
     block_rows = budget.block_rows(stage.memory, config.n_workers, 12 * rows.dim, _BLOCK_ROWS)
     groups = piece_groups(rows, stage.growth and stage.growth.fresh)
     chosen = sample_of(len(rows), 0 if stage.growth else config.basis_rows)
-    basis = (origin, chosen), second_projection(stage, config)
-    task = partial(read_pieces, stage, rows, basis, block_rows)
+    basis = {"origin": origin, "chosen": chosen, "projection": second_projection(stage, config)}
+    task = partial(read_pieces, stage, rows, **basis, block_rows=block_rows)
     ids_task = stage.once, partial(write_ids, stage, shards), "repeated"
     tasks = [ids_task, *((task, number, some) for number, some in enumerate(groups))]
     repeated, *found = engine.compute(tasks, config.n_workers, "01 moments")
@@ -118,16 +118,16 @@ def write_ids(stage, shards):
     return np.concatenate(repeated).astype(np.int64)
 
 
-def read_pieces(stage, rows, basis, block_rows, number, some):
+def read_pieces(stage, rows, number, some, *, origin, chosen, projection, block_rows):
     """Check all rows of some pieces, and write the `Moments` of those that count. Returns what was found otherwise.
 
-    basis: what is taken off rows (d,), and which rows count, ascending; and of `second_projection`.
+    origin: what is taken off rows, (d,) float32; chosen: which rows count, ascending; projection: of
+    `second_projection`.
     """
     path = stage.part("found", number, suffix=".json")
     if path.exists():
         return read_json(path)
-    ((origin, chosen), projection), rejected, digests = basis, [], []
-    moments = Moments(origin, block_rows)
+    moments, rejected, digests = Moments(origin, block_rows), [], []
     for piece in some:
         digest = Digest()
         with sketches_of(stage, piece, projection) as write_sketches:

@@ -114,8 +114,9 @@ def project_all(stage, shards, model, variance, config):
     if not stage.growth:
         engine.preload("sklearn.decomposition")
     cached = 4 * n_components * sum(piece.stop - piece.start for piece in some) <= _CACHED
-    task = partial(project_piece, stage, open_shards(shards), geometry.projection(*model), (sketch_dims, cached))
-    engine.run(task, [(block_rows, piece) for piece in some], config.n_workers, "02 project")
+    how = {"projection": geometry.projection(*model), "sketch_dims": sketch_dims, "cached": cached}
+    task = partial(project_piece, stage, open_shards(shards), **how, block_rows=block_rows)
+    engine.run(task, [(piece,) for piece in some], config.n_workers, "02 project")
     found = [read_json(stage.part("digest", piece.name, suffix=".json")) for piece in some]
     stage.files |= {f"reduced_{p.name}.npy": f["reduced"] for p, f in zip(some, found, strict=True)}  # not read again
     check_rows(stage, [f["rows"] for f in found])
@@ -131,12 +132,11 @@ def check_rows(stage, digests):
         stage.refuse_input(stage.run.names(changed))
 
 
-def project_piece(stage, rows, projection, how, block_rows, piece):
+def project_piece(stage, rows, piece, *, projection, sketch_dims, cached, block_rows):
     """Write the reduced vectors and the sketches of a shard, or of a part of it. Memory: that of one block.
 
-    how: coordinates of a sketch, and whether the system's cache keeps the reduced vectors.
+    projection: of `geometry.projection`; cached: whether the system's cache keeps the reduced vectors.
     """
-    sketch_dims, cached = how
     done, n_rows = stage.path(f"sketch_{piece.name}.npy"), piece.stop - piece.start
     if done.exists():
         return

@@ -68,22 +68,22 @@ def run(config):
         links = sparse(connected, joining, pairs)
         groupings, uncut = group_otherwise(choose("split"), connected, pairs, links)
         groups = groupings[config.grouping]
-        counts = write_groups(stage, groups, ids, threshold, (rejected, repeated))
+        counts = write_groups(stage, groups, ids, threshold, rejected=rejected, repeated=repeated)
         found = summary(groups, threshold, counts)
         found["changes"] = before and before.compared(groups)
-        found |= write_choices(stage, search, (table, threshold, groups), ids, preview)
+        found |= write_choices(stage, search, ids, preview, table=table, threshold=threshold, sizes=groups.sizes)
         write_json_items(stage.path("chains.json"), explain_chains(groups, links, ids))
-        found |= write_warnings(stage, shards, groups, (pairs, joining), config)
+        found |= write_warnings(stage, shards, groups, config, pairs=pairs, forest=joining)
         found |= {"groupings": {name: outline(some, threshold) for name, some in groupings.items()}, "uncut": uncut}
         keep = ~groups.dropped(len(ids))
         keep[rejected] = False
         found["not_exported"] = write_copies(stage, shards, keep, ids, config)
         stage.note_times()
-        write_report(earlier | {stage.name: stage}, (groups, found), config, preview)
+        write_report(earlier | {stage.name: stage}, config, preview, groups=groups, found=found)
         stage = stage.finish(found)
     elif not here(stage.folder / REPORT).exists():  # which isn't hashed, so that a stage is finished without
         groups = read_groups(stage.path("merged_clusters.h5"))
-        write_report(earlier | {stage.name: stage}, (groups, stage.results), config, preview)
+        write_report(earlier | {stage.name: stage}, config, preview, groups=groups, found=stage.results)
     if config.graph_group is not None:
         draw_graph(config.work_dir / "graphs", stage, earlier["04_neighbor_search"], ids, config.graph_group)
     tell(config, stage, partial(report, preview, config))
@@ -153,33 +153,35 @@ def group_otherwise(representatives, connected, pairs, links):
     return groupings, uncut
 
 
-def write_groups(stage, groups, ids, threshold, left_out):
-    """The groups in all their files. left_out: rejected rows, and those of repeated ids. Returns the counts of rows."""
+def write_groups(stage, groups, ids, threshold, *, rejected, repeated):
+    """The groups in all their files. Returns how many rows are kept, dropped and rejected.
+
+    rejected: their rows; repeated: those of ids that several have.
+    """
     write_hdf5(stage.path("merged_clusters.h5"), groups, ids, threshold)
     write_pickle(stage.path("merged_clusters.pkl"), groups, ids)
     write_parquet(stage.path("groups.parquet"), groups, ids, threshold)
-    kept, dropped = write_lists(stage.folder, groups, *left_out, ids)
-    assert kept + dropped + len(left_out[0]) == len(ids)
-    return kept, dropped, len(left_out[0])
+    kept, dropped = write_lists(stage.folder, groups, rejected, repeated, ids)
+    assert kept + dropped + len(rejected) == len(ids)
+    return kept, dropped, len(rejected)
 
 
-def write_choices(stage, search, chosen, ids, preview):
-    """What each threshold would give, with pairs to look at. chosen: the table of them, the threshold, the groups."""
-    table, threshold, groups = chosen
+def write_choices(stage, search, ids, preview, *, table, threshold, sizes):
+    """What each threshold would give, with pairs to look at. table, sizes: of `tabulate`, and of its groups."""
     write_thresholds(stage.path("thresholds.csv"), table)
     steps_of = [line["threshold"] for line in table]
     write_examples(stage.path("examples.csv"), search.blocks(), steps_of, ids, preview)
     counts, edges = histogram(search.blocks(), search.threshold)
-    plots.save_png(stage.path("groups.png"), plots.groups(counts, edges, (search.threshold, threshold), groups.sizes))
+    figure = plots.groups(counts, edges, sizes, lowest=search.threshold, threshold=threshold)
+    plots.save_png(stage.path("groups.png"), figure)
     return {"thresholds": table, "similarities": [counts.tolist(), edges.tolist()]}
 
 
-def write_warnings(stage, shards, groups, pairs_and_forest, config):
+def write_warnings(stage, shards, groups, config, *, pairs, forest):
     """What is dropped of each shard, and lines about what is suspiciously much.
 
-    pairs_and_forest: `Found`, and the forest that joins connected groups.
+    pairs: `Found`; forest: the one that joins connected groups.
     """
-    pairs, forest = pairs_and_forest
     lost = losses(shards, config.tabulated, groups.dropped(pairs.n_rows))
     write_csv(stage.path("losses.csv"), [("by", "value", "rows", "dropped"), *lost])
     pair_blocks = pairs.blocks() if config.grouping == "star" else [forest]

@@ -70,7 +70,9 @@ def run(config):
             tell_of_crowds(n_candidates, len(rows), config)
             parts = verify_candidates(stage, candidates, rows, config)
             n_pairs, rows_in_pairs = join_parts(stage, parts, len(rows), ids, config.search_threshold)
-            audited = audit_and_pickle(stage, rows, audit, (labels_path, IdTable.open(ids), repeated), config)
+            pickled = partial(write_neighbors_pickle, stage, IdTable.open(ids), stage.memory / 4)
+            pickled = partial(pickled, labels_path=labels_path, repeated=repeated)
+            audited = audit_and_pickle(stage, rows, audit, pickled, config)
         stage = stage.finish(
             {
                 "rows": len(rows),
@@ -239,14 +241,14 @@ def pairs_before(stage, threshold):
         yield found.compress((found["row_a"] >= 0) & (found["row_b"] >= 0))
 
 
-def audit_and_pickle(stage, rows, audit, names, config):
-    """Prove the result on a sample, in audit.json, and write neighbors.pkl meanwhile, for which `names` are.
+def audit_and_pickle(stage, rows, audit, pickle, config):
+    """Prove the result on a sample, in audit.json, and write neighbors.pkl meanwhile.
 
-    audit: of `begin_audit`. Returns what it counted. Raises NeardupError where pairs are missed or false.
+    audit: of `begin_audit`; pickle: a function that writes it. Returns what was counted. Raises NeardupError where
+    pairs are missed or false.
     """
     found = partial(read_pairs, stage.path("neighbors.h5"), len(rows))
-    pickled = engine.apart(write_neighbors_pickle), stage, names, stage.memory / 4
-    others = [] if config.against_dir else [pickled]  # ids of two sets may be the same
+    others = [] if config.against_dir else [(engine.apart(pickle),)]  # ids of two sets may be the same
     counts = audit_pairs(stage, found, rows, audit, config, others)
     write_json(stage.path("audit.json"), counts)
     if counts["missed"] or counts["false"]:

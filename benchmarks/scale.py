@@ -107,11 +107,11 @@ def time_alone(data, work):
     ids = IdTable.open(folder / "ids.arrow")
     repeated = repeated_rows(hashes, ids)
     found["01 ids"] = time.perf_counter() - began
-    names = work / "03_kmeans" / "labels.npy", ids, repeated
     shutil.copy(work / "04_neighbor_search" / "neighbors.h5", folder)
     stage = SimpleNamespace(path=lambda name: folder / name, part=lambda name, suffix: folder / (name + suffix))
     began = time.perf_counter()
-    write_neighbors_pickle(stage, names, 2**28)
+    labels_path = work / "03_kmeans" / "labels.npy"
+    write_neighbors_pickle(stage, ids, 2**28, labels_path=labels_path, repeated=repeated)
     found["04 pickle"] = time.perf_counter() - began
     return {label: {"tasks": 1, "seconds": round(seconds, 3)} for label, seconds in found.items()}
 

@@ -52,7 +52,8 @@ def audit_tasks(stage, rows, audited, counted, config):
     sample = audited, stored, unit, best_stride(unit, config.search_threshold)
     bytes_per_row = 8 * rows.dim + 5 * len(audited)
     block_rows = budget.block_rows(stage.memory, config.n_workers, bytes_per_row, _BLOCK_ROWS)
-    task = partial(audit_pieces, stage, rows, counted, sample, (config.search_threshold, block_rows))
+    how = {"sample": sample, "threshold": config.search_threshold, "block_rows": block_rows}
+    task = partial(audit_pieces, stage, rows, counted, **how)
     of_files = stage.growth and stage.growth.fresh ^ stage.growth.against
     groups = piece_groups(rows, of_files) if len(audited) else []
     return [(task, number, some) for number, some in enumerate(groups)]
@@ -174,17 +175,17 @@ def best_stride(unit, threshold):
     return min(_STRIDES, key=cost)
 
 
-def audit_pieces(stage, rows, counted, sample, threshold_and_block_rows, number, some):
+def audit_pieces(stage, rows, counted, number, some, *, sample, threshold, block_rows):
     """`audit_block` of all blocks of some pieces; kept in a file, from which an interrupted run goes on."""
-    path, (threshold, block_rows) = stage.part("audit", number, suffix=".bin"), threshold_and_block_rows
+    path = stage.part("audit", number, suffix=".bin")
     if path.exists():
         return
     with atomic(path) as temporary, temporary.open("wb") as file:
         for block in (block for piece in some for block in piece.blocks(block_rows)):
-            file.write(audit_block(rows, counted, sample, threshold, *block).data)
+            file.write(audit_block(rows, counted, *block, sample=sample, threshold=threshold).data)
 
 
-def audit_block(rows, counted, sample, threshold, start, stop):
+def audit_block(rows, counted, start, stop, *, sample, threshold):
     """True pairs of the audited rows with those of a block that are counted, packed.
 
     sample: their numbers (s,), the rows as stored (s, d), of unit length (s, d) float32, and a stride. No cosine is

@@ -31,19 +31,18 @@ _PARQUET = pa.schema(
 )
 
 
-def write_neighbors_pickle(stage, names, budget):
+def write_neighbors_pickle(stage, ids, memory_bytes, *, labels_path, repeated):
     """neighbors.pkl: id -> {"cluster": its k-means cluster, "neighbors": {id: similarity}}, for users.
 
-    names: the path of labels.npy, an `IdTable`, and the rows of repeated ids, for which (id, row) stands. Memory: the
-    budget, in bytes, of 64 MB at most, and 8 bytes a row until it begins to write.
+    ids: `IdTable`; labels_path: of labels.npy; repeated: the rows of ids that several have, for which (id, row) stands.
+    Memory: `memory_bytes`, of 64 MB at most, and 8 bytes a row until it begins to write.
     """
-    write_stream(stage.path("neighbors.pkl"), _neighbor_items(stage, names, budget))
+    items = _neighbor_items(stage, ids, memory_bytes, labels=map_npy(labels_path), repeated=set(repeated.tolist()))
+    write_stream(stage.path("neighbors.pkl"), items)
 
 
-def _neighbor_items(stage, names, budget):
+def _neighbor_items(stage, ids, memory_bytes, *, labels, repeated):
     """Yield (id, cluster and neighbours) of every row that isn't rejected, in row order."""
-    labels, ids, repeated = map_npy(names[0]), *names[1:]
-    repeated = set(repeated.tolist())
 
     def named(rows):
         found = ids.take(rows)
@@ -52,7 +51,7 @@ def _neighbor_items(stage, names, budget):
         return found
 
     path, mirrored = stage.path("neighbors.h5"), stage.part("mirrored", suffix="")
-    most = min(budget / _BYTES_OF_NEIGHBOR, _AT_ONCE)
+    most = min(memory_bytes / _BYTES_OF_NEIGHBOR, _AT_ONCE)
     for low, high, pairs in both_ways(path, len(labels), most, mirrored):
         rows, neighbors, similarity = named(range(low, high)), named(pairs["row_b"]), pairs["similarity"].tolist()
         starts = np.searchsorted(pairs["row_a"], np.arange(low, high + 1)).tolist()

@@ -95,13 +95,12 @@ def scree(variances, n_components, target_variance):
     return figure
 
 
-def groups(counts, edges, lowest_and_threshold, sizes):
+def groups(counts, edges, sizes, *, lowest, threshold):
     """How many pairs have which similarity, and how many groups which size, side by side.
 
-    counts: (b,), edges: (b + 1,) of a histogram; the lowest threshold, from which pairs are counted, and the chosen
-    one; sizes: (G,) int64.
+    counts: (b,), edges: (b + 1,) of a histogram; sizes: (G,) int64; lowest: threshold from which pairs are counted;
+    threshold: the chosen one.
     """
-    lowest, threshold = lowest_and_threshold
     figure, (left, right) = _figure(columns=2)
     left.stairs(counts, edges, fill=True, color=_BLUE)
     if threshold > lowest:

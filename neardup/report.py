@@ -6,7 +6,7 @@ import json
 import math
 import os
 import re
-from functools import lru_cache
+from functools import lru_cache, partial
 from html import escape
 from pathlib import Path
 
@@ -28,12 +28,12 @@ _PIXELS = 112  # of a thumbnail's longer side
 _NAMED = re.compile("(?<=:)//[^/@]*@")  # who logs in, in a URL
 
 
-def write_report(stages, groups_and_found, config, preview):
+def write_report(stages, config, preview, *, groups, found):
     """Write report.html into the folder of stage 045. Memory: 40 bytes a group, and 10 MB.
 
-    stages: {name: `Stage`} of all, finished, or the last one being built; groups_and_found: its `Groups` and results.
+    stages: {name: `Stage`} of all, finished, or the last one being built; groups, found: its `Groups` and results.
     """
-    _write_page(stages["045_merge"], "report.html", _content(stages, groups_and_found, config, preview))
+    _write_page(stages["045_merge"], "report.html", _content(stages, config, preview, groups=groups, found=found))
 
 
 def write_report_against(stages, found, config, preview):
@@ -98,9 +98,9 @@ def _settings(config):
     return {k: _NAMED.sub("//", v) if isinstance(v, str) else v for k, v in settings.items()}
 
 
-def _content(stages, groups_and_found, config, preview):
+def _content(stages, config, preview, *, groups, found):
     """All that the template shows."""
-    (groups, found), merge, variance = groups_and_found, stages["045_merge"], stages["01_pca_variance"]
+    merge, variance = stages["045_merge"], stages["01_pca_variance"]
     total = found["kept"] + found["dropped"] + found["rejected"]
     return {
         "name": _name(config.data_dir),
@@ -123,7 +123,7 @@ def _plots(variance, found, sizes, config):
     table, threshold = found["thresholds"], found["threshold"]
     drawn = {
         "thresholds": (plots.thresholds, table, threshold),
-        "groups": (plots.groups, counts, edges, (table[-1]["threshold"], threshold), sizes),
+        "groups": (partial(plots.groups, lowest=table[-1]["threshold"], threshold=threshold), counts, edges, sizes),
         "scree": (plots.scree, variances, variance.results["n_components"], config.target_variance),
     }
     return {name: plots.page_svg(*how) for name, how in drawn.items()}

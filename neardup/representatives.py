@@ -119,7 +119,8 @@ class Representatives:
         most = budget.block_rows(self.stage.memory, config.n_workers, 64 * self.rows.dim, _BLOCK_ROWS)
         ranges = self.stage.once(partial(budget.size_ranges, bounds, most), name, "ranges").tolist()
         ranges = [(number, *r) for number, r in enumerate(ranges)]
-        task = partial(_represent, self.stage, name, (members, bounds), (self.rows, self.preferred, self.kept, most))
+        how = {"rows": self.rows, "preferred": self.preferred, "kept": self.kept, "most": most}
+        task = partial(_represent, self.stage, name, members=members, bounds=bounds, **how)
         engine.run(task, ranges, config.n_workers, "045 representatives")
         kinds = [
             [read_npy(self.stage.volatile(name, k, r[0])) for r in ranges] for k in ("representative", "similarity")
@@ -128,32 +129,32 @@ class Representatives:
         return Groups(members, bounds, similarity, representative, self.labels[representative])
 
 
-def _represent(stage, name, members_and_bounds, how, number, low, high):
+def _represent(stage, name, number, low, high, *, members, bounds, rows, preferred, kept, most):
     """Write the representatives of the groups low to high, and their members' similarities to them.
 
-    how: the `RowFiles`, what is preferred and kept, and how many rows are read at once: a larger group in pieces.
+    members, bounds: of all groups; most: how many rows are read at once: a larger group in pieces.
     """
     if stage.volatile(name, "similarity", number).exists():
         return
-    (rows, *wanted, most), (members, bounds) = how, members_and_bounds
     members, bounds = members[bounds[low] : bounds[high]], bounds[low : high + 1] - bounds[low]
     pieces = [slice(s, s + most) for s in range(0, len(members), most)]
     read = lru_cache(maxsize=1)(lambda i: rows.gather(members[pieces[i]]))
+    represent = partial(_represent_some, rows, preferred=preferred, kept=kept)
     if len(pieces) > 1:
-        found = [_represent_some(rows, read, pieces, members, bounds, *wanted)]
+        found = [represent(read, pieces, members, bounds)]
     else:
         found = []
         for first, last in budget.size_ranges(bounds, _COMPARED_ROWS):
             here = slice(*bounds[[first, last]].tolist())
             some, of_these = members[here], bounds[first : last + 1] - bounds[first]
-            stored = read(0)[here]
-            found.append(_represent_some(rows, lambda _, s=stored: s, [slice(0, len(some))], some, of_these, *wanted))
+            stored, whole = read(0)[here], [slice(0, len(some))]
+            found.append(represent(lambda _, s=stored: s, whole, some, of_these))
     representative, similarity = map(np.concatenate, zip(*found, strict=True))
     write_npy(stage.volatile(name, "representative", number), representative, flush=stage.flush)
     write_npy(stage.volatile(name, "similarity", number), similarity, flush=stage.flush)
 
 
-def _represent_some(rows, read, pieces, members, bounds, preferred, kept):
+def _represent_some(rows, read, pieces, members, bounds, *, preferred, kept):
     """The representatives of some groups, (G,), and their members' similarities to them, (m,) float64.
 
     read(i): the vectors of a piece of the members, as stored.

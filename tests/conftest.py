@@ -234,7 +234,7 @@ def no_pictures():
         def savefig(self, path, **_):
             path.write_bytes(b"PNG")
 
-    drawn = {"scree": lambda *_: Figure(), "groups": lambda *_: Figure(), "page_svg": lambda *_: ""}
+    drawn = {"scree": lambda *_, **__: Figure(), "groups": lambda *_, **__: Figure(), "page_svg": lambda *_: ""}
     with mock.patch.multiple("neardup.plots", **drawn):
         yield
 

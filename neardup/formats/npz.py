@@ -73,17 +73,17 @@ def write_kept(path, target, keep):
             with archive.open(member) as file, copy.open(info, "w", force_zip64=True) as out:
                 header = header_of(file) if member.filename.endswith(".npy") else None
                 if header and header.shape[:1] == keep.shape:
-                    _write_rows(f"{path} ({member.filename})", header, (file, out), keep)
+                    _write_rows(f"{path} ({member.filename})", header, file, out, keep=keep)
                 else:
                     file.seek(0)
                     shutil.copyfileobj(file, out)
 
 
-def _write_rows(what, header, files, keep):
+def _write_rows(what, header, file, out, *, keep):
     """Copy an array from one file to another, just the rows to keep. what: of an error; keep: (n,) bool."""
     if header.dtype.hasobject:
         raise NeardupError(f"{what} holds pickled Python objects, which are never loaded: save strings or numbers")
-    (n, *others), item, (file, out) = header.shape, header.dtype.itemsize, files
+    (n, *others), item = header.shape, header.dtype.itemsize
     descr = np.lib.format.dtype_to_descr(header.dtype)
     found = {"descr": descr, "fortran_order": header.fortran_order, "shape": (int(np.count_nonzero(keep)), *others)}
     np.lib.format.write_array_header_1_0(out, found)
