@@ -10,7 +10,6 @@ import faiss
 import numpy as np
 
 from neardup import NeardupError, budget, engine
-from neardup.clusters import MOST_CLUSTERS
 from neardup.embeddings import equal_parts, open_pieces, pieces, shard_starts
 from neardup.files import write_npy
 from neardup.ids import IdTable
@@ -19,6 +18,7 @@ from neardup.npy import read_npy
 from neardup.runs import begin
 from neardup.script import main, tell
 from neardup.shuffle import Shuffle, write_run
+from neardup.visits import MOST_CLUSTERS
 from neardup.words import counted
 
 _SAMPLE_PER_CLUSTER = 256  # training rows a centroid: what faiss.Kmeans keeps by default, too

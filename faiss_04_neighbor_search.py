@@ -13,25 +13,18 @@ import numpy as np
 from neardup import NeardupError, budget, engine, geometry, mirror, pairs
 from neardup.audit import audit_pairs, begin_audit
 from neardup.candidates import are_dense, first_dims, n_longer
-from neardup.clusters import (
-    Clusters,
-    OpenCluster,
-    Prepared,
-    cluster_name,
-    open_projection,
-    open_reduced,
-    prepare_cluster,
-)
+from neardup.clusters import Clusters, cluster_name
 from neardup.couples import search_task, visitors
 from neardup.embeddings import open_shards, pieces
 from neardup.files import damaged, hdf5, write_json
 from neardup.ids import IdTable, store_ids
 from neardup.npy import read_npy, rows_in
+from neardup.opened import OpenCluster, Prepared, open_projection, open_reduced, prepare_cluster
 from neardup.outputs import write_neighbors_pickle
 from neardup.pairs import BYTES_A_PAIR, BYTES_A_ROW, PAIR, read_pairs
 from neardup.runs import begin
 from neardup.script import main, tell
-from neardup.shares import search_tasks
+from neardup.search_tasks import search_tasks
 from neardup.verification import are_pairs, verified_at_once, verify_candidates
 from neardup.words import counted
 

@@ -13,7 +13,7 @@ from scipy.optimize import nnls
 from faiss_03_kmeans import default_clusters
 from neardup.embeddings import PIECE_ROWS
 from neardup.pairs import BYTES_A_ROW
-from neardup.shares import most_work
+from neardup.search_tasks import most_work
 from neardup.verification import BLOCK_PAIRS
 
 DIM, _SKETCH = 1024, 65

@@ -2,8 +2,6 @@
 
 import math
 
-import numpy as np
-
 from neardup import NeardupError
 from neardup.engine import worker_count
 
@@ -44,16 +42,3 @@ def block_rows(memory, n_workers, bytes_per_row, most):
 def task_bytes(memory, n_workers):
     """What a task may hold of another kind than blocks: all together an eighth of the working memory."""
     return memory / 8 / worker_count(n_workers)
-
-
-def size_ranges(bounds, most):
-    """Ranges [low, high) of things that together hold at most `most`, or of a single larger one.
-
-    bounds: (N + 1,) ascending integers; thing i holds bounds[i + 1] - bounds[i].
-    """
-    ranges, low = [], 0
-    while low < len(bounds) - 1:
-        high = max(low + 1, int(np.searchsorted(bounds, bounds[low] + most, side="right")) - 1)
-        ranges.append((low, high))
-        low = high
-    return ranges

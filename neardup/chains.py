@@ -5,9 +5,9 @@ from itertools import chain, count, pairwise
 
 import numpy as np
 
-from neardup.budget import size_ranges
 from neardup.groups import members_and_bounds
 from neardup.pairs import PAIR, among, pack
+from neardup.ranges import size_ranges
 from neardup.thresholds import spanning_forest
 
 _CHAIN_PAIRS = 50_000  # `sparse` pairs of a chain that networkx looks into, in up to 100 MB; others are flagged only

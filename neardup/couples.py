@@ -7,10 +7,10 @@ import numpy as np
 
 from neardup import pairs
 from neardup.candidates import search
-from neardup.clusters import longer_sketches
 from neardup.files import write_npy
 from neardup.groups import joining
 from neardup.npy import read_npy
+from neardup.opened import longer_sketches
 
 _OPENING = Lock()  # one thread opens clusters whose rows all are to search with
 

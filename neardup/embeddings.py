@@ -7,8 +7,8 @@ from typing import NamedTuple
 import numpy as np
 
 from neardup import NeardupError
-from neardup.budget import size_ranges
 from neardup.layout import Layout, npy_layout
+from neardup.ranges import block_ranges, equal_parts, size_ranges
 
 MOST_ROWS = 2**32  # two row numbers make one integer of 64 bits
 PIECE_ROWS, _SMALL_PIECE = 32_768, 8192  # of a piece, at most; and of one that isn't cut for another core's sake
@@ -84,18 +84,6 @@ class RowFiles:
         file = int(np.searchsorted(self.starts, start, side="right")) - 1
         first = int(self.starts[file])
         return self.layouts[file].read(int(start) - first, int(stop) - first, self.here_and_there)
-
-
-def block_ranges(start, stop, block_rows):
-    """A range of rows in equal blocks of at most `block_rows`; none of an empty one. Returns [(start, stop)]."""
-    return equal_parts(start, stop, block_rows) if start < stop else []
-
-
-def equal_parts(start, stop, most):
-    """A range in equal parts of at most `most`, at least one. Returns [(start, stop)]."""
-    count = max(1, -(-(stop - start) // most))
-    bounds = [start + i * (stop - start) // count for i in range(count + 1)]
-    return list(zip(bounds[:-1], bounds[1:], strict=True))
 
 
 class Piece(NamedTuple):

@@ -1,6 +1,6 @@
 """Tasks side by side with Dask, threads shared out in one place.
 
-Tasks are threads of the script, or run on the workers of a cluster (`neardup.cluster`) for as long as one is in use.
+Tasks are threads of the script, or run on the workers of a cluster (`neardup.workers`) for as long as one is in use.
 """
 
 import math
@@ -32,7 +32,7 @@ from neardup.npy import PARSING
 warnings.filterwarnings("ignore", "invalid value encountered in matmul", RuntimeWarning)
 
 _of_thread = local()
-_cluster = None  # that tasks run on; None: they are threads of this process
+_workers = None  # that tasks run on; None: they are threads of this process
 _of_folder = ""  # in the names of a cluster's tasks: which work folder they write to, of two sets that of either
 _pool = None  # of processes that tasks run on
 _processes = 0  # that this one has started
@@ -42,27 +42,27 @@ _took = {}  # tasks, and the seconds they took together, by label
 @contextmanager
 def scheduled(config):
     """Let tasks run where `config.scheduler` says. Raises NeardupError where that isn't ready for them."""
-    global _cluster, _of_folder
+    global _workers, _of_folder
     limit_threads(1)  # between tasks: a library's other threads, once used, wait for more by turning in circles
     if config.scheduler == "threads":
         yield
         return
-    from neardup.cluster import connected  # takes half a second
+    from neardup.workers import connected  # takes half a second
 
     folders = [config.work_dir] if config.against_dir is None else [config.work_dir, config.reference.work_dir]
     marks = [digest_of_bytes(str(mirror.shown(folder)).encode())[:16] for folder in folders]
     _of_folder = "-".join(marks)
-    with connected(config, marks) as cluster:
-        _cluster = cluster
+    with connected(config, marks) as workers:
+        _workers = workers
         try:
             yield
         finally:
-            _cluster = None
+            _workers = None
 
 
 def is_local():
     """Whether all tasks run on this machine, in processes that end with it."""
-    return _cluster is None or _cluster.name == "processes"
+    return _workers is None or _workers.name == "processes"
 
 
 @contextmanager
@@ -73,7 +73,7 @@ def in_processes(config, memory, is_much):
     """
     global _pool, _processes
     n_processes = worker_count(config.n_workers)
-    if _cluster or mirror.attached() or not is_much or n_processes == 1:
+    if _workers or mirror.attached() or not is_much or n_processes == 1:
         yield
         return
     from neardup.pool import LIBRARIES, started  # takes 50 ms
@@ -104,12 +104,12 @@ def open_more_files():
 
 def task_slots(n_workers):
     """Tasks at a time, everywhere."""
-    return _cluster.n_workers if _cluster else worker_count(n_workers)
+    return _workers.n_workers if _workers else worker_count(n_workers)
 
 
 def worker_count(n_workers):
     """Tasks at a time in a process: as set, or one a core it may use; on a cluster one, for a worker is a process."""
-    return 1 if _cluster else n_workers or cores()
+    return 1 if _workers else n_workers or cores()
 
 
 def cores():
@@ -124,8 +124,8 @@ def compute(tasks, n_workers, label):
     times threads equals cores.
     """
     with _timed(label, len(tasks)):
-        if _cluster:
-            return _cluster.compute(_on_cluster(tasks, label), _bar(label))
+        if _workers:
+            return _workers.compute(_on_workers(tasks, label), _bar(label))
         return _compute_here(tasks, n_workers or cores(), label)
 
 
@@ -158,12 +158,12 @@ def _compute_here(tasks, n_workers, label):
         return dask.compute(*values, scheduler=threaded.get, num_workers=n_workers)
 
 
-def _on_cluster(tasks, label):
+def _on_workers(tasks, label):
     """Dask values of tasks. A function, and what comes with it, goes once to each worker; what it does is small or on
     disk.
     """
     token, call = f"{_of_folder}{uuid4().hex}", dask.delayed(on_worker, pure=False)
-    common, functions = (1, mirror.attached(), _cluster.environment), {id(task[0]): task[0] for task in tasks}
+    common, functions = (1, mirror.attached(), _workers.environment), {id(task[0]): task[0] for task in tasks}
     shared = {
         key: dask.delayed(function, pure=False, name=f"function-{i}-{token}", traverse=False)
         for i, (key, function) in enumerate(functions.items())
@@ -201,7 +201,7 @@ def run_in_turn(runs, beside, n_workers):
     beside: where not None, threads would wait for each other, as `neardup.pool` has it; so where there are just
     threads, one does all that is in `runs`, and the others do these `tasks`.
     """
-    if _cluster or _pool or beside is None:
+    if _workers or _pool or beside is None:
         return [run(function, arguments, n_workers, label) for function, arguments, label in runs]
 
     def in_turn():
@@ -231,7 +231,7 @@ def on_worker(function, threads, mirrors, environment, *arguments):
 
     mirrors: of `mirror.attached`; environment: of the script. Raises NeardupError where this process has another.
     """
-    from neardup.cluster import check_environment
+    from neardup.workers import check_environment
 
     check_environment(environment)
     open_more_files()
@@ -254,7 +254,7 @@ def preload(module):
     Not where tasks are other processes, which may need the cores. The process doesn't end before: a thread that is cut
     off in the middle of an import can abort it.
     """
-    if _cluster:
+    if _workers:
         return
 
     def load():

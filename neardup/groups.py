@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from neardup.budget import size_ranges
+from neardup.ranges import size_ranges
 
 
 @dataclass(frozen=True)

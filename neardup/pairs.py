@@ -10,9 +10,9 @@ from uuid import uuid4
 import h5py
 import numpy as np
 
-from neardup.budget import size_ranges
 from neardup.embeddings import MOST_ROWS
 from neardup.files import damaged
+from neardup.ranges import size_ranges
 
 PAIR = np.dtype([("row_a", "<i8"), ("row_b", "<i8"), ("similarity", "<f8")])
 NONE = np.empty(0, dtype=np.uint64)  # packed pairs
@@ -87,13 +87,13 @@ def cuts(parts, most):
     return samples[step - 1 :: step]
 
 
-def bounds_between(parts, cuts):
+def bounds_between(parts, at):
     """Where the pieces between cuts begin in each of the sorted arrays, and where the last one ends, (c + 2, P) int64.
 
-    parts: looked at one after the other.
+    parts: looked at one after the other; at: of `cuts`.
     """
-    found = [[0, *np.searchsorted(p, cuts, side="right").tolist(), len(p)] for p in parts]
-    return np.ascontiguousarray(np.array(found, dtype=np.int64).reshape(-1, len(cuts) + 2).T)
+    found = [[0, *np.searchsorted(p, at, side="right").tolist(), len(p)] for p in parts]
+    return np.ascontiguousarray(np.array(found, dtype=np.int64).reshape(-1, len(at) + 2).T)
 
 
 def read_pairs(path, n_rows, threshold=0):

@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 from config import Config
 from neardup import NeardupError, geometry
 from neardup.candidates import within
-from neardup.clusters import CLUSTER_SHIFT, cluster_name, data_sets, list_visits
+from neardup.clusters import cluster_name, data_sets
 from neardup.embeddings import open_shards
 from neardup.files import write_beside_others
 from neardup.ids import IdTable
@@ -30,6 +30,7 @@ from neardup.outputs import read_groups
 from neardup.runs import open_finished
 from neardup.script import command_line, on_this_machine, report_errors
 from neardup.summary import for_terminal
+from neardup.visits import CLUSTER_SHIFT, list_visits
 from neardup.words import in_words
 
 _AHEAD = 16  # clusters, whose rows are being read

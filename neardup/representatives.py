@@ -12,6 +12,7 @@ from neardup.files import write_npy
 from neardup.groups import Groups
 from neardup.metadata import read_column
 from neardup.npy import read_npy
+from neardup.ranges import size_ranges
 
 _TIE = 1e-12  # mean similarities closer than this are equal: float64 sums over d <= 4096 are off by less
 _BLOCK_ROWS = 2048  # members of groups that a task reads, at most, of several groups
@@ -117,7 +118,7 @@ class Representatives:
         name, self.calls = f"{self.name}{self.calls}", self.calls + 1
         config = self.config
         most = budget.block_rows(self.stage.memory, config.n_workers, 64 * self.rows.dim, _BLOCK_ROWS)
-        ranges = self.stage.once(partial(budget.size_ranges, bounds, most), name, "ranges").tolist()
+        ranges = self.stage.once(partial(size_ranges, bounds, most), name, "ranges").tolist()
         ranges = [(number, *r) for number, r in enumerate(ranges)]
         how = {"rows": self.rows, "preferred": self.preferred, "kept": self.kept, "most": most}
         task = partial(_represent, self.stage, name, members=members, bounds=bounds, **how)
@@ -144,7 +145,7 @@ def _represent(stage, name, number, low, high, *, members, bounds, rows, preferr
         found = [represent(read, pieces, members, bounds)]
     else:
         found = []
-        for first, last in budget.size_ranges(bounds, _COMPARED_ROWS):
+        for first, last in size_ranges(bounds, _COMPARED_ROWS):
             here = slice(*bounds[[first, last]].tolist())
             some, of_these = members[here], bounds[first : last + 1] - bounds[first]
             stored, whole = read(0)[here], [slice(0, len(some))]

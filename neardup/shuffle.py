@@ -5,12 +5,13 @@ from functools import partial
 import numpy as np
 import pyarrow as pa
 
-from neardup import budget, engine
+from neardup import engine
 from neardup.clusters import cluster_path, write_cluster
 from neardup.embeddings import equal_parts
 from neardup.files import atomic, write_npy
 from neardup.ids import IdTable, bytes_of, positions
 from neardup.npy import map_npy, read_array, read_npy
+from neardup.ranges import size_ranges
 
 _LEAST_CUT = 4096  # rows of a cluster that stays whole whatever its share
 _SHARE = 20  # no more than one in so many distances inside clusters is of one task
@@ -82,7 +83,7 @@ class Shuffle:
         width: values of a sketch; sources: the sketches and ids of all rows, or None where the runs hold them; most:
         rows that a task holds, twice.
         """
-        some = budget.size_ranges(self.cuts, most)
+        some = size_ranges(self.cuts, most)
         task = partial(merge_runs, stage, width, sources)
         engine.run(task, [self._task(*s) for s in some], n_workers, "03 clusters")
 

@@ -26,7 +26,7 @@ from conftest import (
 
 import faiss_04_neighbor_search
 from config import ROOT, Config
-from neardup import NeardupError, clusters, geometry
+from neardup import NeardupError, geometry, opened
 from neardup.audit import audit_tasks, drawn
 from neardup.couples import Visitors
 from neardup.pairs import PAIR
@@ -121,11 +121,11 @@ def test_rows_that_are_near_in_a_sketch_nearly_everywhere(tmp_path, monkeypatch,
     rows[700:900] = rows[:200] + rng.normal(size=(200, 100)) * rng.uniform(0, 1, (200, 1))
     rows, threshold = rows.astype(np.float32), 0.6 if dense else 0.9999
     settings = {"threshold": threshold, "n_clusters": 3, "sketch_dims": 8, "audit_rows": 50}
-    data, longer_sketches = tmp_path / "data", clusters.longer_sketches
+    data, longer_sketches = tmp_path / "data", opened.longer_sketches
     if grown:
         run_stages(lay_out(data, rows[:800]), tmp_path / "work", SCRIPTS[:4], **settings)
     lay_out(data, rows, cuts=[800])
-    for module in ("clusters", "couples"):
+    for module in ("opened", "couples"):
         monkeypatch.setattr(f"neardup.{module}.longer_sketches", lambda x: used.append(type(x)) or longer_sketches(x))
     run_stages(data, tmp_path / "work", SCRIPTS[:4], **settings)
     near, unclear = brute_force(rows, threshold)

@@ -26,10 +26,10 @@ from test_growing import NAMES, SETTINGS, example_rows, put
 
 from config import ROOT
 from neardup import NeardupError, geometry
-from neardup.clusters import Projection
 from neardup.contamination import find_matches
 from neardup.embeddings import open_shards
 from neardup.manifests import MANIFEST, read_manifest
+from neardup.opened import ProjectedRows
 from neardup.pairs import PAIR, Found
 from neardup.query import FinishedRun, read_vectors
 from neardup.shards import find_shards
@@ -174,8 +174,8 @@ def test_coordinates_that_are_not_kept_are_made_again(tmp_path, monkeypatch):
     assert not [*between.glob("reduced*")]
     kept, model = np.load(alone / "reduced_00000.npy"), load_npz(between / "pca.npz")
     shards = find_shards(tmp_path / "b")
-    monkeypatch.setattr("neardup.clusters._PROJECTED_ROWS", 300)
-    projection = Projection(open_shards(shards), geometry.projection(model["mean_"], model["components_"]))
+    monkeypatch.setattr("neardup.opened._PROJECTED_ROWS", 300)
+    projection = ProjectedRows(open_shards(shards), geometry.projection(model["mean_"], model["components_"]))
     made = projection.gather(np.arange(1000)[::-1])
     error = 2 * geometry.projection_error(shards[0].dim, kept.shape[1])
     assert made.shape == kept.shape

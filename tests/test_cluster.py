@@ -11,7 +11,10 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from clusters import (
+from conftest import NOTES, SCRIPTS, command, work_before
+from distributed import Client
+from distributed.utils import open_port
+from workers import (
     NAMES,
     OPTIONS,
     SETTINGS,
@@ -30,13 +33,10 @@ from clusters import (
     whole,
     worker,
 )
-from conftest import NOTES, SCRIPTS, command, work_before
-from distributed import Client
-from distributed.utils import open_port
 
 from config import ROOT
 from neardup import NeardupError, engine
-from neardup.cluster import environment
+from neardup.workers import environment
 
 
 def test_the_commands_for_two_hosts(whole, tmp_path):

@@ -23,9 +23,9 @@ from hypothesis import strategies as st
 from faiss_03_kmeans import nearest_centroids
 from neardup import candidates, geometry, npy, pairs
 from neardup.artifacts import Stage
-from neardup.clusters import OpenCluster, Prepared, prepare_cluster
 from neardup.couples import couples_across, couples_inside, search_two
 from neardup.groups import joining
+from neardup.opened import OpenCluster, Prepared, prepare_cluster
 
 SEEDS = st.integers(0, 2**32 - 1)
 ROWS = st.integers(0, 2**32 - 1) | st.sampled_from([0, 1, 2**31 - 1, 2**31, 2**32 - 2, 2**32 - 1])
@@ -306,8 +306,8 @@ def test_every_two_rows_within_the_radius_are_found(tmp_path, monkeypatch, m, ra
     """Inside clusters or across borders, once, though some labels are off by rounding, and sketches may be."""
     near_total = across_total = misplaced_total = 0
     monkeypatch.setattr(candidates, "_LEVELS", (("sketches", 0), ("longer", 0), ("coordinates", 0)))
-    monkeypatch.setattr("neardup.clusters._GATHERED_ROWS", 30)
-    monkeypatch.setattr("neardup.clusters._VISITS", 50)
+    monkeypatch.setattr("neardup.opened._GATHERED_ROWS", 30)
+    monkeypatch.setattr("neardup.visits._VISITS", 50)
     for seed, n_clusters in enumerate([1, 2, 3, 9, 20]):
         monkeypatch.setattr(candidates, "_TILE", [(1024, 256), (128, 16)][(seed + rounding) % 2])
         rng, error = np.random.default_rng(seed), geometry.sketch_error(64, m, 0.5) if rounding else 0.0
@@ -475,7 +475,7 @@ def forty_clusters(tmp_path_factory):
 def test_two_threads_open_the_same_clusters_again_and_again(forty_clusters, tmp_path, monkeypatch, hasty, again):
     """Groups are of one or two clusters."""
     folder, (near, unclear) = forty_clusters
-    monkeypatch.setattr("neardup.shares._GROUPS", 20)
+    monkeypatch.setattr("neardup.search_tasks._GROUPS", 20)
     work = shutil.copytree(folder / "work", tmp_path / "work")
     options = {"n_clusters": 40, "threshold": 0.95, "memory_limit": "320MiB", "n_workers": 2, "audit_rows": 0}
     run_stages(folder / "data", work, SCRIPTS[3:4], **options)

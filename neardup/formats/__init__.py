@@ -25,7 +25,7 @@ class Vectors(NamedTuple):
     layout: Layout | None = None
 
 
-def block_rows(dim, dtype):
+def rows_at_once(dim, dtype):
     """Rows that are decoded together."""
     return max(1, BLOCK_BYTES // (dim * dtype.itemsize))
 

@@ -4,7 +4,7 @@ import numpy as np
 
 from neardup import NeardupError
 from neardup.files import atomic
-from neardup.formats import Vectors, block_rows
+from neardup.formats import Vectors, rows_at_once
 from neardup.words import first_line
 
 
@@ -19,7 +19,7 @@ def describe(path, _name=None):
 def blocks(path, _name=None):
     """Yield its vectors."""
     _owner, index = _flat(path)
-    step = block_rows(index.d, np.dtype(np.float32))
+    step = rows_at_once(index.d, np.dtype(np.float32))
     for start in range(0, index.ntotal, step):
         yield index.reconstruct_n(start, min(step, index.ntotal - start))
 

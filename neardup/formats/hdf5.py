@@ -9,7 +9,7 @@ import numpy as np
 
 from neardup import NeardupError
 from neardup.files import hdf5
-from neardup.formats import Vectors, block_rows, is_vector_dtype, the_one
+from neardup.formats import Vectors, is_vector_dtype, rows_at_once, the_one
 from neardup.layout import Layout
 
 _ROWS = 1 << 16  # of a block at most: of a string just its pointer counts as its size
@@ -35,7 +35,7 @@ def blocks(path, name=None):
     """Yield the vectors of a data set."""
     with opened(path) as file:
         data = _vectors(path, file, name)
-        step = block_rows(data.shape[1], data.dtype)
+        step = rows_at_once(data.shape[1], data.dtype)
         for start in range(0, len(data), step):
             yield data[start : start + step]
 
@@ -116,7 +116,7 @@ def _created(source, group, rows):
 
 def _copy_rows(source, copy, keep):
     record, at = math.prod(source.shape[1:]), 0
-    step = min(_ROWS, block_rows(max(1, record), source.dtype))
+    step = min(_ROWS, rows_at_once(max(1, record), source.dtype))
     for low in range(0, len(keep) if record else 0, step):
         rows = source[low : low + step][keep[low : low + step]]
         if len(rows):

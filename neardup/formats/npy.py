@@ -4,7 +4,7 @@ import numpy as np
 
 from neardup import NeardupError
 from neardup.files import npy_rows
-from neardup.formats import Vectors, block_rows, is_vector_dtype
+from neardup.formats import Vectors, is_vector_dtype, rows_at_once
 from neardup.layout import npy_layout
 from neardup.npy import UNREADABLE
 from neardup.words import first_line
@@ -32,7 +32,7 @@ def write_kept(path, target, keep):
     Memory: a block. Raises NeardupError as `describe`.
     """
     vectors = describe(path)
-    step = block_rows(vectors.dim, vectors.dtype)
+    step = rows_at_once(vectors.dim, vectors.dtype)
     with npy_rows(target, (int(np.count_nonzero(keep)), vectors.dim), vectors.dtype) as write:
         for low in range(0, vectors.rows, step):
             high = min(low + step, vectors.rows)

@@ -11,7 +11,7 @@ import numpy as np
 
 from neardup import NeardupError
 from neardup.files import atomic
-from neardup.formats import Vectors, block_rows, the_one
+from neardup.formats import Vectors, rows_at_once, the_one
 from neardup.formats.npy import check
 from neardup.layout import Layout
 from neardup.npy import UNREADABLE, header_of
@@ -50,7 +50,7 @@ def blocks(path, name=None):
     """Yield the vectors of a compressed array."""
     with _opened(path) as archive, archive.open(_member(path, archive, name)) as file:
         header = header_of(file)
-        step = block_rows(header.shape[1], header.dtype)
+        step = rows_at_once(header.shape[1], header.dtype)
         for start in range(0, header.shape[0], step):
             count = min(step, header.shape[0] - start)
             with _undamaged(f"{path} is damaged", "copy"):
@@ -88,7 +88,7 @@ def _write_rows(what, header, file, out, *, keep):
     found = {"descr": descr, "fortran_order": header.fortran_order, "shape": (int(np.count_nonzero(keep)), *others)}
     np.lib.format.write_array_header_1_0(out, found)
     count, record = (math.prod(others), n * item) if header.fortran_order else (n, math.prod(others) * item)
-    step = block_rows(max(1, record), np.dtype(np.uint8))
+    step = rows_at_once(max(1, record), np.dtype(np.uint8))
     for low in range(0, count, step):
         high = min(low + step, count)
         records = np.frombuffer(file.read((high - low) * record), np.uint8)

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 
 from neardup import NeardupError, formats
 from neardup.files import atomic
-from neardup.formats import NAMES, Vectors, block_rows, is_vector_dtype, the_one
+from neardup.formats import NAMES, Vectors, is_vector_dtype, rows_at_once, the_one
 from neardup.words import first_line
 
 _SET = "set vectors to another"
@@ -37,7 +37,7 @@ def blocks(path, name=None):
     """Yield the vectors of a column. Raises NeardupError, naming the row, where one is missing or of another length."""
     vectors = describe(path, name)
     name, start = _name(path, schema_and_rows(path)[0], name), 0
-    for batch in batches(path, [name], min(_ROWS, block_rows(vectors.dim, vectors.dtype))):
+    for batch in batches(path, [name], min(_ROWS, rows_at_once(vectors.dim, vectors.dtype))):
         lists = batch.column(0)
         values = lists.flatten()
         if lists.null_count or values.null_count or len(values) != len(lists) * vectors.dim:
@@ -106,7 +106,7 @@ def _rows_at_a_time(path):
     with _parquet(path) as file:
         found = file.metadata
         size = sum(found.row_group(i).total_byte_size for i in range(found.num_row_groups))
-    return min(_ROWS, block_rows(1 + size // max(1, found.num_rows), np.dtype(np.uint8)))
+    return min(_ROWS, rows_at_once(1 + size // max(1, found.num_rows), np.dtype(np.uint8)))
 
 
 @contextmanager

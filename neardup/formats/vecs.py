@@ -8,7 +8,7 @@ import numpy as np
 
 from neardup import NeardupError
 from neardup.files import atomic
-from neardup.formats import Vectors, block_rows
+from neardup.formats import Vectors, rows_at_once
 from neardup.layout import Layout
 
 DTYPES = {".fvecs": "<f4", ".bvecs": "u1", ".fbin": "<f4", ".u8bin": "u1", ".i8bin": "i1"}
@@ -39,7 +39,7 @@ def write_kept(path, target, keep):
     Raises NeardupError as `describe`, and where a row is not of as many values as the first.
     """
     vectors = describe(path)
-    step, is_led = block_rows(vectors.dim, vectors.dtype), vectors.layout.lead > 0
+    step, is_led = rows_at_once(vectors.dim, vectors.dtype), vectors.layout.lead > 0
     with atomic(target) as temporary, temporary.open("wb") as file:
         if not is_led:
             file.write(np.array([np.count_nonzero(keep), vectors.dim], "<u4").tobytes())

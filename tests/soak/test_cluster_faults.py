@@ -8,7 +8,9 @@ import time
 from contextlib import ExitStack
 
 import pytest
-from clusters import (
+from conftest import SCRIPTS, work_before
+from distributed.utils import open_port
+from workers import (
     NAMES,
     begin,
     begin_anywhere,
@@ -26,8 +28,6 @@ from clusters import (
     whole,
     worker,
 )
-from conftest import SCRIPTS, work_before
-from distributed.utils import open_port
 
 from neardup.artifacts import STAGES
 

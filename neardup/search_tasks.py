@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from neardup import engine
-from neardup.budget import size_ranges
+from neardup.ranges import size_ranges
 
 _TASKS, _MOST_TASKS, _TASK_WORK = 24, 20_000, 4e9  # of either part of the search; distances of one, in between
 _LEAST_WORK = 1e8  # distances of a task, below which there are fewer: its files take longer

@@ -27,7 +27,7 @@ _SILENT = "distributed", "distributed.client", "asyncio", "tornado"  # loggers: 
 _ROOT = Path(__file__).parents[1]
 
 
-class Cluster:
+class Workers:
     """Workers by the name that the settings give them. n_workers: how many there were when the script began."""
 
     def __init__(self, config, of_folders):
@@ -158,13 +158,13 @@ def running(of_folders, dask_worker):
 
 @contextmanager
 def connected(config, of_folders):
-    """Yield the `Cluster` of the settings. of_folders: what is in the names of tasks that write to the work folders."""
+    """Yield the `Workers` of the settings. of_folders: what is in the names of tasks that write to the work folders."""
     with dask.config.set({"distributed.comm.timeouts.connect": "10s"}):
-        cluster = Cluster(config, of_folders)
+        workers = Workers(config, of_folders)
         try:
-            yield cluster
+            yield workers
         finally:
-            cluster.close()
+            workers.close()
 
 
 def check_environment(ours, theirs=None, worker=None):
