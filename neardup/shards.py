@@ -13,6 +13,7 @@ from neardup.embeddings import MOST_ROWS, Shard
 from neardup.files import resolved
 from neardup.formats import flat, vecs
 from neardup.formats.by_suffix import MODULES, describe
+from neardup.formats.tables import has_vectors
 from neardup.ids import ANOTHER, can_be_ids, has_surrogate
 from neardup.metadata import BESIDE, SUFFIXES, TEXTS, column_names
 from neardup.patterns import among, on_disk
@@ -54,7 +55,7 @@ def wanted(reading, url, names, single=None, export=False):
     if single:
         reading = _only(single, url, reading)
     glob = partial(among, names)
-    chosen, kind, _ = _choose(glob, url, reading)
+    chosen, kind, _, _ = _choose(glob, url, reading)
     _check_lists(glob, url, chosen)
     near = [n for name in chosen for n in (name, *map(name.with_suffix, BESIDE), *_tables(name, kind))]
     about = [folder / name for folder in dict.fromkeys(n.parent for n in chosen) for name in ABOUT]
@@ -75,7 +76,7 @@ def find_shards(data_dir, reading=AS_FOUND, copy_dir=None, ours=()):
     if not data_dir.is_dir():
         raise NeardupError(f"data_dir {data_dir} is not a folder or file: set it to the folder of your embeddings")
     glob = partial(on_disk, data_dir, set(map(resolved, ours)))
-    names, kind, vectors = _choose(glob, data_dir, reading)
+    names, kind, vectors, _ = _choose(glob, data_dir, reading)
     shards, start = [], 0
     for name in names:
         path = data_dir / name
@@ -104,6 +105,17 @@ def find_shards(data_dir, reading=AS_FOUND, copy_dir=None, ours=()):
     return shards
 
 
+def left_out(data_dir, reading, ours):
+    """Tables in a folder that look like shards, but aren't read: there are shards of another kind, none beside them.
+
+    Arguments as of `find_shards`. Returns a list of (format, name below the folder).
+    """
+    if not data_dir.is_dir():
+        return []
+    *_, lone = _choose(partial(on_disk, data_dir, set(map(resolved, ours))), data_dir, reading)
+    return [(kind, name) for kind, name in lone if has_vectors(data_dir / name)]
+
+
 def joined(first, second):
     """The shards of two sets as those of one. Raises NeardupError where they are not of as many values."""
     if first[0].dim != second[0].dim:
@@ -129,7 +141,7 @@ def _only(name, place, reading):
 
 
 def _choose(glob, place, reading):
-    """The shards' names, in order, their format, and the name of their vectors.
+    """The shards' names, in order, their format, the name of their vectors, and tables that are beside none of them.
 
     glob(pattern): what is there, as of `patterns.on_disk`; place: the folder or URL, for errors.
     """
@@ -141,13 +153,14 @@ def _choose(glob, place, reading):
         names = [n for n in glob(pattern or f"{folder}/*.npy") if n.suffix == ".npy"]
         if not names:
             raise NeardupError(f"data_dir {place} has no {folder}/*.npy: set vectors to one of {', '.join(CLIP)}")
-        return names, "clip-retrieval", reading.vectors
+        return names, "clip-retrieval", reading.vectors, []
     formats = FORMATS if kind is None else {kind: FORMATS[kind]}
     names = glob(pattern or "*")
     if pattern is None and PurePath(STATE) in names:  # caches of what was done to the dataset, rows once more
         names = [n for n in names if not n.match("cache-*.arrow")]
     found = {k: [n for n in names if n.suffix in suffixes] for k, suffixes in formats.items()}
     found = {k: some for k, some in found.items() if some}
+    tables = [(k, n) for k in _TABLES for n in found.get(k, ())]
     if any(k not in _TABLES for k in found):  # then tables are their metadata
         found = {k: some for k, some in found.items() if k not in _TABLES}
     if not found:
@@ -158,7 +171,8 @@ def _choose(glob, place, reading):
     [(kind, names)] = found.items()
     if kind == "vecs" and pattern is None:
         _check_one_set(place, names)
-    return names, kind, reading.vectors
+    beside = {name.with_suffix("") for name in names}
+    return names, kind, reading.vectors, [t for t in tables if t[1].with_suffix("") not in beside]
 
 
 def _check_one_set(place, names):

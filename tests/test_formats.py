@@ -276,6 +276,22 @@ def test_a_table_beside_other_files_is_read_if_asked_for(tmp_path, chosen, first
     assert read_ids(tmp_path / "work")[0] == first
 
 
+def test_tables_that_look_like_shards_are_not_left_out_in_silence(tmp_path, capsys):
+    """Where a single .npy file comes to a folder of those; not metadata, nor a table that can't be read."""
+    few(tables, tables)(tmp_path)
+    (tmp_path / "torn.parquet").write_bytes(NOISE)
+    pq.write_table(pa.table({"id": NAMES}), tmp_path / "metadata.parquet")
+    np.save(tmp_path / "new.npy", FEW)
+    run_stages(tmp_path, tmp_path / "work", SCRIPTS[:1])
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"left out: p_0.parquet and 1 more of {tmp_path}, with vectors, but beside no shard")
+    assert "set input_format to 'parquet' to read them instead" in line
+    (tmp_path / "p_0.parquet").rename(tmp_path / "new.parquet")
+    (tmp_path / "p_1.parquet").unlink()
+    run_stages(tmp_path, tmp_path / "work", SCRIPTS[:1])
+    assert capsys.readouterr().err == ""
+
+
 def few(*writers, below="."):
     """A writer of a few rows as each of these has them: p_0, p_1."""
     return lambda d: [write(make_folder(d / below), number, FEW, NAMES) for number, write in enumerate(writers)]

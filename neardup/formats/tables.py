@@ -178,6 +178,14 @@ def schema_and_rows(path):
             return reader.schema, sum(batch.num_rows for batch in _batches(reader))
 
 
+def has_vectors(path):
+    """Whether a file has a column that could be one of vectors, as far as it can be read."""
+    try:
+        return any(_is_vectors(field.type) for field in schema_and_rows(path)[0])
+    except NeardupError:
+        return False
+
+
 def missing_values(path, name):
     """How many values of a column are null, as far as headers tell."""
     with _reading(path):
