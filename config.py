@@ -27,6 +27,8 @@ SECTIONS = {  # of the settings in --help: the first setting of each
 def _location(value):
     """A URL, or the path of a folder."""
     str(value).encode()  # a ValueError where a name isn't UTF-8, which files of ours are
+    if value == "":
+        raise ValueError("is empty: give a folder or URL")
     return value if "://" in str(value) else Path(value)
 
 
@@ -209,6 +211,11 @@ class Config(BaseSettings):
         alone = self.model_copy(update={"data_dir": self.against_dir, "work_dir": folder, "against_dir": None})
         alone._is_reference, alone._other_work_dir = True, self.work_dir
         return alone
+
+    @property
+    def set_by(self):
+        """The setting that `data_dir` was given by."""
+        return "against_dir" if self.is_reference else "data_dir"
 
     @property
     def is_reference(self):

@@ -4,7 +4,7 @@ from functools import partial
 
 import numpy as np
 
-from neardup import contamination, engine, plots
+from neardup import NeardupError, contamination, engine, plots
 from neardup.artifacts import REPORT
 from neardup.chains import explain_chains, sparse, split_chains
 from neardup.changes import Decisions, apart
@@ -41,6 +41,7 @@ from neardup.thresholds import (
     strongest_pairs,
     threshold_for,
 )
+from neardup.words import counted
 
 
 def run(config):
@@ -58,25 +59,26 @@ def run(config):
         engine.preload("matplotlib.figure")
         rejected, repeated = (read_npy(variance.path(f"{name}_rows.npy")) for name in ("rejected", "repeated"))
         search = found_pairs(earlier["04_neighbor_search"], len(ids), stage.memory / 4)
-        before = Decisions(stage) if stage.growth and (config.keep_previous or stage.growth.changes) else None
+        before = Decisions(stage, rejected) if stage.growth and (config.keep_previous or stage.growth.changes) else None
         kept = before.kept if before and config.keep_previous else None
-        forest = stage.once(partial(join_all, search, kept), "forest")
-        threshold = choose_threshold(forest, len(ids) - len(rejected), search.threshold, config)
+        every = stage.once(partial(join_all, search), "forest")
+        forest = every if kept is None else apart(every, kept)
+        n_valid = len(ids) - len(rejected)
+        threshold = choose_threshold(forest, n_valid, search.threshold, config, kept)
         choose = chooser(stage, shards, earlier["03_kmeans"], kept, config, preview)
-        table, connected = tabulate(choose("at", forest), search, forest, threshold, len(ids) - len(rejected))
+        table, connected = tabulate(choose("at", forest), search, forest, threshold, n_valid)
         pairs, joining = search.at(threshold), forest.compress(forest["similarity"] >= threshold)
         links = sparse(connected, joining, pairs)
         groupings, uncut = group_otherwise(choose("split"), connected, pairs, links)
         groups = groupings[config.grouping]
-        counts = write_groups(stage, groups, ids, threshold, rejected=rejected, repeated=repeated)
-        found = summary(groups, threshold, counts)
+        keep = write_groups(stage, groups, ids, threshold, rejected=rejected, repeated=repeated)
+        found = summary(groups, threshold, keep, len(rejected))
         found["changes"] = before and before.compared(groups)
+        found["held_apart"] = int(np.count_nonzero(every["similarity"] >= threshold)) - len(joining)
         found |= write_choices(stage, search, ids, preview, table=table, threshold=threshold, sizes=groups.sizes)
         write_json_items(stage.path("chains.json"), explain_chains(groups, links, ids))
         found |= write_warnings(stage, shards, groups, config, pairs=pairs, forest=joining)
         found |= {"groupings": {name: outline(some, threshold) for name, some in groupings.items()}, "uncut": uncut}
-        keep = ~groups.dropped(len(ids))
-        keep[rejected] = False
         found["not_exported"] = write_copies(stage, shards, keep, ids, config)
         stage.note_times()
         write_report(earlier | {stage.name: stage}, config, preview, groups=groups, found=found)
@@ -89,10 +91,19 @@ def run(config):
     tell(config, stage, partial(report, preview, config))
 
 
-def choose_threshold(forest, n_valid, lowest, config):
-    """The threshold that is set, or the highest one that leaves no more than `target_rows`."""
+def choose_threshold(forest, n_valid, lowest, config, kept):
+    """The threshold that is set, or the highest one that leaves no more than `target_rows`.
+
+    kept: rows that have to stay, (n,) bool, or None. Raises NeardupError where no threshold leaves so few.
+    """
     if config.target_rows is None:
         return config.threshold
+    n_kept = 0 if kept is None else np.count_nonzero(kept)
+    if n_kept > config.target_rows:
+        raise NeardupError(
+            f"keep_previous keeps {counted(n_kept, 'row')} that the run before kept, more than the "
+            f"{config.target_rows:,} of target_rows: set that to at least {n_kept}, or keep_previous to false"
+        )
     return threshold_for(forest, n_valid, config.target_rows, lowest)
 
 
@@ -108,10 +119,9 @@ def chooser(stage, shards, kmeans, kept, config, preview):
     return choose
 
 
-def join_all(search, kept):
-    """The maximum spanning forest of all pairs. kept: rows that don't join."""
-    forest = spanning_forest(search.blocks(), search.memory)
-    return forest if kept is None else apart(forest, kept)
+def join_all(search):
+    """The maximum spanning forest of all pairs."""
+    return spanning_forest(search.blocks(), search.memory)
 
 
 def tabulate(representatives, search, forest, threshold, n_valid):
@@ -154,16 +164,14 @@ def group_otherwise(representatives, connected, pairs, links):
 
 
 def write_groups(stage, groups, ids, threshold, *, rejected, repeated):
-    """The groups in all their files. Returns how many rows are kept, dropped and rejected.
+    """The groups in all their files. Returns which rows are kept, (n,) bool.
 
     rejected: their rows; repeated: those of ids that several have.
     """
     write_hdf5(stage.path("merged_clusters.h5"), groups, ids, threshold)
     write_pickle(stage.path("merged_clusters.pkl"), groups, ids)
     write_parquet(stage.path("groups.parquet"), groups, ids, threshold)
-    kept, dropped = write_lists(stage.folder, groups, rejected, repeated, ids)
-    assert kept + dropped + len(rejected) == len(ids)
-    return kept, dropped, len(rejected)
+    return write_lists(stage.folder, groups, rejected, repeated, ids)
 
 
 def write_choices(stage, search, ids, preview, *, table, threshold, sizes):

@@ -9,10 +9,11 @@ from neardup.outputs import read_groups
 class Decisions:
     """Of the run before: the group of each of today's rows, (n,) int64, -1 of single ones, and which rows were kept.
 
-    stage: 045, that has a previous one. Memory: 9 bytes a row, and what the groups take.
+    stage: 045, that has a previous one; rejected: rows that are neither kept nor dropped. Memory: 9 bytes a row, and
+    what the groups take.
     """
 
-    def __init__(self, stage):
+    def __init__(self, stage, rejected):
         growth, groups = stage.growth, read_groups(stage.previous.path("merged_clusters.h5"))
         n_rows, n_before = int(growth.now[-1]), int(growth.before[-1])
         rows = growth.renumbered(groups.rows)
@@ -22,6 +23,7 @@ class Decisions:
         dropped = np.zeros(n_rows, dtype=bool)
         dropped[rows[there & groups.dropped(n_before)[groups.rows]]] = True
         self.kept = ~dropped & ~growth.each_is_fresh()
+        self.kept[rejected] = False
         self.new, self.gone = growth.n_fresh, n_before - (n_rows - growth.n_fresh)
 
     def compared(self, groups):

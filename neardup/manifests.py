@@ -4,7 +4,7 @@ from neardup import NeardupError
 from neardup.checksums import digest_of_values
 from neardup.files import read_json, write_json
 
-FORMAT = 9  # of the artifacts; a new one makes all older work stale
+FORMAT = 10  # of the artifacts; a new one makes all older work stale
 _OF_FILES = {"against": "against a second set that has changed", "tables": "with other texts or columns of metadata"}
 MANIFEST = "manifest.json"  # written last: a stage's folder that has one is whole
 

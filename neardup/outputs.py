@@ -164,7 +164,7 @@ def write_examples(path, pair_blocks, thresholds, ids, preview):
 
 
 def write_lists(folder, groups, rejected, repeated, ids):
-    """keep.txt and drop.txt: every row that isn't rejected is in one of them. Returns their counts.
+    """keep.txt and drop.txt: every row that isn't rejected is in one of them. Returns which are kept, (n,) bool.
 
     Dropped are the members of groups that are not their representatives. Where rows share an id, it is in drop.txt
     only if none of them is kept, for who deletes by the id deletes them all. Memory: 2 bytes a row.
@@ -172,11 +172,10 @@ def write_lists(folder, groups, rejected, repeated, ids):
     drop = groups.dropped(len(ids))
     keep = ~drop
     keep[rejected] = False
-    counts = int(keep.sum()), int(drop.sum())
     spared = set(ids.take(repeated[keep[repeated]]))
     drop[[row for row, name in zip(repeated, ids.take(repeated), strict=True) if name in spared]] = False
     write_id_lists(folder, keep, drop, ids)
-    return counts
+    return keep
 
 
 def write_id_lists(folder, keep, drop, ids, first=0):

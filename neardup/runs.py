@@ -129,7 +129,8 @@ def reading_of(config):
 
 def wanted_by(config):
     """Which files of a remote folder to fetch, as a function of `wanted`."""
-    return partial(wanted, reading_of(config), config.data_dir, export=config.export and not config.is_reference)
+    export = config.export and not config.is_reference
+    return partial(wanted, reading_of(config), config.data_dir, export=export, setting=config.set_by)
 
 
 def find_input(config):
@@ -137,7 +138,7 @@ def find_input(config):
     copy_dir, data_dir, ours = config.work_dir / copies.FOLDER, config.data_dir, _ours(config)
     if not isinstance(data_dir, Path):
         data_dir, ours = copies.fetch(data_dir, copy_dir, wanted_by(config), config.n_workers), []
-    return find_shards(data_dir, reading_of(config), copy_dir / copies.DECODED, ours)
+    return find_shards(data_dir, reading_of(config), copy_dir / copies.DECODED, ours, config.set_by)
 
 
 def _ours(config):
@@ -166,6 +167,7 @@ def check_folders(config):
         work_dirs.append(config.reference.work_dir)
         if resolved(work_dirs[0]) == resolved(work_dirs[1]):
             raise NeardupError(f"against_work_dir {work_dirs[1]} is work_dir: set it to a folder of that set's own")
+        inputs |= {"work_dir": work_dirs[0], "against_work_dir": work_dirs[1]}
     folders = [folder for work_dir in work_dirs for folder in stage_folders(work_dir)]
     for setting, place in inputs.items():
         for folder in folders:

@@ -46,16 +46,16 @@ class Reading(NamedTuple):
 AS_FOUND = Reading()
 
 
-def wanted(reading, url, names, single=None, export=False):
+def wanted(reading, url, names, single=None, export=False, setting="data_dir"):
     """Those files of a remote folder, by their names below it, that are shards, or hold ids, metadata or texts of some.
 
-    single: the name of the only shard, where the URL is that of a file; export: also what a copy of clip-retrieval has.
-    Raises NeardupError as `find_shards`, as far as names tell.
+    single: the name of the only shard, where the URL is that of a file; export: also what a copy of clip-retrieval has;
+    setting: that names the folder. Raises NeardupError as `find_shards`, as far as names tell.
     """
     if single:
-        reading = _only(single, url, reading)
+        reading = _only(single, f"{setting} {url}", reading)
     glob = partial(among, names)
-    chosen, kind, _, _ = _choose(glob, url, reading)
+    chosen, kind, _, _ = _choose(glob, url, reading, setting)
     _check_lists(glob, url, chosen)
     near = [n for name in chosen for n in (name, *map(name.with_suffix, BESIDE), *_tables(name, kind))]
     about = [folder / name for folder in dict.fromkeys(n.parent for n in chosen) for name in ABOUT]
@@ -65,18 +65,19 @@ def wanted(reading, url, names, single=None, export=False):
     return [there[n] for n in dict.fromkeys([*near, *about]) if n in there]
 
 
-def find_shards(data_dir, reading=AS_FOUND, copy_dir=None, ours=()):
+def find_shards(data_dir, reading=AS_FOUND, copy_dir=None, ours=(), setting="data_dir"):
     """The shards of a folder in natural order (_2 before _10), their headers checked; nothing in folders of `ours`.
 
-    copy_dir: where copies of what has to be decoded are, or will be. Raises NeardupError where the folder holds no
-    shards, or a file isn't what its name says, or not of as many values as the others.
+    copy_dir: where copies of what has to be decoded are, or will be; setting: that names the folder. Raises
+    NeardupError where the folder holds no shards, or a file isn't what its name says, or not of as many values as the
+    others.
     """
     if data_dir.is_file():
-        data_dir, reading = data_dir.parent, _only(data_dir.name, data_dir, reading)
+        data_dir, reading = data_dir.parent, _only(data_dir.name, f"{setting} {data_dir}", reading)
     if not data_dir.is_dir():
-        raise NeardupError(f"data_dir {data_dir} is not a folder or file: set it to the folder of your embeddings")
+        raise NeardupError(f"{setting} {data_dir} is not a folder or file: set it to the folder of your embeddings")
     glob = partial(on_disk, data_dir, set(map(resolved, ours)))
-    names, kind, vectors, _ = _choose(glob, data_dir, reading)
+    names, kind, vectors, _ = _choose(glob, data_dir, reading, setting)
     shards, start = [], 0
     for name in names:
         path = data_dir / name
@@ -130,20 +131,24 @@ def joined(first, second):
 
 
 def _only(name, place, reading):
-    """How to read just one file of a folder. Raises NeardupError where its name is of no format."""
+    """How to read just one file of a folder. Raises NeardupError where its name is of no format.
+
+    place: the setting that names it, and its path, for that.
+    """
     suffixes = FORMATS.get(reading.input_format, (*MODULES,))
     if PurePath(name).suffix not in suffixes:
         raise NeardupError(
-            f"data_dir {place} is a file, and none of embeddings (names that end in {', '.join(suffixes)} were looked "
-            "for): set data_dir to one of those, or to their folder"
+            f"{place} is a file, and none of embeddings (names that end in {', '.join(suffixes)} were looked for): set "
+            f"{place.partition(' ')[0]} to one of those, or to their folder"
         )
     return reading._replace(shard_pattern=escape(name))
 
 
-def _choose(glob, place, reading):
+def _choose(glob, place, reading, setting="data_dir"):
     """The shards' names, in order, their format, the name of their vectors, and tables that are beside none of them.
 
-    glob(pattern): what is there, as of `patterns.on_disk`; place: the folder or URL, for errors.
+    glob(pattern): what is there, as of `patterns.on_disk`; place: the folder or URL, for errors; setting: that
+    names it.
     """
     pattern, kind = reading.shard_pattern, reading.input_format
     clip = [f for f in CLIP if glob(f"{f}/*.npy")]
@@ -152,7 +157,7 @@ def _choose(glob, place, reading):
         folder = reading.vectors or (clip or CLIP)[0]
         names = [n for n in glob(pattern or f"{folder}/*.npy") if n.suffix == ".npy"]
         if not names:
-            raise NeardupError(f"data_dir {place} has no {folder}/*.npy: set vectors to one of {', '.join(CLIP)}")
+            raise NeardupError(f"{setting} {place} has no {folder}/*.npy: set vectors to one of {', '.join(CLIP)}")
         return names, "clip-retrieval", reading.vectors, []
     formats = FORMATS if kind is None else {kind: FORMATS[kind]}
     names = glob(pattern or "*")
@@ -164,13 +169,13 @@ def _choose(glob, place, reading):
     if any(k not in _TABLES for k in found):  # then tables are their metadata
         found = {k: some for k, some in found.items() if k not in _TABLES}
     if not found:
-        _raise_none(glob, place, reading, formats)
+        _raise_none(glob, place, reading.shard_pattern, formats, setting=setting)
     if len(found) > 1:
         listed = " and ".join(f"{k} ({some[0].name})" for k, some in found.items())
-        raise NeardupError(f"data_dir {place} holds several formats, {listed}: set input_format to one of them")
+        raise NeardupError(f"{setting} {place} holds several formats, {listed}: set input_format to one of them")
     [(kind, names)] = found.items()
     if kind == "vecs" and pattern is None:
-        _check_one_set(place, names)
+        _check_one_set(f"{setting} {place}", names)
     beside = {name.with_suffix("") for name in names}
     return names, kind, reading.vectors, [t for t in tables if t[1].with_suffix("") not in beside]
 
@@ -181,25 +186,25 @@ def _check_one_set(place, names):
     if len(sets) > 1:
         listed = ", ".join(n.name for n in sorted(sets.values()))
         raise NeardupError(
-            f"data_dir {place} holds {len(sets)} sets of vectors ({listed}): set shard_pattern to the names of one, "
+            f"{place} holds {len(sets)} sets of vectors ({listed}): set shard_pattern to the names of one, "
             "or to '*' if they are to be compared with each other"
         )
 
 
-def _raise_none(glob, place, reading, formats):
+def _raise_none(glob, place, pattern, formats, *, setting):
     """Raise the NeardupError about a folder without shards, with what was looked for."""
     suffixes = [s for some in formats.values() for s in some]
     looked = f"names that end in {', '.join(suffixes)}"
-    if reading.shard_pattern:
+    if pattern:
         raise NeardupError(
-            f"no file in data_dir {place} matches shard_pattern {reading.shard_pattern!r} ({looked} were looked "
-            "for): set one of the two right"
+            f"no file in {setting} {place} matches shard_pattern {pattern!r} ({looked} were looked for): set one of "
+            "the two right"
         )
     below = next((n for n in glob("**/*") if n.suffix in suffixes), None)
     hint = "the folder of your embeddings"
     if below is not None:
         hint = f"{str(place).rstrip('/')}/{below.parent}, or shard_pattern to '**/*{below.suffix}'"
-    raise NeardupError(f"data_dir {place} holds no embeddings ({looked} were looked for): set data_dir to {hint}")
+    raise NeardupError(f"{setting} {place} holds no embeddings ({looked} were looked for): set {setting} to {hint}")
 
 
 def _tables(name, kind):

@@ -11,8 +11,8 @@ _SHOWN_GROUPS, _SHOWN_IDS, _SHOWN_TEXT = 5, 6, 100
 _ACTED_ON = re.compile("[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")  # control characters, and turns of direction
 
 
-def summary(groups, threshold, counts):
-    """What the run found, with the largest groups, as small JSON values."""
+def summary(groups, threshold, keep, n_rejected):
+    """What the run found, with the largest groups, as small JSON values. keep: (n,) bool."""
     shown = []
     for number in np.argsort(-groups.sizes, kind="stable")[:_SHOWN_GROUPS]:
         members, representative = groups.rows[groups.members(number)], groups.representative[number]
@@ -25,15 +25,15 @@ def summary(groups, threshold, counts):
                 "weakest": float(groups.weakest[number]),
             }
         )
-    kept, dropped, rejected = counts
+    kept = int(np.count_nonzero(keep))
     return {
         "threshold": threshold,
         "groups": len(groups),
         "rows_in_groups": len(groups.rows),
         "chains": int(np.count_nonzero(groups.are_chains(threshold))),
         "kept": kept,
-        "dropped": dropped,
-        "rejected": rejected,
+        "dropped": len(keep) - kept - n_rejected,
+        "rejected": n_rejected,
         "largest": shown,
     }
 
@@ -55,6 +55,11 @@ def report(preview, config, stage):
     )
     if found["changes"]:
         show_changes(found["changes"])
+    if found["held_apart"]:
+        print(
+            f"keep_previous leaves out {counted(found['held_apart'], 'join')} of two groups that each hold a", end=" "
+        )
+        print("row kept before, in thresholds.csv and the report, too")
     for name, other in found["groupings"].items():
         if name != config.grouping:
             print(f"with grouping {name!r}: {counted(other['groups'], 'group')}", end=", ")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -378,6 +379,28 @@ def test_neither_set_is_where_a_stage_of_either_is_written(tmp_path, setting, pl
     assert done.returncode == 1
     assert f"{setting} {tmp_path / place} lies in " in done.stderr
     assert tree_bytes(tmp_path) == before
+
+
+@pytest.mark.parametrize("setting", ["work_dir", "against_work_dir"])
+def test_neither_work_folder_is_where_a_stage_of_the_other_is_written(tmp_path, setting):
+    two_sets(tmp_path)
+    folders = {"work_dir": tmp_path / "w", "against_work_dir": tmp_path / "w", setting: tmp_path / "w" / NAMES[1]}
+    options = [f"--{name.replace('_', '-')}={folder}" for name, folder in folders.items()]
+    done = command(SCRIPTS[0], "--data-dir", tmp_path / "a", "--against-dir", tmp_path / "b", *options)
+    assert done.returncode == 1
+    assert f"{setting} {tmp_path / 'w' / NAMES[1]} lies in {tmp_path / 'w' / NAMES[1]}, which a stage" in done.stderr
+    assert not (tmp_path / "w").exists()
+
+
+@pytest.mark.parametrize(
+    ("second", "said"),
+    [("none", "against_dir {} is not a folder or file: set it to"), ("empty", "against_dir {} holds no embeddings")],
+)
+def test_what_is_wrong_with_the_second_set_is_said_of_its_setting(tmp_path, second, said):
+    two_sets(tmp_path)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(NeardupError, match=re.escape(said.format(tmp_path / second))):
+        run_against(tmp_path / "a", tmp_path / "work", tmp_path / second)
 
 
 def test_both_sets_have_work_folders_of_their_own(tmp_path):

@@ -346,6 +346,8 @@ BAD_SETTINGS = {
     "memory_limit": "1MiB",
     "bad_rows": "ignore",
     "audit_rows": "many",
+    "data_dir": "",  # as of a variable that isn't set
+    "against_dir": "",
 }
 
 

@@ -11,7 +11,18 @@ from types import SimpleNamespace
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from conftest import EXAMPLE, SCRIPTS, answer, brute_force, no_pictures, pair_set, read_ids, run_stages, tree_bytes
+from conftest import (
+    EXAMPLE,
+    SCRIPTS,
+    answer,
+    brute_force,
+    lay_out,
+    no_pictures,
+    pair_set,
+    read_ids,
+    run_stages,
+    tree_bytes,
+)
 from faults import failing
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
@@ -166,6 +177,26 @@ def check_decisions(tmp_path, grouping):
 def test_earlier_decisions_are_kept(tmp_path, grouping):
     """Split groups in tests/soak."""
     check_decisions(tmp_path, grouping)
+
+
+def test_what_keep_previous_holds_apart_is_told(tmp_path, capsys):
+    """A row comes that is near two which were kept; then the threshold falls so that these are near each other."""
+    data, angles = tmp_path / "data", np.radians([0, 40, 90, 19])
+    rows, options = np.stack([np.cos(angles), np.sin(angles)], axis=1), {"keep_previous": True, "audit_rows": 0}
+    lay_out(data, rows[:3])
+    run_stages(data, tmp_path / "work", **options, threshold=0.9)
+    lay_out(data, rows, cuts=[3])
+    run_stages(data, tmp_path / "work", **options, threshold=0.9)
+    held = "keep_previous leaves out 1 join of two groups that each hold a row kept before"
+    assert held in capsys.readouterr().out
+    assert kept_and_dropped(tmp_path / "work") == [{"id-0", "id-1", "id-2"}, {"id-3"}]
+    with pytest.raises(NeardupError, match="keeps 3 rows that the run before kept, more than the 2 of target_rows"):
+        run_stages(data, tmp_path / "work", SCRIPTS[4:], **options, threshold=0.9, target_rows=2)
+    run_stages(data, tmp_path / "work", SCRIPTS[4:], **options, threshold=0.9, target_rows=3)
+    run_stages(data, tmp_path / "work", SCRIPTS[3:], **options, threshold=0.6)
+    assert held.replace("1 join", "2 joins") in capsys.readouterr().out
+    run_stages(data, tmp_path / "work", SCRIPTS[4:], **options | {"keep_previous": False}, threshold=0.6)
+    assert "keep_previous leaves out" not in capsys.readouterr().out
 
 
 def test_where_shards_went():
@@ -346,7 +377,7 @@ def test_decisions_of_the_run_before(monkeypatch, today, group, kept):
     monkeypatch.setattr("neardup.changes.read_groups", lambda _: groups)
     sizes = {"a": 3, "b": 4, "c": 2}
     growth = grown(*([(name, sizes[name]) for name in names] for names in ("ab", today)))
-    found = Decisions(SimpleNamespace(growth=growth, previous=SimpleNamespace(path=str)))
+    found = Decisions(SimpleNamespace(growth=growth, previous=SimpleNamespace(path=str)), np.empty(0, np.int64))
     assert (found.group.tolist(), np.nonzero(found.kept)[0].tolist()) == (group, kept)
     assert (found.new, found.gone) == (2, 3)
 
