@@ -186,7 +186,6 @@ class Config(BaseSettings):
     )
     json_output: bool = Field(False, description="print what was found as one JSON object, for other programs")
 
-    _is_reference: bool = PrivateAttr(False)
     _other_work_dir: Path | str | None = PrivateAttr(None)
 
     @model_validator(mode="before")
@@ -209,7 +208,7 @@ class Config(BaseSettings):
             self.work_dir / "against" if isinstance(self.work_dir, Path) else f"{self.work_dir.rstrip('/')}/against"
         )
         alone = self.model_copy(update={"data_dir": self.against_dir, "work_dir": folder, "against_dir": None})
-        alone._is_reference, alone._other_work_dir = True, self.work_dir
+        alone._other_work_dir = self.work_dir
         return alone
 
     @property
@@ -220,7 +219,7 @@ class Config(BaseSettings):
     @property
     def is_reference(self):
         """Whether these settings are for the second set alone."""
-        return self._is_reference
+        return self._other_work_dir is not None
 
     @property
     def work_dirs(self):

@@ -148,7 +148,7 @@ def read_pieces(stage, rows, number, some, *, origin, chosen, projection, block_
 
 
 def second_projection(stage, config):
-    """What projects rows onto the coordinates of a sketch, as a second set has it; None where there is none."""
+    """The `Projection` onto the coordinates of a sketch, as a second set has it; None where there is none."""
     if not stage.against:
         return None
     moments = read_npz(stage.previous.path("moments.npz"))
@@ -164,7 +164,7 @@ def sketches_of(stage, piece, projection):
     if projection is None:
         yield lambda values, scales: None
         return
-    shape = piece.stop - piece.start, len(projection[1]) + 1
+    shape = piece.stop - piece.start, len(projection.offset) + 1
     with npy_rows(stage.path(f"sketch_{piece.name}.npy"), shape) as write:
         yield lambda values, scales: write(geometry.sketch(*geometry.project(values, scales, *projection)))
 
@@ -238,7 +238,7 @@ def keep_rejected(stage, shards, rejected, bad_rows):
 
 def keep_components(stage):
     """Take the moments and the component count of the finished run. Returns what it said of them."""
-    stage.take_over([(name, name) for name in ("moments.npz", "n_components.json", "scree.png")])
+    stage.take_over(["moments.npz", "n_components.json", "scree.png"])
     found = {name: stage.previous.results[name] for name in ("n_components", "variance_kept", "basis_rows")}
     return found | {"basis_kept": True}
 

@@ -38,7 +38,7 @@ def run(config):
         stage.needs(4 * total_rows(shards) * values)
         sketch_dims = project_all(stage, shards, model, earlier["01_pca_variance"], config)
         if stage.growth:
-            stage.take_over([(name, name) for name in ("pca.npz", "pca.pkl")])
+            stage.take_over(["pca.npz", "pca.pkl"])
         else:
             save_model(stage, moments)
         stage = stage.finish(
@@ -107,9 +107,10 @@ def project_all(stage, shards, model, variance, config):
     some, kept = stage.growth.pieces() if stage.growth else (pieces(shard_starts(shards)), [])
     kinds = ("sketch",) if stage.against else ("reduced", "sketch")
     if kept:
-        stage.take_over([(f"{kind}_{p.name}.npy", f"{kind}_{then}.npy") for p, then in kept for kind in kinds])
+        names = [(f"{kind}_{piece.name}.npy", f"{kind}_{then}.npy") for piece, then in kept for kind in kinds]
+        stage.take_over(*zip(*names, strict=True))
     if stage.against:  # its search projects again the few rows of which it needs all coordinates
-        stage.take_over([(name, name) for name in (f"sketch_{piece.name}.npy" for piece in some)], of=variance)
+        stage.take_over([f"sketch_{piece.name}.npy" for piece in some], of=variance)
         return sketch_dims
     if not stage.growth:
         engine.preload("sklearn.decomposition")
@@ -135,12 +136,12 @@ def check_rows(stage, digests):
 def project_piece(stage, rows, piece, *, projection, sketch_dims, cached, block_rows):
     """Write the reduced vectors and the sketches of a shard, or of a part of it. Memory: that of one block.
 
-    projection: of `geometry.projection`; cached: whether the system's cache keeps the reduced vectors.
+    projection: a `geometry.Projection`; cached: whether the system's cache keeps the reduced vectors.
     """
     done, n_rows = stage.path(f"sketch_{piece.name}.npy"), piece.stop - piece.start
     if done.exists():
         return
-    digest, read, shape = Digest(), Digest(), (n_rows, len(projection[1]))
+    digest, read, shape = Digest(), Digest(), (n_rows, len(projection.offset))
     with (
         npy_rows(done, (n_rows, sketch_dims + 1)) as write_sketches,
         npy_rows(stage.path(f"reduced_{piece.name}.npy"), shape, digest=digest, cached=cached) as write_reduced,

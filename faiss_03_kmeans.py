@@ -23,7 +23,7 @@ from neardup.words import counted
 
 _SAMPLE_PER_CLUSTER = 256  # training rows a centroid: what faiss.Kmeans keeps by default, too
 _ITERATIONS = 10  # 20 take twice as long for a sum of squares 0.5 % smaller (docs/architecture.md)
-_RUN_ROWS, _MOST_RUNS = 32_768, 2_000  # rows of a sorted run, and of the clusters written together; runs, about
+RUN_ROWS, MOST_RUNS = 32_768, 2_000  # rows of a sorted run, and of the clusters written together; runs, about
 _MUCH = 1.5  # times fewer distances, from which on clusters should be made anew
 _ASSIGNED_ROWS = 16_384  # rows compared with the centroids together, at most
 _REFERENCE_ROWS, _REFERENCE_CLUSTERS = 128, 256  # rows of a second set's cluster, about; clusters of a small set
@@ -83,7 +83,7 @@ def row_ranges(stage, sketches, ranges, config):
 
     Those of an interrupted run stay.
     """
-    most = max(_RUN_ROWS, len(sketches) // _MOST_RUNS)
+    most = max(RUN_ROWS, len(sketches) // MOST_RUNS)
     most = budget.block_rows(stage.memory, config.n_workers, 16 * sketches.dim, most)
     return stage.once(lambda: np.array([part for some in ranges for part in equal_parts(*some, most)]), "runs").tolist()
 

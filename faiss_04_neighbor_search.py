@@ -181,7 +181,7 @@ def find_visits(stage, prepare, labels, n_clusters, config):
     if not stage.growth:
         engine.run(prepare, [(c, every) for c in every.tolist()], config.n_workers, "04 visits")
         return None
-    visit = stage.growth.each_is_fresh() == stage.growth.fresh_visit
+    visit = stage.growth.are_visitors()
     meet = ~visit if stage.growth.against else np.ones(len(visit), dtype=bool)
     visiting, meeting = (np.bincount(labels[of & (labels >= 0)], minlength=n_clusters) > 0 for of in (visit, meet))
     numbers = [(c, np.union1d(c, np.nonzero(meeting)[0])) for c in np.nonzero(visiting)[0].tolist()]

@@ -10,9 +10,11 @@ import measure
 import numpy as np
 from scipy.optimize import nnls
 
-from faiss_03_kmeans import default_clusters
-from neardup.embeddings import PIECE_ROWS
+from faiss_03_kmeans import MOST_RUNS, RUN_ROWS, default_clusters
+from neardup.budget import SCRIPT_BYTES_A_ROW
+from neardup.embeddings import MOST_TASKS, PIECE_ROWS, TASK_ROWS
 from neardup.pairs import BYTES_A_ROW
+from neardup.plan import disk_of_a_row
 from neardup.search_tasks import most_work
 from neardup.verification import BLOCK_PAIRS
 
@@ -39,10 +41,8 @@ COSTS = {  # label of tasks: what their core-seconds are made of
 _BESIDE = {"01 moments": "01 ids", "04 audit": "04 pickle"}  # a single task that runs beside others, not in parts
 _ON_ALL_CORES = ("03 k-means",)  # of the script's machine, as libraries do it; all else are tasks of one core
 _SCRIPT = ("one", "rows")  # what the rest of a script takes, in which no tasks run
-_RUN_ROWS, _MOST_TASKS = 32_768, 2_000
-_SCRIPT_BYTES = 80  # a row, of memory of the script that keeps most of each row (docs/reliability.md)
 _OPEN_BYTES = 1024 * 2**20 / 4  # of clusters that a task holds open, with a memory_limit of 1 GiB that is all its own
-_LAYOUT = 140  # bytes of a row as it is searched
+_LAYOUT, _ID_BYTES = 140, 24  # bytes of a row as it is searched, and of an id
 
 
 def amounts(figures):
@@ -54,7 +54,7 @@ def amounts(figures):
 
 def n_runs(n_rows):
     """How many sorted runs faiss_03_kmeans makes."""
-    return max(1, n_rows / max(_RUN_ROWS, n_rows / _MOST_TASKS))
+    return max(1, n_rows / max(RUN_ROWS, n_rows / MOST_RUNS))
 
 
 def fit(runs, seconds_of, terms):
@@ -131,7 +131,7 @@ def predict(model, n_rows, n_clusters, n_workers, seconds_a_task=0.0):
 def n_tasks(label, figures):
     """How many tasks the scheduler gets, at most."""
     n, k = figures["rows"], figures["clusters"]
-    several = max(1, n / max(65_536, n / _MOST_TASKS))
+    several = max(1, n / max(TASK_ROWS, n / MOST_TASKS))
     runs = n_runs(n)
     counts = {"01 moments": several, "02 project": n / PIECE_ROWS, "03 sample": runs, "03 assign": runs}
     counts |= {
@@ -145,19 +145,19 @@ def n_tasks(label, figures):
     return int(counts.get(label, 1))
 
 
-def traffic(figures, n_components, id_bytes=24):
+def traffic(figures, n_components):
     """Bytes that each stage reads and writes, most of which cross the network where the disk is shared.
 
     Of stage 4 at most: each cluster is read once for each group of clusters held open, whether or not rows meet.
     """
     n, row = figures["rows"], 4 * DIM
     sums = 8 * DIM**2 * n_tasks("01 moments", figures)
-    reduced, sketch, whole = 4 * n_components, 4 * _SKETCH, 4 * _SKETCH + 8 + id_bytes
+    reduced, sketch, whole = 4 * n_components, 4 * _SKETCH, 4 * _SKETCH + 8 + _ID_BYTES
     groups = n * (8 * _SKETCH + reduced) / _OPEN_BYTES
     return {
-        "01_pca_variance": (n * row + sums + n * id_bytes, sums + n * id_bytes),
+        "01_pca_variance": (n * row + sums + n * _ID_BYTES, sums + n * _ID_BYTES),
         "02_pca_reduce": (n * (row + reduced + sketch), n * (reduced + sketch)),
-        "03_kmeans": (n * (3 * sketch + id_bytes + 2 * whole), n * (2 * whole + 8)),
+        "03_kmeans": (n * (3 * sketch + _ID_BYTES + 2 * whole), n * (2 * whole + 8)),
         "04_neighbor_search": (
             n * (row + 2 * whole + _LAYOUT * groups / 2) + 2 * row * figures["candidates"],
             BYTES_A_ROW * n,
@@ -170,6 +170,7 @@ def plan(model, n_rows, cost_of_a_task, n_components):
     """What so many rows would take on 1, 16 and 100 workers."""
     figures = figures_of(model, n_rows, default_clusters(n_rows))
     tasks = {stage: sum(n_tasks(label, figures) for label in labels_of(stage)) for stage in measure.STAGES}
+    most = max(tasks.values())
     hours = {
         n_workers: {
             stage: {label: round(s / 3600, 4) for label, s in parts.items()}
@@ -185,9 +186,9 @@ def plan(model, n_rows, cost_of_a_task, n_components):
         "hours": hours,
         "tasks": tasks,
         "terabytes": {s: [round(b / 1e12, 2) for b in both] for s, both in traffic(figures, n_components).items()},
-        "disk_terabytes": round(n_rows * (4 * n_components + 8 * _SKETCH + 16 + BYTES_A_ROW) / 1e12, 2),
-        "scheduler_mb": round(max(tasks.values()) * cost_of_a_task["scheduler_bytes"] / 1e6),
-        "script_gb": round((_SCRIPT_BYTES * n_rows + max(tasks.values()) * cost_of_a_task["script_bytes"]) / 1e9, 1),
+        "disk_terabytes": round(n_rows * disk_of_a_row(n_components, _SKETCH) / 1e12, 2),
+        "scheduler_mb": round(most * cost_of_a_task["scheduler_bytes"] / 1e6),
+        "script_gb": round((SCRIPT_BYTES_A_ROW * n_rows + most * cost_of_a_task["script_bytes"]) / 1e9, 1),
     }
 
 

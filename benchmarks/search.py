@@ -150,7 +150,7 @@ def unit_rows(data):
 
     shards = find_shards(Path(data))
     rows = open_shards(shards)
-    return np.concatenate([unit_rows32(rows.read(s.start, s.start + s.rows))[0] for s in shards if s.rows])
+    return np.concatenate([unit_rows32(rows.read(s.start, s.stop))[0] for s in shards if s.rows])
 
 
 def contend(name, data, work, threshold):

@@ -104,11 +104,11 @@ class Stage:
             )
         self._unseen[name] = None
 
-    def take_over(self, names, of=None):
-        """Have files of another stage, as they are. names: [(name, name there)]; of: that stage, or the previous."""
-        of = of or self.previous
-        engine.run(partial(_take, of, self.folder), names, self.run.config.n_workers, "taken over")
-        self.files |= {name: of.files[then] for name, then in names}
+    def take_over(self, names, then=None, of=None):
+        """Have files of another stage, as they are. then: their names there, if others; of: it, or the previous one."""
+        of, both = of or self.previous, [*zip(names, then or names, strict=True)]
+        engine.run(partial(_take, of, self.folder), both, self.run.config.n_workers, "taken over")
+        self.files |= {name: of.files[there] for name, there in both}
 
     def needs(self, size):
         """Raises NeardupError where the disk has no room for so many bytes, less those that are there."""
@@ -182,9 +182,10 @@ class Stage:
         return read_npy(path)
 
     def volatile(self, *name):
-        """As `part`, of what is soon made anew: on this machine not looked for after it starts again.
+        """As `part`, of what is cheap to make: in a folder named after this start of the machine.
 
-        So it need not be flushed, but where others write it (`self.boot` is None).
+        So after another start it isn't found, and need not be flushed; but where other machines write it, too (`boot`
+        is None).
         """
         path = self.part(*name)
         return path.parent / (self.boot or "kept") / path.name

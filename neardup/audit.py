@@ -168,7 +168,7 @@ def best_stride(unit, threshold):
     error, ones = geometry.cosine_error(unit.shape[1]), np.ones(len(unit), np.float32)
 
     def cost(stride):
-        some = part(unit, ones, stride, error)
+        some = first_coordinates(unit, ones, stride, error)
         left_open = np.count_nonzero(some @ some.T >= np.float32(threshold - error)) - len(unit)
         return some.shape[1] + _GATHERED * unit.shape[1] * left_open / max(1, len(unit) ** 2)
 
@@ -197,7 +197,8 @@ def audit_block(rows, counted, start, stop, *, sample, threshold):
     (values, scales, _), error = geometry.scaled_rows32(block), geometry.cosine_error(rows.dim)
     ones = np.ones(len(unit), np.float32)
     most = engine.scratch((len(block), len(unit)))
-    np.matmul(part(values, scales, stride, error), part(unit, ones, stride, error).T, out=most)
+    left, right = (first_coordinates(v, s, stride, error) for v, s in ((values, scales), (unit, ones)))
+    np.matmul(left, right.T, out=most)
     near = np.flatnonzero(most.ravel() >= np.float32(threshold - error))
     at, of = np.divmod(near, len(audited))
     keep = (start + at != audited[of]) & counted[start + at]
@@ -212,7 +213,7 @@ def audit_block(rows, counted, start, stop, *, sample, threshold):
     return pairs.pack(start + at[similar], audited[of[similar]])
 
 
-def part(values, scales, stride, error):
+def first_coordinates(values, scales, stride, error):
     """Some coordinates of rows of unit length, one in `stride`, and the length of the others, rounded up.
 
     values, scales: of `geometry.scaled_rows32`. Returns (n, d / stride + 1) float32.

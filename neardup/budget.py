@@ -6,7 +6,7 @@ from neardup import NeardupError
 from neardup.engine import worker_count
 
 _LIBRARIES = 270 * 10**6  # bytes that Python and the libraries of a script take at most (docs/reliability.md)
-_BYTES_A_ROW = 80  # that the stage which keeps most of each row keeps, parts of mapped files among them
+SCRIPT_BYTES_A_ROW = 80  # that the stage which keeps most of each row keeps, parts of mapped files among them
 _LEAST_WORKING = 32 * 10**6
 _BYTES_A_PRODUCT = 46  # of any two values of a row, while principal axes are found (docs/reliability.md)
 
@@ -21,14 +21,14 @@ def working_memory(memory_limit, n_rows, dim):
         raise NeardupError(
             f"memory_limit = {memory_limit / 2**20:.0f}MiB is too little for {n_rows:,} rows of {dim:,} values: set it "
             f"to at least {math.ceil(least / 2**20)}MiB (libraries take {_LIBRARIES / 2**20:.0f}MiB, and "
-            f"{_BYTES_A_ROW} bytes go with each row, and at times {_BYTES_A_PRODUCT} with any two values of one)"
+            f"{SCRIPT_BYTES_A_ROW} bytes go with each row, and at times {_BYTES_A_PRODUCT} with any two values of one)"
         )
     return memory_limit - least + _LEAST_WORKING
 
 
 def least_memory(n_rows, dim):
     """Bytes that a script takes with the smallest blocks, or with the principal axes, which need no blocks beside."""
-    return _LIBRARIES + _BYTES_A_ROW * n_rows + max(_LEAST_WORKING, _BYTES_A_PRODUCT * dim**2)
+    return _LIBRARIES + SCRIPT_BYTES_A_ROW * n_rows + max(_LEAST_WORKING, _BYTES_A_PRODUCT * dim**2)
 
 
 def block_rows(memory, n_workers, bytes_per_row, most):

@@ -7,7 +7,7 @@ import numpy as np
 from neardup import engine, geometry
 
 _FIRST_DIMS = 16, 24, 32  # coordinates of the sketch that are compared first, the rest only for what they let through
-_NS = 0.11, 0.0102, 120  # that a distance takes, more for each coordinate, and where two rows of few are near in them
+_NS = 0.11, 0.0102, 120  # of a distance: always; for each coordinate compared first; times the share that is near then
 _DENSE = 64  # distances for each that is near, where comparing all coordinates at once is quicker
 _TILE = 1024, 256  # rows compared at a time: their products stay in a core's cache
 _BLOCK = 64  # rows of one product of many: OpenBLAS multiplies matrices as small without packing them, a third quicker
@@ -22,7 +22,8 @@ def first_dims(samples, reach):
     """How many coordinates to compare first so that the search takes the least time, as samples tell.
 
     samples: sketches of rows of some clusters, (s, m + 1) float32 each; reach: greatest distance of two sketches.
-    Returns them, and the nanoseconds that a distance then takes in a thread, about.
+    Returns them, and the nanoseconds that a distance then takes in a thread, about: no more where over one in 32 is
+    near than where that many are, for then matrices of all coordinates are compared.
     """
     count = sum(len(sample) ** 2 for sample in samples)
 

@@ -6,7 +6,7 @@ import h5py
 import numpy as np
 
 from neardup import geometry
-from neardup.files import damaged, hdf5
+from neardup.files import damaged, hdf5, is_of_system
 from neardup.ids import store_ids
 from neardup.mirror import here
 from neardup.npy import map_array
@@ -71,7 +71,7 @@ def data_sets(path, *more):
             sets = [file[name] for name in ("row", "vector", *more)]
             found = [_DataSet(s.shape, s.dtype, s.id.get_offset()) for s in sets]
     except (OSError, KeyError, RuntimeError) as error:
-        if getattr(error, "errno", None):  # the system's, not HDF5's
+        if is_of_system(error):
             raise
         raise damaged(path, error, path.parents[1]) from error
     if found[0].shape != found[1].shape[:1] or found[0].dtype != np.int64 or found[1].dtype != np.float32:

@@ -14,7 +14,7 @@ from neardup.ids import BLOCK_ROWS, IdTable
 from neardup.mirror import here
 from neardup.npy import read_npy
 from neardup.outputs import write_examples, write_id_lists, write_thresholds
-from neardup.pairs import found_pairs
+from neardup.pairs import found_pairs, strongest_of_each
 from neardup.preview import Preview
 from neardup.report import write_report_against
 from neardup.runs import begin
@@ -139,9 +139,7 @@ def find_matches(found, n_reference):
         reference, row, similarity = pairs["row_a"], pairs["row_b"] - n_reference, pairs["similarity"]
         matches.matched[reference] = True
         matches.count[:] += np.bincount(row, minlength=n_rows)
-        order = np.lexsort((reference, -similarity, row))
-        row, first = np.unique(row[order], return_index=True)
-        reference, similarity = reference[order][first], similarity[order][first]
+        row, reference, similarity = strongest_of_each(row, reference, similarity, reference)
         nearer = similarity > matches.similarity[row]  # blocks come in order of the reference's rows
         matches.nearest[row[nearer]], matches.similarity[row[nearer]] = reference[nearer], similarity[nearer]
     return matches

@@ -112,7 +112,7 @@ class Visitors:
         """Clusters that the rows visit, their own among them, and which rows do, two (v,) arrays, by cluster."""
         parts, start = [], 0
         for x in self._clusters:
-            visit = x.growth.visit(x.rows)
+            visit = x.growth.are_visitors(x.rows)
             own, others = np.nonzero(visit)[0], visit[x.places]
             to = np.repeat(np.arange(len(x.offsets) - 1), np.diff(x.offsets))[others]
             parts += [(np.full(len(own), x.number), start + own), (to, start + x.places[others].astype(np.int64))]

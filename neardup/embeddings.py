@@ -11,8 +11,8 @@ from neardup.layout import Layout, npy_layout
 from neardup.ranges import block_ranges, equal_parts, size_ranges
 
 MOST_ROWS = 2**32  # two row numbers make one integer of 64 bits
-PIECE_ROWS, _SMALL_PIECE = 32_768, 8192  # of a piece, at most; and of one that isn't cut for another core's sake
-_TASK_ROWS, _MOST_TASKS = 65_536, 2_000  # of a task that reads several pieces; and how many of those there are, about
+PIECE_ROWS, _SMALL_PIECE = 32_768, 8192  # of a piece, at most; of a file that is one piece, others are two at least
+TASK_ROWS, MOST_TASKS = 65_536, 2_000  # of a task that reads several pieces; and how many of those there are, about
 _FEW_TASKS = 8  # as few of them only where there is less to read
 
 
@@ -37,6 +37,11 @@ class Shard:
     ids_path: Path | None = None
     id_column: str | None = None
     table: Path | None = None
+
+    @property
+    def stop(self):
+        """The global number after that of its last row."""
+        return self.start + self.rows
 
     @property
     def layout(self):
@@ -123,7 +128,7 @@ def piece_groups(rows, of_files=None):
     """
     single = [piece for piece in pieces(rows.starts) if of_files is None or of_files[piece.file]]
     bounds = np.cumsum([0] + [piece.stop - piece.start for piece in single])
-    most = max(_TASK_ROWS, 64 * rows.dim, len(rows) // _MOST_TASKS)
+    most = max(TASK_ROWS, 64 * rows.dim, len(rows) // MOST_TASKS)
     most = min(most, max(8 * rows.dim, len(rows) // _FEW_TASKS))
     return [single[low:high] for low, high in size_ranges(bounds, most)]
 

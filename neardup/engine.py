@@ -1,6 +1,7 @@
 """Tasks side by side with Dask, threads shared out in one place.
 
-Tasks are threads of the script, or run on the workers of a cluster (`neardup.workers`) for as long as one is in use.
+Tasks are threads of the script, or in processes of its own (`neardup.pool`), or on the workers of a cluster
+(`neardup.workers`) for as long as one is in use.
 """
 
 import math
@@ -76,9 +77,9 @@ def in_processes(config, memory, is_much):
     if _workers or mirror.attached() or not is_much or n_processes == 1:
         yield
         return
-    from neardup.pool import LIBRARIES, started  # takes 50 ms
+    from neardup.pool import PROCESS_BYTES, started  # takes 50 ms
 
-    if memory / 2 < n_processes * LIBRARIES:
+    if memory / 2 < n_processes * PROCESS_BYTES:
         yield
         return
     with started(n_processes, max(1, cores() // n_processes)) as _pool:
@@ -216,7 +217,7 @@ def run_in_turn(runs, beside, n_workers):
 
 
 def apart(function):
-    """The same function, in a process where some are there: it is much Python, which others would wait for."""
+    """The same function, in a process of the pool if there is one: it is much Python, which threads would wait for."""
     return partial(_pool.call, function) if _pool else function
 
 

@@ -59,7 +59,7 @@ def write_copy(shards, keep, folder, n_workers):
     paths = {s.path for s in shards}
     beside, about = [_names_beside(s, paths) for s in shards], _names_about(shards)
     _make_way(shards, beside, about, folder)
-    masks = [keep[s.start : s.start + s.rows] for s in shards]
+    masks = [keep[s.start : s.stop] for s in shards]
     arguments = [(*a, folder) for a in zip(shards, masks, beside, strict=True)]
     left_out = [name for some in engine.run(_write_shard, arguments, n_workers, "045 export") for name in some]
     copied = [PurePath(s.name) for s in shards if s.name not in left_out]

@@ -20,7 +20,7 @@ from neardup import NeardupError, mirror
 LONGEST_CELL = 2**31 - 1  # characters of a CSV file's; csv's own limit is 131,072
 _FORMULA = ("=", "+", "-", "@", '"')  # beginnings of text that isn't written to a CSV file as it is
 _NO_LINKS = errno.EPERM, errno.EXDEV, errno.EMLINK, errno.EOPNOTSUPP, errno.ENOSYS  # of a file system that has none
-_writer = ""  # part of the names of temporary files: none where no other process writes, so a killed one's are replaced
+_writer = ""  # in names of temporary files: none where this process writes alone, and over what a killed one left
 
 
 def write_beside_others():
@@ -102,6 +102,11 @@ def read_json_items(path):
             name, colon, value = line.partition(": ")
             if colon:
                 yield json.loads(name), value.rstrip(",\n")
+
+
+def is_of_system(error):
+    """Whether an error that a library raises is the system's, such as of a full disk, not about what a file holds."""
+    return bool(getattr(error, "errno", None))
 
 
 def write_csv(path, lines):

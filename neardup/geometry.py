@@ -162,19 +162,23 @@ class Reach(NamedTuple):
         return self.radius + 2 * self.error
 
 
-def projection(mean, components):
-    """Matrix and offset that `project` needs, float32. mean: (d,) float64; components: (k, d) float64, orthonormal.
+class Projection(NamedTuple):
+    """What `project` multiplies rows by, (d, k + 1) float32, the last column the mean, and takes off, (k,) float32."""
 
-    Returns (d, k + 1) and (k,): the last column is the mean.
-    """
+    matrix: np.ndarray
+    offset: np.ndarray
+
+
+def projection(mean, components):
+    """The `Projection` onto principal axes. mean: (d,) float64; components: (k, d) float64, orthonormal."""
     matrix = np.vstack([components, mean]).T.astype(np.float32)
-    return np.asfortranarray(matrix), (components @ mean).astype(np.float32)
+    return Projection(np.asfortranarray(matrix), (components @ mean).astype(np.float32))
 
 
 def project(values, scales, matrix, offset):
     """PCA coordinates of rows of unit length, and how far they are from the mean.
 
-    values, scales: of `scaled_rows32`; matrix, offset: of `projection`. Returns (n, k) float32, components (x - mean),
+    values, scales: of `scaled_rows32`; matrix, offset: a `Projection`. Returns (n, k) float32, components (x - mean),
     any m of them within `projection_error` of the exact ones; and (n,) float32, |x - mean|^2 = 1 + |mean|^2 - 2 x mean.
     """
     product = values @ matrix

@@ -78,13 +78,13 @@ class Growth:
         return [0, *([int(self.before[-1])] if self.against else []), int(self.now[-1])]
 
     @cached_property
-    def fresh_visit(self):
+    def new_rows_visit(self):
         """Whether new rows visit the clusters of those that they have to meet: of two sets the smaller one does."""
         return not self.against or self.n_fresh <= self.before[-1]
 
-    def visit(self, rows):
-        """Which of some rows of today visit, (r,) bool."""
-        return self.is_fresh(rows) == self.fresh_visit
+    def are_visitors(self, rows=None):
+        """Which of some rows of today, or of all, visit, (r,) bool."""
+        return (self.each_is_fresh() if rows is None else self.is_fresh(rows)) == self.new_rows_visit
 
     def each_is_fresh(self):
         """Which of all rows of today are new, (n,) bool."""

@@ -19,7 +19,7 @@ def losses(shards, columns, dropped):
     columns: names of metadata; one named "shard" is "column shard" here; dropped: (n,) bool. Raises NeardupError
     where a shard has no such column. Memory: a column of a shard, and its distinct values.
     """
-    found = [("shard", s.name, s.rows, int(dropped[s.start : s.start + s.rows].sum())) for s in shards]
+    found = [("shard", s.name, s.rows, int(dropped[s.start : s.stop].sum())) for s in shards]
     for column in columns:
         counts = {}
         for shard in shards:
@@ -27,7 +27,7 @@ def losses(shards, columns, dropped):
                 raise NeardupError(f"tabulate: {shard.path} has no table with a column {column!r}: set it right")
             values = as_text(read_column(shard.table, column, shard.rows), shard.table, column).dictionary_encode()
             codes = pc.fill_null(values.indices, len(values.dictionary)).to_numpy(zero_copy_only=False)
-            drop = dropped[shard.start : shard.start + shard.rows]
+            drop = dropped[shard.start : shard.stop]
             names = [*values.dictionary.to_pylist(), ""]
             per_value = zip(*(np.bincount(c, minlength=len(names)).tolist() for c in (codes, codes[drop])), strict=True)
             for name, (rows, lost) in zip(names, per_value, strict=True):

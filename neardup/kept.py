@@ -45,7 +45,7 @@ def keep_clusters(stage, ids, config):
         task = partial(renumber, stage, growth, ids)
         engine.run(task, enumerate(previous.paths(names, config.n_workers)), config.n_workers, "03 renumber")
     else:
-        stage.take_over([(name, name) for name in names])
+        stage.take_over(names)
     ranges = zip(growth.now[:-1].tolist(), growth.now[1:].tolist(), strict=True)
     some = [r for r, is_other in zip(ranges, others, strict=True) if is_other]
     return Kept(read_npy(previous.path("centroids.npy"))[:n_base], labels, some or [(0, 0)])

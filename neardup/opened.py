@@ -152,10 +152,10 @@ def open_projection(reduction, rows):
 
 
 class ProjectedRows:
-    """All PCA coordinates of rows. projection: of `geometry.projection`."""
+    """All PCA coordinates of rows. projection: a `geometry.Projection`."""
 
     def __init__(self, rows, projection):
-        self._rows, self._projection, self.dim = rows, projection, len(projection[1])
+        self._rows, self._projection, self.dim = rows, projection, len(projection.offset)
 
     def gather(self, rows):
         """Those of some rows, (r, k) float32. Memory: that, and 1,024 rows, three times."""

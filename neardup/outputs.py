@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from neardup.files import atomic, damaged, hdf5, write_csv, write_stream
+from neardup.files import atomic, damaged, hdf5, is_of_system, write_csv, write_stream
 from neardup.groups import Groups
 from neardup.ids import BLOCK_ROWS, store_ids
 from neardup.npy import map_npy
@@ -86,7 +86,7 @@ def read_groups(path):
         with h5py.File(path) as file:
             return Groups(*(file[name][:] for name in names))
     except (OSError, KeyError) as error:
-        if getattr(error, "errno", None):  # the system's, not HDF5's
+        if is_of_system(error):
             raise
         raise damaged(path, error) from error
 

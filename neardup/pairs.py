@@ -87,6 +87,16 @@ def cuts(parts, most):
     return samples[step - 1 :: step]
 
 
+def strongest_of_each(row, other, similarity, order):
+    """Each row's most similar other, of equally similar ones the first by `order`: (p,) each.
+
+    Returns the rows, each once and ascending, their others and the similarities, (r,) each.
+    """
+    by = np.lexsort((order, -similarity, row))
+    rows, first = np.unique(row[by], return_index=True)
+    return rows, other[by][first], similarity[by][first]
+
+
 def bounds_between(parts, at):
     """Where the pieces between cuts begin in each of the sorted arrays, and where the last one ends, (c + 2, P) int64.
 

@@ -54,7 +54,7 @@ def _plan_of(config):
     measured = _measure(open_shards(readable), config) if readable else (None, None, dim // 3)
     seconds_a_row, spectrum_s, components = measured
     sketch = min(config.sketch_dims, components) + 1
-    disk = copied + rows * (4 * components + 8 * sketch + 16 + BYTES_A_ROW) + 3 * expected_bytes(shards)
+    disk = copied + rows * disk_of_a_row(components, sketch) + 3 * expected_bytes(shards)
     disk += 8 * dim * (dim + 3 * components) + config.export * found["input_bytes"]  # the model, three times
     least = budget.least_memory(rows, dim)
     memory = max(least, min(config.memory_limit, least + 8 * rows * dim))
@@ -68,6 +68,11 @@ def _plan_of(config):
         factor = _PIPELINE[0] * max(1, rows / 1e6) ** _PIPELINE[1]
         found["seconds"] = round(_FIXED_S + _SPECTRA * spectrum_s + rows * seconds_a_row * factor, 1)
     return found
+
+
+def disk_of_a_row(components, sketch):
+    """Bytes that all stages write for a row, without its id, about. sketch: its values."""
+    return 4 * components + 8 * sketch + 16 + BYTES_A_ROW
 
 
 def _measure(rows, config):

@@ -18,7 +18,7 @@ from tqdm import tqdm
 from neardup import NeardupError, engine
 from neardup.files import write_beside_others
 
-LIBRARIES = 200 * 10**6  # bytes that a process takes beside its blocks
+PROCESS_BYTES = 200 * 10**6  # that one takes beside its blocks
 
 
 class Pool:

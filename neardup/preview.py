@@ -79,7 +79,7 @@ class Preview:
             return [""] * len(rows)
         rows, found = np.asarray(rows, dtype=np.int64), [""] * len(rows)
         for shard, path in zip(self.shards, self.files, strict=True):
-            here = np.nonzero((rows >= shard.start) & (rows < shard.start + shard.rows))[0]
+            here = np.nonzero((rows >= shard.start) & (rows < shard.stop))[0]
             if not len(here):
                 continue
             if self.is_column:
@@ -106,7 +106,7 @@ class Preview:
             raise NeardupError("representative 'longest_text' needs texts: set preview to a JSON file or a column")
         found = np.empty(len(self.ids), dtype=np.int64)
         for shard, path in zip(self.shards, self.files, strict=True):
-            end = shard.start + shard.rows
+            end = shard.stop
             for start in range(shard.start, end, BLOCK_ROWS):
                 rows = np.arange(start, min(start + BLOCK_ROWS, end))
                 texts = self._texts_of(path, self.ids.take(rows))

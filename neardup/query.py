@@ -82,7 +82,7 @@ class FinishedRun:
         sketches = geometry.sketch(coordinates[:, : reduction.results["sketch_dims"]], distance)
         radius, error = geometry.radius(self.threshold, self.rows.dim), reduction.results["sketch_error"]
         candidates = [[] for _ in sketches]
-        visited = visitors(sketches, read_npy(kmeans.path("centroids.npy")), radius, error).items()
+        visited = visited_clusters(sketches, read_npy(kmeans.path("centroids.npy")), radius, error).items()
         opened = (near_in_short(kmeans, cluster, sketches, some, radius + 2 * error) for cluster, some in visited)
         for arrays, near in looking_ahead(opened, _AHEAD):
             for query, rows in near:
@@ -116,7 +116,7 @@ class FinishedRun:
         return [groups.name(n) if k else None for n, k in zip(numbers.tolist(), known.tolist(), strict=True)]
 
 
-def visitors(sketches, centroids, radius, error):
+def visited_clusters(sketches, centroids, radius, error):
     """{cluster: which of the sketches come near its border, or lie in it}."""
     exact = centroids.astype(np.float64)
     found = {}
@@ -222,7 +222,7 @@ def main():
 
 
 def as_json(value):
-    """An id as it is shown."""
+    """An id, or the number of a vector, as it is shown."""
     return for_terminal(json.dumps(value, ensure_ascii=False))
 
 

@@ -203,14 +203,16 @@ def first_best(score, of_group, bounds):
     """
     mean = (score - 1) / (np.diff(bounds) - 1)[of_group]
     highest = np.maximum.reduceat(mean, bounds[:-1])
-    near_best = np.nonzero(mean >= highest[of_group] - _TIE)[0]
-    _, first = np.unique(of_group[near_best], return_index=True)
-    return near_best[first]
+    return _first_of_each(of_group, mean >= highest[of_group] - _TIE)
 
 
 def _first_lowest(values, of_group, bounds):
     """Position of each group's first member of the lowest value. Returns (G,) int64."""
     lowest = np.minimum.reduceat(values, bounds[:-1])
-    places = np.nonzero(values == lowest[of_group])[0]
+    return _first_of_each(of_group, values == lowest[of_group])
+
+
+def _first_of_each(of_group, chosen):
+    places = np.nonzero(chosen)[0]
     _, first = np.unique(of_group[places], return_index=True)
     return places[first]

@@ -14,7 +14,7 @@ from neardup.npy import map_npy, read_array, read_npy
 from neardup.ranges import size_ranges
 
 _LEAST_CUT = 4096  # rows of a cluster that stays whole whatever its share
-_SHARE = 20  # no more than one in so many distances inside clusters is of one task
+_SHARE = 20  # of all distances inside clusters a file has no more than one in so many
 
 
 def write_run(stage, sketches, ids, n_clusters, number, start, nearest):

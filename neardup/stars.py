@@ -3,6 +3,7 @@
 import numpy as np
 
 from neardup.groups import Groups, members_and_bounds
+from neardup.pairs import strongest_of_each
 
 _BYTES_OF_EDGE = 100  # of a pair whose rows are both undecided
 _EDGES_AT_ONCE = 1 << 16  # of those, as Python's numbers
@@ -35,10 +36,10 @@ def degrees(pair_blocks, n_rows):
     return counts
 
 
-def centres(neighbors, rank, budget, kept=None):
+def centres(neighbors, rank, most_pairs, kept=None):
     """The rows that a greedy choice takes, (n,) bool: in order of their ranks each row that is near none taken before.
 
-    neighbors(): yields the pairs; rank: (n,) int64, a permutation; budget: pairs that are held in memory at once; kept:
+    neighbors(): yields the pairs; rank: (n,) int64, a permutation; most_pairs: that are held in memory at once; kept:
     rows that are taken whatever they are near, (n,) bool. Where more are undecided, all rows that no undecided
     neighbour comes before are taken together, which gives the same (Blelloch, Fineman and Shun 2012, "Greedy sequential
     maximal independent set and matching are parallel on average"). Of chains whose ranks follow them that takes a row
@@ -55,14 +56,14 @@ def centres(neighbors, rank, budget, kept=None):
             np.add.at(of_rank, rank[first], 1)
             beaten[second] = True
             left += len(first)
-            held = [*held, (first, second)] if left <= budget else []
-        if left <= budget:
+            held = [*held, (first, second)] if left <= most_pairs else []
+        if left <= most_pairs:
             _cover_in_order(held, rank, covered)
             return ~covered | kept
         if left <= before / 2:
             _take_unbeaten(neighbors, rank, covered, beaten)
         else:
-            end = max(np.searchsorted(np.cumsum(of_rank), budget, side="right"), np.argmax(of_rank > 0) + 1)
+            end = max(np.searchsorted(np.cumsum(of_rank), most_pairs, side="right"), np.argmax(of_rank > 0) + 1)
             of_first = ((f[rank[f] < end], s[rank[f] < end]) for f, s in _undecided(neighbors, rank, covered))
             _cover_in_order([*of_first], rank, covered)
         before = left
@@ -111,9 +112,7 @@ def nearest_centre(neighbors, is_centre, rank):
         row, centre, similarity = *ends, np.tile(pairs["similarity"], 2)
         towards = is_centre[centre] & ~is_centre[row]
         row, centre, similarity = row[towards], centre[towards], similarity[towards]
-        order = np.lexsort((rank[centre], -similarity, row))
-        row, first = np.unique(row[order], return_index=True)
-        centre, similarity = centre[order][first], similarity[order][first]
+        row, centre, similarity = strongest_of_each(row, centre, similarity, rank[centre])
         better = (similarity > best[row]) | ((similarity == best[row]) & (rank[centre] < rank[nearest[row]]))
         nearest[row[better]], best[row[better]] = centre[better], similarity[better]
     best[is_centre] = 1

@@ -10,7 +10,7 @@ STEPS = 0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.92, 0.94, 0.95, 0.96, 0.97, 0.98,
 _BINS = 40  # of the histogram of similarities
 _AT_ONCE, _MOST = 1 << 18, 1 << 20  # pairs that are put into the forest together, at least, and as memory allows
 _BYTES_A_PAIR = 130  # of the forest or beside it, while it is made
-_SHARES = 0.5, 0.9, 0.99  # of a block's pairs, up to whose similarities it is seen whether they are needed
+_SHARES = 0.5, 0.9, 0.99  # of a block's pairs: below each such quantile it drops those that stronger ones join anyhow
 
 
 def steps(lowest, chosen):

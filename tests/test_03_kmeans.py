@@ -52,8 +52,8 @@ def check_clusters(work, n_clusters, rejected=()):
 
 def check_nearest(vectors, centroids, number):
     """No other centroid is nearer to these vectors, in float64, than float32 can tell."""
-    c = centroids.shape[1]  # centroids may be of the leading coordinates only
-    points, centroids = vectors[:, :c].astype(np.float64), centroids.astype(np.float64)
+    c = centroids.shape[1]
+    points, centroids = vectors.astype(np.float64), centroids.astype(np.float64)
     squared = ((points[:, None] - centroids[None]) ** 2).sum(axis=2)
     # |z|^2 + |c|^2 - 2 zc from float32 products is off by (c + 3) u (|z| + |c|)^2, for two distances
     longest = np.linalg.norm(points, axis=1) + np.linalg.norm(centroids, axis=1).max()
@@ -120,7 +120,7 @@ def test_runs_of_any_size_give_the_same_files(tmp_path, monkeypatch, run_rows, c
     ids = [f"{'ä' * (i % 3)}{i}" for i in range(264)]
     found = []
     for name, size, cache in (("whole", 65_536, 1 << 30), ("cut", run_rows, cached)):
-        monkeypatch.setattr("faiss_03_kmeans._RUN_ROWS", size)
+        monkeypatch.setattr("faiss_03_kmeans.RUN_ROWS", size)
         monkeypatch.setattr("faiss_03_kmeans._CACHED", cache)
         work = stages_1_to_3(tmp_path / name, rows, cuts=[50, 51, 180], ids=ids, n_clusters=9, bad_rows="skip")
         found.append(load_clusters(work))
@@ -130,7 +130,7 @@ def test_runs_of_any_size_give_the_same_files(tmp_path, monkeypatch, run_rows, c
             check_clusters(work, n_clusters=len(found[-1]), rejected=[0, 99, 100, 263])
             assert max(len(members) for members, *_ in found[-1]) <= size
             continue
-        for ours, theirs in zip(*[found[-1], found[0]], strict=True):
+        for ours, theirs in zip(found[-1], found[0], strict=True):
             assert (ours[0], ours[2]) == (theirs[0], theirs[2])
             assert np.array_equal(ours[1], theirs[1])
 

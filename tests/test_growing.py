@@ -266,7 +266,6 @@ def test_what_is_said_of_rows_that_came_is_of_those_that_are_there(tmp_path, cap
     assert "don't fit" not in out
     out = said("a.npy", "b.npy", "c.npy")
     share = float(re.search(r"of the 110 rows that came since, they keep ([\d.]+)% of the variance", out)[1]) / 100
-    kept, squares = (np.zeros(20) for _ in range(2))
     mean, components = (np.load(work / NAMES[1] / "pca.npz")[name] for name in ("mean_", "components_"))
     new = np.concatenate([np.load(data / "b.npy")[:10], np.load(data / "c.npy")])
     new = new / np.linalg.norm(new, axis=1)[:, None] - mean

@@ -8,7 +8,7 @@ import h5py
 import numpy as np
 
 from neardup import NeardupError
-from neardup.files import hdf5
+from neardup.files import hdf5, is_of_system
 from neardup.formats import Vectors, is_vector_dtype, rows_at_once, the_one
 from neardup.layout import Layout
 
@@ -131,7 +131,7 @@ def opened(path):
         with h5py.File(path) as file:
             yield file
     except (OSError, RuntimeError, KeyError, UnicodeDecodeError) as error:
-        if getattr(error, "errno", None):
+        if is_of_system(error):
             raise
         raise NeardupError(f"{path} is no HDF5 file that can be read ({error}): write it with h5py") from error
 

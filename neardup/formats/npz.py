@@ -10,7 +10,7 @@ from contextlib import contextmanager
 import numpy as np
 
 from neardup import NeardupError
-from neardup.files import atomic
+from neardup.files import atomic, is_of_system
 from neardup.formats import Vectors, rows_at_once, the_one
 from neardup.formats.npy import check
 from neardup.layout import Layout
@@ -104,7 +104,7 @@ def _undamaged(what, advice):
     try:
         yield
     except (OSError, *UNREADABLE, *_DAMAGED) as error:
-        if getattr(error, "errno", None):
+        if is_of_system(error):
             raise
         raise NeardupError(f"{what} ({error}): {advice} it again") from error
 

@@ -9,7 +9,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from neardup import NeardupError, formats
-from neardup.files import atomic
+from neardup.files import atomic, is_of_system
 from neardup.formats import NAMES, Vectors, is_vector_dtype, rows_at_once, the_one
 from neardup.words import first_line
 
@@ -161,7 +161,7 @@ def _reading(path):
     try:
         yield
     except (pa.ArrowException, OSError, UnicodeDecodeError, SystemError) as error:
-        if getattr(error, "errno", None):
+        if is_of_system(error):
             raise
         reason = first_line(error)
         raise NeardupError(f"{path} is no {path.suffix} file that can be read ({reason}): write it again") from error
