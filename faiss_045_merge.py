@@ -57,38 +57,44 @@ def run(config):
     if not stage.finished:
         stage.needs(4 * variance.path("ids.arrow").stat().st_size)
         engine.preload("matplotlib.figure")
-        rejected, repeated = (read_npy(variance.path(f"{name}_rows.npy")) for name in ("rejected", "repeated"))
-        search = found_pairs(earlier["04_neighbor_search"], len(ids), stage.memory / 4)
-        before = Decisions(stage, rejected) if stage.growth and (config.keep_previous or stage.growth.changes) else None
-        kept = before.kept if before and config.keep_previous else None
-        every = stage.once(partial(join_all, search), "forest")
-        forest = every if kept is None else apart(every, kept)
-        n_valid = len(ids) - len(rejected)
-        threshold = choose_threshold(forest, n_valid, search.threshold, config, kept)
-        choose = chooser(stage, shards, earlier["03_kmeans"], kept, config, preview)
-        table, connected = tabulate(choose("at", forest), search, forest, threshold, n_valid)
-        pairs, joining = search.at(threshold), forest.compress(forest["similarity"] >= threshold)
-        links = sparse(connected, joining, pairs)
-        groupings, uncut = group_otherwise(choose("split"), connected, pairs, links)
-        groups = groupings[config.grouping]
-        keep = write_groups(stage, groups, ids, threshold, rejected=rejected, repeated=repeated)
-        found = summary(groups, threshold, keep, len(rejected))
-        found["changes"] = before and before.compared(groups)
-        found["held_apart"] = int(np.count_nonzero(every["similarity"] >= threshold)) - len(joining)
-        found |= write_choices(stage, search, ids, preview, table=table, threshold=threshold, sizes=groups.sizes)
-        write_json_items(stage.path("chains.json"), explain_chains(groups, links, ids))
-        found |= write_warnings(stage, shards, groups, config, pairs=pairs, forest=joining)
-        found |= {"groupings": {name: outline(some, threshold) for name, some in groupings.items()}, "uncut": uncut}
-        found["not_exported"] = write_copies(stage, shards, keep, ids, config)
-        stage.note_times()
-        write_report(earlier | {stage.name: stage}, config, preview, groups=groups, found=found)
-        stage = stage.finish(found)
+        stage = stage.finish(merge(stage, shards, earlier, preview, config))
     elif not here(stage.folder / REPORT).exists():  # which isn't hashed, so that a stage is finished without
         groups = read_groups(stage.path("merged_clusters.h5"))
         write_report(earlier | {stage.name: stage}, config, preview, groups=groups, found=stage.results)
     if config.graph_group is not None:
         draw_graph(config.work_dir / "graphs", stage, earlier["04_neighbor_search"], ids, config.graph_group)
     tell(config, stage, partial(report, preview, config))
+
+
+def merge(stage, shards, earlier, preview, config):
+    """Join the pairs, choose what to keep, and write the stage's files. Returns its results, small JSON values."""
+    variance, ids = earlier["01_pca_variance"], preview.ids
+    rejected, repeated = (read_npy(variance.path(f"{name}_rows.npy")) for name in ("rejected", "repeated"))
+    search = found_pairs(earlier["04_neighbor_search"], len(ids), stage.memory / 4)
+    before = Decisions(stage, rejected) if stage.growth and (config.keep_previous or stage.growth.changes) else None
+    kept = before.kept if before and config.keep_previous else None
+    every = stage.once(partial(join_all, search), "forest")
+    forest = every if kept is None else apart(every, kept)
+    n_valid = len(ids) - len(rejected)
+    threshold = choose_threshold(forest, n_valid, search.threshold, config, kept)
+    choose = chooser(stage, shards, earlier["03_kmeans"], kept, config, preview)
+    table, connected = tabulate(choose("at", forest), search, forest, threshold, n_valid)
+    pairs, joining = search.at(threshold), forest.compress(forest["similarity"] >= threshold)
+    links = sparse(connected, joining, pairs)
+    groupings, uncut = group_otherwise(choose("split"), connected, pairs, links)
+    groups = groupings[config.grouping]
+    keep = write_groups(stage, groups, ids, threshold, rejected=rejected, repeated=repeated)
+    found = summary(groups, threshold, keep, len(rejected))
+    found["changes"] = before and before.compared(groups)
+    found["held_apart"] = int(np.count_nonzero(every["similarity"] >= threshold)) - len(joining)
+    found |= write_choices(stage, search, ids, preview, table=table, threshold=threshold, sizes=groups.sizes)
+    write_json_items(stage.path("chains.json"), explain_chains(groups, links, ids))
+    found |= write_warnings(stage, shards, groups, config, pairs=pairs, forest=joining)
+    found |= {"groupings": {name: outline(some, threshold) for name, some in groupings.items()}, "uncut": uncut}
+    found["not_exported"] = write_copies(stage, shards, keep, ids, config)
+    stage.note_times()
+    write_report(earlier | {stage.name: stage}, config, preview, groups=groups, found=found)
+    return found
 
 
 def choose_threshold(forest, n_valid, lowest, config, kept):

@@ -40,44 +40,47 @@ def run(config):
     """Write work/04_neighbor_search, or find it finished."""
     stage, shards, earlier = begin(config, "04_neighbor_search")
     if not stage.finished:
-        if stage.previous and (config.pairs == "joining" or not stage.growth.changes):
-            stage.growth = None  # a pair that joined no components then may do so when rows are gone
-        rows, ids = open_shards(shards), earlier["01_pca_variance"].path("ids.arrow")
-        labels_path = earlier["03_kmeans"].path("labels.npy")
-        rejected = read_npy(earlier["01_pca_variance"].path("rejected_rows.npy"))
-        labels = read_labels(labels_path, len(rows), rejected, earlier["03_kmeans"].results["n_clusters"])
-        repeated = read_npy(earlier["01_pca_variance"].path("repeated_rows.npy"))
-        stage.needs(len(rows) * BYTES_A_ROW + 2 * ids.stat().st_size)
-        audit = begin_audit(stage, rows, labels >= 0, config)
-        clusters = open_clusters(earlier["03_kmeans"], config)
-        error = earlier["02_pca_reduce"].results["sketch_error"]
-        reach = geometry.Reach(geometry.radius(config.search_threshold, rows.dim), error)
-        n_first, nanoseconds = compared_first(stage, clusters, reach.of_sketches)
-        distances = _ACROSS * float(np.sum(np.diff(clusters.bounds).astype(float) ** 2) / 2)
-        with engine.in_processes(config, stage.memory, distances * nanoseconds >= 1e9 * _MUCH and not stage.growth):
-            beside = audit.tasks if nanoseconds < _QUICK else None
-            prepared = Prepared(stage, clusters, n_first)
-            dense = are_dense(nanoseconds)
-            candidates, compared = find_candidates(prepared, reach, dense, rows, labels, earlier, config, beside)
-            n_candidates = rows_in(candidates)
-            tell_of_crowds(n_candidates, len(rows), config)
-            parts = verify_candidates(stage, candidates, rows, config)
-            n_pairs, rows_in_pairs = join_parts(stage, parts, len(rows), ids, config.search_threshold)
-            pickled = partial(write_neighbors_pickle, stage, IdTable.open(ids), stage.memory / 4)
-            pickled = partial(pickled, labels_path=labels_path, repeated=repeated)
-            audited = audit_and_pickle(stage, rows, audit, pickled, config)
-        stage = stage.finish(
-            {
-                "rows": len(rows),
-                "threshold": config.search_threshold,
-                "pairs": n_pairs,
-                "rows_in_pairs": rows_in_pairs,
-                "compared": compared,
-                "candidates": n_candidates,
-                "audit": audited,
-            }
-        )
+        stage = stage.finish(search(stage, shards, earlier, config))
     tell(config, stage, report)
+
+
+def search(stage, shards, earlier, config):
+    """Find all pairs, verify and audit them, and write the stage's files. Returns its results, small JSON values."""
+    if stage.previous and (config.pairs == "joining" or not stage.growth.changes):
+        stage.growth = None  # a pair that joined no components then may do so when rows are gone
+    rows, ids = open_shards(shards), earlier["01_pca_variance"].path("ids.arrow")
+    labels_path = earlier["03_kmeans"].path("labels.npy")
+    rejected = read_npy(earlier["01_pca_variance"].path("rejected_rows.npy"))
+    labels = read_labels(labels_path, len(rows), rejected, earlier["03_kmeans"].results["n_clusters"])
+    repeated = read_npy(earlier["01_pca_variance"].path("repeated_rows.npy"))
+    stage.needs(len(rows) * BYTES_A_ROW + 2 * ids.stat().st_size)
+    audit = begin_audit(stage, rows, labels >= 0, config)
+    clusters = open_clusters(earlier["03_kmeans"], config)
+    error = earlier["02_pca_reduce"].results["sketch_error"]
+    reach = geometry.Reach(geometry.radius(config.search_threshold, rows.dim), error)
+    n_first, nanoseconds = compared_first(stage, clusters, reach.of_sketches)
+    distances = _ACROSS * float(np.sum(np.diff(clusters.bounds).astype(float) ** 2) / 2)
+    with engine.in_processes(config, stage.memory, distances * nanoseconds >= 1e9 * _MUCH and not stage.growth):
+        beside = audit.tasks if nanoseconds < _QUICK else None
+        prepared = Prepared(stage, clusters, n_first)
+        dense = are_dense(nanoseconds)
+        candidates, compared = find_candidates(prepared, reach, dense, rows, labels, earlier, config, beside)
+        n_candidates = rows_in(candidates)
+        tell_of_crowds(n_candidates, len(rows), config)
+        parts = verify_candidates(stage, candidates, rows, config)
+        n_pairs, rows_in_pairs = join_parts(stage, parts, len(rows), ids, config.search_threshold)
+        named = {"labels_path": labels_path, "repeated": repeated}
+        pickle = partial(write_neighbors_pickle, stage, IdTable.open(ids), stage.memory / 4, **named)
+        audited = audit_and_pickle(stage, rows, audit, pickle, config)
+    return {
+        "rows": len(rows),
+        "threshold": config.search_threshold,
+        "pairs": n_pairs,
+        "rows_in_pairs": rows_in_pairs,
+        "compared": compared,
+        "candidates": n_candidates,
+        "audit": audited,
+    }
 
 
 def read_labels(path, n_rows, rejected, n_clusters):
@@ -132,11 +135,11 @@ def find_candidates(prepared, reach, dense, rows, labels, earlier, config, besid
     reduced = coordinates_opener(reduction, rows, "coordinates" in reaches, config)
     of_a_task = budget.task_bytes(stage.memory, config.n_workers)
     opened = partial(OpenCluster, prepared, reduced)
-    search = partial(search_task, stage, opened, reaches, of_a_task, joins if config.pairs == "joining" else None)
+    do = partial(search_task, stage, opened, reaches, of_a_task, joins if config.pairs == "joining" else None)
     inside, across = search_tasks(prepared, 4 * (n_components + longer), config, which)
     runs = [
-        (search, [(task,) for task in inside], "04 search inside clusters"),
-        (search, [(task,) for task in across], "04 search across borders"),
+        (do, [(task,) for task in inside], "04 search inside clusters"),
+        (do, [(task,) for task in across], "04 search across borders"),
     ]
     done = [result for results in engine.run_in_turn(runs, beside, config.n_workers) for result in results]
     visitors.cache_clear()
