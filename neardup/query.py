@@ -1,7 +1,7 @@
 """What a finished run has near a few rows: its own, by their ids, or new vectors.
 
-    python -m neardup.query --ids ID [ID ...] [settings as of the scripts]
-    python -m neardup.query --vectors NEW.npy [settings]
+    python -m neardup.query --ids ID [ID ...] [--lowest SIMILARITY] [settings as of the scripts]
+    python -m neardup.query --vectors NEW.npy [--lowest SIMILARITY] [settings]
 
 Exact, as stage 4 is: each row visits the clusters whose border is near enough, where short sketches of all rows are
 read, sketches of those that these let through, and vectors of those that the sketches do.
@@ -67,11 +67,12 @@ class FinishedRun:
         place = {name: number for number, name in enumerate(names)}
         return sorted(found, key=lambda both: place[both[0]])
 
-    def matches(self, vectors):
-        """The rows at or above the threshold from each of some vectors: [(rows (r,) int64, similarities (r,))].
+    def matches(self, vectors, lowest=None):
+        """The rows near each of some vectors: [(rows (r,) int64, similarities (r,))].
 
-        Descending, by similarity. vectors: (q, d) of any number type.
+        Descending, by similarity. vectors: (q, d) of any number type; lowest: similarity, the run's threshold if None.
         """
+        lowest = self.threshold if lowest is None else lowest
         reduction, kmeans = self.stages["02_pca_reduce"], self.stages["03_kmeans"]
         model = read_npz(reduction.path("pca.npz"))
         projection = geometry.projection(model["mean_"], model["components_"])
@@ -80,7 +81,7 @@ class FinishedRun:
             raise NeardupError(f"row {np.nonzero(bad)[0][0]} of the vectors has no direction (NaN, infinity or zeros)")
         coordinates, distance = geometry.project(values, scales, *projection)
         sketches = geometry.sketch(coordinates[:, : reduction.results["sketch_dims"]], distance)
-        radius, error = geometry.radius(self.threshold, self.rows.dim), reduction.results["sketch_error"]
+        radius, error = geometry.radius(lowest, self.rows.dim), reduction.results["sketch_error"]
         candidates = [[] for _ in sketches]
         visited = visited_clusters(sketches, read_npy(kmeans.path("centroids.npy")), radius, error).items()
         opened = (near_in_short(kmeans, cluster, sketches, some, radius + 2 * error) for cluster, some in visited)
@@ -89,14 +90,14 @@ class FinishedRun:
                 rows = rows[within(sketches, arrays["vector"], np.full(len(rows), query), rows, radius + 2 * error)]
                 candidates[query].append(arrays["row"][rows])
         found = [np.concatenate([np.empty(0, np.int64), *rows]) for rows in candidates]
-        return [self._verified(*both) for both in zip(vectors, found, strict=True)]
+        return [self._verified(*both, lowest) for both in zip(vectors, found, strict=True)]
 
-    def _verified(self, vector, rows):
+    def _verified(self, vector, rows, lowest):
         rows, similarity = np.sort(rows), np.empty(len(rows))
         for start in range(0, len(rows), _BLOCK_ROWS):
             some = self.rows.gather(rows[start : start + _BLOCK_ROWS])
             similarity[start : start + len(some)] = geometry.similarities(some, np.broadcast_to(vector, some.shape))
-        near = np.nonzero(similarity >= self.threshold)[0]
+        near = np.nonzero(similarity >= lowest)[0]
         near = near[np.argsort(-similarity[near], kind="stable")]
         return rows[near], similarity[near]
 
@@ -174,7 +175,7 @@ def read_vectors(path, dim):
 
 
 def answer(run, given):
-    """What is near each row that was asked for, as small JSON values."""
+    """What is near each row that was asked for, as small JSON values; and the groups that the threshold joins it to."""
     if given.ids:
         named = run.rows_of(given.ids)
         queries, vectors = [name for name, _ in named], run.rows.gather([row for _, row in named])
@@ -183,12 +184,20 @@ def answer(run, given):
         vectors = read_vectors(given.vectors, run.rows.dim)
         queries, themselves = list(range(len(vectors))), [-1] * len(vectors)
     found = []
-    for query, itself, (rows, similarity) in zip(queries, themselves, run.matches(vectors), strict=True):
+    for query, itself, (rows, similarity) in zip(queries, themselves, run.matches(vectors, given.lowest), strict=True):
         rows, similarity = rows[rows != itself], similarity[rows != itself]
         named = zip(run.ids.take(rows), similarity.tolist(), run.groups_of(rows), strict=True)
         matches = [{"id": name, "similarity": s, "group": group} for name, s, group in named]
-        found.append({"query": query, "groups": sorted({m["group"] for m in matches} - {None}), "matches": matches})
+        groups = {m["group"] for m in matches if m["similarity"] >= run.threshold} - {None}
+        found.append({"query": query, "groups": sorted(groups), "matches": matches})
     return found
+
+
+def similarity(text):
+    """A similarity on the command line."""
+    if not 0 < float(text) <= 1:
+        raise ValueError
+    return float(text)
 
 
 def main():
@@ -202,6 +211,8 @@ def main():
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--ids", nargs="+", help="rows of the run; --ids=-ID where one begins with a hyphen")
     what.add_argument("--vectors", help="a .npy file of new vectors (of the setting of that name: NEARDUP_VECTORS)")
+    helped = "of what is near, above 0 to 1; by default the threshold that groups were made at"
+    parser.add_argument("--lowest", type=similarity, metavar="SIMILARITY", help=helped)
     given, settings = parser.parse_known_args()
     with report_errors("neardup.query"):
         write_beside_others()
@@ -210,15 +221,17 @@ def main():
             raise NeardupError(
                 "a run against a second set can't be asked: set against_dir to None, and work_dir to a run"
             )
-        for found in answer(FinishedRun(config), given):
+        run = FinishedRun(config)
+        for found in answer(run, given):
             if config.json_output:
                 print(json.dumps(found))
                 continue
-            joins = ", ".join(found["groups"]) or ("a new one" if found["matches"] else "none")
+            is_pair = any(match["similarity"] >= run.threshold for match in found["matches"])
+            joins = ", ".join(found["groups"]) or ("a new one" if is_pair else "none")
             print(f"{as_json(found['query'])}: {len(found['matches'])} near; group: {joins}")
             for match in found["matches"]:
-                similarity = in_words(match["similarity"], 6)
-                print(f"  {similarity}  {as_json(match['id'])}  {match['group'] or ''}".rstrip())
+                shown = in_words(match["similarity"], 6)
+                print(f"  {shown}  {as_json(match['id'])}  {match['group'] or ''}".rstrip())
 
 
 def as_json(value):

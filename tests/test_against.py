@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import h5py
 import numpy as np
@@ -33,6 +34,7 @@ from neardup.manifests import MANIFEST, read_manifest
 from neardup.opened import ProjectedRows
 from neardup.pairs import PAIR, Found
 from neardup.query import FinishedRun, read_vectors
+from neardup.query import answer as ask
 from neardup.shards import find_shards
 
 
@@ -238,6 +240,23 @@ def test_new_vectors(finished, monkeypatch):
     assert len(near) > 50
     for _, similarity in found:
         assert (np.diff(similarity) <= 0).all()
+
+
+@pytest.mark.parametrize("lowest", [0.7, 0.95])
+def test_a_query_looks_down_to_any_similarity(finished, lowest):
+    """Below the threshold, too; groups are those that the threshold joins a vector to."""
+    config, rows, new = finished
+    near, unclear = cross_pairs(new, rows, lowest)
+    joined, _ = cross_pairs(new, rows, 0.9)
+    run = FinishedRun(config)
+    found = run.matches(new, lowest)
+    assert {(query, row) for query, (some, _) in enumerate(found) for row in some.tolist()} - unclear == near - unclear
+    np.save(config.work_dir / "new.npy", new)
+    given = SimpleNamespace(ids=None, vectors=config.work_dir / "new.npy", lowest=lowest)
+    for number, said in enumerate(ask(run, given)):
+        groups = run.groups_of(sorted(row for q, row in joined & near if q == number))
+        assert said["groups"] == sorted({*groups} - {None})
+        assert len(said["matches"]) == len(found[number][0])
 
 
 @pytest.mark.parametrize("dtype", [np.float64, np.longdouble])
