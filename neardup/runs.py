@@ -147,13 +147,13 @@ def _ours(config):
 
 
 def tell_of_left_out(config):
-    """Say which files of a local folder look like shards and aren't read."""
-    lone = left_out(config.data_dir, reading_of(config), _ours(config)) if isinstance(config.data_dir, Path) else []
+    """Say where files of a local folder look like shards and aren't read."""
+    lone = left_out(config.data_dir, reading_of(config), _ours(config)) if isinstance(config.data_dir, Path) else None
     if lone:
-        (kind, name), more = lone[0], f" and {len(lone) - 1:,} more" if len(lone) > 1 else ""
+        kind, name = lone
         print(
-            f"left out: {name}{more} of {config.data_dir}, with vectors, but beside no shard of the kind that is read: "
-            f"set input_format to '{kind}' to read them instead, or convert or remove them",
+            f"left out: {name}, and others like it, of {config.data_dir}: with vectors, but beside no shard of the kind "
+            f"that is read. Set input_format to '{kind}' to read such files instead, or convert or remove them",
             file=sys.stderr,
             flush=True,
         )

@@ -28,6 +28,7 @@ FORMATS = {  # by the name of the setting, what its shards' names end in; tables
     "parquet": (".parquet",),
 }
 _TABLES = "arrow", "parquet"
+_OPENED = 16  # tables at most that are asked whether they hold vectors
 CLIP = "img_emb", "text_emb"  # folders of clip-retrieval
 STATE = "state.json"  # in which `datasets` of Hugging Face lists the files of a folder
 ABOUT = STATE, "dataset_info.json", TEXTS  # what lies beside all shards of a folder
@@ -107,14 +108,15 @@ def find_shards(data_dir, reading=AS_FOUND, copy_dir=None, ours=(), setting="dat
 
 
 def left_out(data_dir, reading, ours):
-    """Tables in a folder that look like shards, but aren't read: there are shards of another kind, none beside them.
+    """A table in a folder that looks like a shard, but isn't read, for there are others of another kind, none beside it.
 
-    Arguments as of `find_shards`. Returns a list of (format, name below the folder).
+    Arguments as of `find_shards`. Returns its format and its name below the folder, or None. Few of them are opened.
     """
     if not data_dir.is_dir():
-        return []
+        return None
     *_, lone = _choose(partial(on_disk, data_dir, set(map(resolved, ours))), data_dir, reading)
-    return [(kind, name) for kind, name in lone if has_vectors(data_dir / name)]
+    some = lone[:: -(-len(lone) // _OPENED) or 1]
+    return next(((kind, name) for kind, name in some if has_vectors(data_dir / name)), None)
 
 
 def joined(first, second):

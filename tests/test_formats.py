@@ -284,8 +284,8 @@ def test_tables_that_look_like_shards_are_not_left_out_in_silence(tmp_path, caps
     np.save(tmp_path / "new.npy", FEW)
     run_stages(tmp_path, tmp_path / "work", SCRIPTS[:1])
     [line] = capsys.readouterr().err.splitlines()
-    assert line.startswith(f"left out: p_0.parquet and 1 more of {tmp_path}, with vectors, but beside no shard")
-    assert "set input_format to 'parquet' to read them instead" in line
+    assert line.startswith(f"left out: p_0.parquet, and others like it, of {tmp_path}: with vectors, but beside no")
+    assert "Set input_format to 'parquet' to read such files instead" in line
     (tmp_path / "p_0.parquet").rename(tmp_path / "new.parquet")
     (tmp_path / "p_1.parquet").unlink()
     run_stages(tmp_path, tmp_path / "work", SCRIPTS[:1])
