@@ -152,8 +152,8 @@ def tell_of_left_out(config):
     if lone:
         kind, name = lone
         print(
-            f"left out: {name}, and others like it, of {config.data_dir}: with vectors, but beside no shard of the kind "
-            f"that is read. Set input_format to '{kind}' to read such files instead, or convert or remove them",
+            f"left out: {name}, and others like it, of {config.data_dir}: with vectors, but beside no shard of those "
+            f"that are read. Set input_format to '{kind}' to read such files instead, or convert or remove them",
             file=sys.stderr,
             flush=True,
         )

@@ -108,7 +108,7 @@ def find_shards(data_dir, reading=AS_FOUND, copy_dir=None, ours=(), setting="dat
 
 
 def left_out(data_dir, reading, ours):
-    """A table in a folder that looks like a shard, but isn't read, for there are others of another kind, none beside it.
+    """A table in a folder that looks like a shard but isn't read: there are others of another kind, none beside it.
 
     Arguments as of `find_shards`. Returns its format and its name below the folder, or None. Few of them are opened.
     """
