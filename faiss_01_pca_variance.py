@@ -31,7 +31,7 @@ _ORIGIN_ROWS = 256  # whose mean is taken off all rows before they are multiplie
 def run(config):
     """Write work/01_pca_variance, or find it finished."""
     stage, shards, _ = begin(config, "01_pca_variance")
-    tell_of_left_out(config)
+    tell_of_left_out(config, shards[0].dim)
     if not stage.finished:
         stage.needs(disk_needed(shards) + stage.against * 4 * (config.sketch_dims + 1) * total_rows(shards))
         repeated, found = read_all(stage, shards, config)

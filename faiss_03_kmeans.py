@@ -10,11 +10,12 @@ import faiss
 import numpy as np
 
 from neardup import NeardupError, budget, engine
-from neardup.embeddings import equal_parts, open_pieces, pieces, shard_starts
+from neardup.embeddings import open_pieces, pieces, shard_starts
 from neardup.files import write_npy
 from neardup.ids import IdTable
 from neardup.kept import Kept, gain, keep_clusters
 from neardup.npy import read_npy
+from neardup.ranges import equal_parts
 from neardup.runs import begin
 from neardup.script import main, tell
 from neardup.shuffle import Shuffle, write_run

@@ -77,6 +77,8 @@ def merge(stage, shards, earlier, preview, config):
     forest = every if kept is None else apart(every, kept)
     n_valid = len(ids) - len(rejected)
     threshold = choose_threshold(forest, n_valid, search.threshold, config, kept)
+    n_apart = np.count_nonzero(every["similarity"] >= threshold) - np.count_nonzero(forest["similarity"] >= threshold)
+    del every
     choose = chooser(stage, shards, earlier["03_kmeans"], kept, config, preview)
     table, connected = tabulate(choose("at", forest), search, forest, threshold, n_valid)
     pairs, joining = search.at(threshold), forest.compress(forest["similarity"] >= threshold)
@@ -86,7 +88,7 @@ def merge(stage, shards, earlier, preview, config):
     keep = write_groups(stage, groups, ids, threshold, rejected=rejected, repeated=repeated)
     found = summary(groups, threshold, keep, len(rejected))
     found["changes"] = before and before.compared(groups)
-    found["held_apart"] = int(np.count_nonzero(every["similarity"] >= threshold)) - len(joining)
+    found["held_apart"] = int(n_apart)
     found |= write_choices(stage, search, ids, preview, table=table, threshold=threshold, sizes=groups.sizes)
     write_json_items(stage.path("chains.json"), explain_chains(groups, links, ids))
     found |= write_warnings(stage, shards, groups, config, pairs=pairs, forest=joining)

@@ -18,14 +18,14 @@ FOLDER = "input"  # in the work folder
 _FETCHED, DECODED = "fetched", "decoded"  # in that
 
 
-def fetch(url, folder, wanted, n_workers):
+def fetch(url, folder, wanted, n_workers, setting="data_dir"):
     """Copy the files of a remote folder, or a single one, that aren't here or have changed since, a file a task.
 
     url: as fsspec has it (`s3://bucket/folder`); wanted(names, single): which of its files to copy, by their names
-    below it; single: that of the one it is, or None. Returns the path of the local copy. Raises NeardupError where the
-    folder can't be listed.
+    below it; single: that of the one it is, or None; setting: that names the URL. Returns the path of the local copy.
+    Raises NeardupError where the folder can't be listed.
     """
-    system, found, names, missing, path = _compared(url, folder, wanted)
+    system, found, names, missing, path = _compared(url, folder, wanted, setting)
     mirrored, identity = folder / _FETCHED, {name: found[remote] for remote, name in names.items()}
     _keep_just(mirrored, [mirrored / name for name in names.values()])
     _need_room(folder, sum(found[remote]["size"] or 0 for remote, *_ in missing))
@@ -35,29 +35,29 @@ def fetch(url, folder, wanted, n_workers):
     return path
 
 
-def files_at(url, folder, wanted):
+def files_at(url, folder, wanted, setting="data_dir"):
     """The sizes of the files that are wanted, in bytes, and the path of their copy, None where it isn't as they are."""
-    _, found, names, missing, path = _compared(url, folder, wanted)
+    _, found, names, missing, path = _compared(url, folder, wanted, setting)
     return [found[remote]["size"] or 0 for remote in names], None if missing else path
 
 
-def _compared(url, folder, wanted):
+def _compared(url, folder, wanted, setting):
     """The file system of a URL, {path: what is known}, {path: name} of the wanted, arguments of `_fetch` for those that
     aren't here as they are there, and the path of the local copy. Arguments: as of `fetch`.
     """
     mirrored = folder / _FETCHED
-    system, root, found, names = _listed(url, wanted)
+    system, root, found, names = _listed(url, wanted, setting)
     identity = {path: {key: str(value) for key, value in found[path].items()} for path in names}
     copies = [(path, mirrored / name, identity[path]) for path, name in names.items()]
     missing = [copy for copy in copies if _made(copy[1]).get("of") != copy[2]]
     return system, found, names, missing, mirrored / names[root] if root in names else mirrored
 
 
-def _listed(url, wanted):
+def _listed(url, wanted, setting):
     """The file system of a URL, its path there, {path: what is known} of all below it, {path: name} of the wanted."""
     import fsspec
 
-    with _listing(url):
+    with _listing(f"{setting} {url}"):
         system, root = fsspec.core.url_to_fs(url)
         root = root.rstrip("/")
         found = {path: info for path, info in system.find(root, detail=True).items() if info.get("type") != "directory"}
@@ -68,22 +68,22 @@ def _listed(url, wanted):
     above = root if root not in found else root.rpartition("/")[0]
     names = {path.removeprefix(above).lstrip("/"): path for path in found}
     if any(".." in PurePosixPath(name).parts for name in names):
-        raise NeardupError(f"data_dir {url} holds names with '..', which lead out of it: rename them")
+        raise NeardupError(f"{setting} {url} holds names with '..', which lead out of it: rename them")
     chosen = {names[name]: name for name in wanted([*names], root.removeprefix(above).lstrip("/") or None)}
-    with _listing(url):  # of a web server's folder just the names are known
+    with _listing(f"{setting} {url}"):  # of a web server's folder just the names are known
         found |= {path: system.info(path) for path in chosen if found[path].get("size") is None}
     return system, root, found, chosen
 
 
 @contextmanager
-def _listing(url):
+def _listing(place):
     """Raises NeardupError where what lies there can't be listed."""
     try:
         yield
     except ImportError as error:
-        raise NeardupError(f"data_dir {url}: {error}") from error
+        raise NeardupError(f"{place}: {error}") from error
     except Exception as error:  # each file system has its own
-        raise NeardupError(f"data_dir {url} can't be listed ({type(error).__name__}: {error}): mend that") from error
+        raise NeardupError(f"{place} can't be listed ({type(error).__name__}: {error}): mend that") from error
 
 
 def _fetch(system, remote, path, identity):

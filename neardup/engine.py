@@ -170,7 +170,7 @@ def _on_workers(tasks, label):
         for i, (key, function) in enumerate(functions.items())
     }
     return [
-        call(shared[id(function)], *common, *arguments, dask_key_name=f"{label}-{i}-{token}")
+        call(shared[id(function)], *common, *arguments, dask_key_name=f"{label}-{i:06}-{token}")
         for i, (function, *arguments) in enumerate(tasks)
     ]
 
@@ -200,7 +200,7 @@ def run_in_turn(runs, beside, n_workers):
     """As `run`, of several in turn: [(function, arguments, label)]. Returns the results of each.
 
     beside: where not None, threads would wait for each other, as `neardup.pool` has it; so where there are just
-    threads, one does all that is in `runs`, and the others do these `tasks`.
+    threads, one does all that is in `runs`, and the others do these tasks.
     """
     if _workers or _pool or beside is None:
         return [run(function, arguments, n_workers, label) for function, arguments, label in runs]

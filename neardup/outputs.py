@@ -170,6 +170,7 @@ def write_lists(folder, groups, rejected, repeated, ids):
     only if none of them is kept, for who deletes by the id deletes them all. Memory: 2 bytes a row.
     """
     drop = groups.dropped(len(ids))
+    assert not drop[rejected].any()
     keep = ~drop
     keep[rejected] = False
     spared = set(ids.take(repeated[keep[repeated]]))

@@ -43,7 +43,7 @@ def _plan_of(config):
         shards = find_input(config)
     else:
         folder = config.work_dir / copies.FOLDER
-        sizes, path = copies.files_at(config.data_dir, folder, wanted_by(config))
+        sizes, path = copies.files_at(config.data_dir, folder, wanted_by(config), config.set_by)
         if path is None:
             return {"files": len(sizes), "input_bytes": sum(sizes)}
         shards = find_shards(path, reading_of(config), folder / copies.DECODED)

@@ -137,7 +137,7 @@ def find_input(config):
     """The shards of the input; what is remote is fetched, as far as needed."""
     copy_dir, data_dir, ours = config.work_dir / copies.FOLDER, config.data_dir, _ours(config)
     if not isinstance(data_dir, Path):
-        data_dir, ours = copies.fetch(data_dir, copy_dir, wanted_by(config), config.n_workers), []
+        data_dir, ours = copies.fetch(data_dir, copy_dir, wanted_by(config), config.n_workers, config.set_by), []
     return find_shards(data_dir, reading_of(config), copy_dir / copies.DECODED, ours, config.set_by)
 
 
@@ -146,9 +146,11 @@ def _ours(config):
     return [folder for work in config.work_dirs for folder in (*stage_folders(work), work / copies.FOLDER)]
 
 
-def tell_of_left_out(config):
-    """Say where files of a local folder look like shards and aren't read."""
-    lone = left_out(config.data_dir, reading_of(config), _ours(config)) if isinstance(config.data_dir, Path) else None
+def tell_of_left_out(config, dim):
+    """Say where files of a local folder look like shards, of rows of `dim` values, and aren't read."""
+    if not isinstance(config.data_dir, Path):
+        return
+    lone = left_out(config.data_dir, reading_of(config), _ours(config), dim)
     if lone:
         kind, name = lone
         print(

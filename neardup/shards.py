@@ -107,16 +107,17 @@ def find_shards(data_dir, reading=AS_FOUND, copy_dir=None, ours=(), setting="dat
     return shards
 
 
-def left_out(data_dir, reading, ours):
+def left_out(data_dir, reading, ours, dim):
     """A table in a folder that looks like a shard but isn't read: there are others of another kind, none beside it.
 
-    Arguments as of `find_shards`. Returns its format and its name below the folder, or None. Few of them are opened.
+    Arguments as of `find_shards`; dim: values of a row. Returns its format and its name below the folder, or None. Few
+    are opened.
     """
     if not data_dir.is_dir():
         return None
     *_, lone = _choose(partial(on_disk, data_dir, set(map(resolved, ours))), data_dir, reading)
     some = lone[:: -(-len(lone) // _OPENED) or 1]
-    return next(((kind, name) for kind, name in some if has_vectors(data_dir / name)), None)
+    return next(((kind, name) for kind, name in some if has_vectors(data_dir / name, dim)), None)
 
 
 def joined(first, second):

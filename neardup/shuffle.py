@@ -7,11 +7,10 @@ import pyarrow as pa
 
 from neardup import engine
 from neardup.clusters import cluster_path, write_cluster
-from neardup.embeddings import equal_parts
 from neardup.files import atomic, write_npy
 from neardup.ids import IdTable, bytes_of, positions
 from neardup.npy import map_npy, read_array, read_npy
-from neardup.ranges import size_ranges
+from neardup.ranges import equal_parts, size_ranges
 
 _LEAST_CUT = 4096  # rows of a cluster that stays whole whatever its share
 _SHARE = 20  # of all distances inside clusters a file has no more than one in so many

@@ -56,10 +56,9 @@ def report(preview, config, stage):
     if found["changes"]:
         show_changes(found["changes"])
     if found["held_apart"]:
-        print(
-            f"keep_previous leaves out {counted(found['held_apart'], 'join')} of two groups that each hold a", end=" "
-        )
-        print("row kept before, in thresholds.csv and the report, too")
+        joins = counted(found["held_apart"], "join")
+        print(f"keep_previous leaves out {joins} of two connected groups that each hold a row kept before", end="")
+        print(", in thresholds.csv and the report, too")
     for name, other in found["groupings"].items():
         if name != config.grouping:
             print(f"with grouping {name!r}: {counted(other['groups'], 'group')}", end=", ")

@@ -413,13 +413,18 @@ def test_neither_work_folder_is_where_a_stage_of_the_other_is_written(tmp_path, 
 
 @pytest.mark.parametrize(
     ("second", "said"),
-    [("none", "against_dir {} is not a folder or file: set it to"), ("empty", "against_dir {} holds no embeddings")],
+    [
+        ("{}/none", "against_dir {} is not a folder or file: set it to"),
+        ("{}/empty", "against_dir {} holds no embeddings"),
+        ("nosuch://{}", "against_dir {} can't be listed"),
+    ],
 )
 def test_what_is_wrong_with_the_second_set_is_said_of_its_setting(tmp_path, second, said):
     two_sets(tmp_path)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(NeardupError, match=re.escape(said.format(tmp_path / second))):
-        run_against(tmp_path / "a", tmp_path / "work", tmp_path / second)
+    second = second.format(tmp_path)
+    with pytest.raises(NeardupError, match=re.escape(said.format(second))):
+        run_against(tmp_path / "a", tmp_path / "work", second)
 
 
 def test_both_sets_have_work_folders_of_their_own(tmp_path):

@@ -280,7 +280,9 @@ def test_tables_that_look_like_shards_are_not_left_out_in_silence(tmp_path, caps
     """Where a single .npy file comes to a folder of those; not metadata, nor a table that can't be read."""
     few(tables, tables)(tmp_path)
     (tmp_path / "torn.parquet").write_bytes(NOISE)
-    pq.write_table(pa.table({"id": NAMES}), tmp_path / "metadata.parquet")
+    (tmp_path / "gone.parquet").symlink_to("nowhere")
+    (tmp_path / "gone.arrow").symlink_to("gone.arrow")
+    pq.write_table(pa.table({"id": NAMES, "box": [[0.0, 1.0, 2.0, 3.0]] * len(NAMES)}), tmp_path / "metadata.parquet")
     np.save(tmp_path / "new.npy", FEW)
     run_stages(tmp_path, tmp_path / "work", SCRIPTS[:1])
     [line] = capsys.readouterr().err.splitlines()

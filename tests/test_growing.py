@@ -187,7 +187,7 @@ def test_what_keep_previous_holds_apart_is_told(tmp_path, capsys):
     run_stages(data, tmp_path / "work", **options, threshold=0.9)
     lay_out(data, rows, cuts=[3])
     run_stages(data, tmp_path / "work", **options, threshold=0.9)
-    held = "keep_previous leaves out 1 join of two groups that each hold a row kept before"
+    held = "keep_previous leaves out 1 join of two connected groups that each hold a row kept before"
     assert held in capsys.readouterr().out
     assert kept_and_dropped(tmp_path / "work") == [{"id-0", "id-1", "id-2"}, {"id-3"}]
     with pytest.raises(NeardupError, match="keeps 3 rows that the run before kept, more than the 2 of target_rows"):
@@ -197,6 +197,19 @@ def test_what_keep_previous_holds_apart_is_told(tmp_path, capsys):
     assert held.replace("1 join", "2 joins") in capsys.readouterr().out
     run_stages(data, tmp_path / "work", SCRIPTS[4:], **options | {"keep_previous": False}, threshold=0.6)
     assert "keep_previous leaves out" not in capsys.readouterr().out
+
+
+def test_rejected_rows_are_none_that_keep_previous_keeps(tmp_path):
+    """Or there would be more of those than target_rows allows."""
+    data, angles = tmp_path / "data", np.radians([0, 100, 50, 51])
+    rows = np.stack([np.cos(angles), np.sin(angles)], axis=1)
+    rows[1] = 0
+    options = {"keep_previous": True, "audit_rows": 0, "threshold": 0.9, "bad_rows": "skip"}
+    lay_out(data, rows[:3])
+    run_stages(data, tmp_path / "work", **options)
+    lay_out(data, rows, cuts=[3])
+    run_stages(data, tmp_path / "work", **options, target_rows=2)
+    assert kept_and_dropped(tmp_path / "work") == [{"id-0", "id-2"}, {"id-3"}]
 
 
 def test_where_shards_went():

@@ -178,11 +178,12 @@ def schema_and_rows(path):
             return reader.schema, sum(batch.num_rows for batch in _batches(reader))
 
 
-def has_vectors(path):
-    """Whether a file has a column that could be one of vectors, as far as it can be read."""
+def has_vectors(path, dim):
+    """Whether a file has a column of vectors of so many values, as far as it can be read."""
     try:
-        return any(_is_vectors(field.type) for field in schema_and_rows(path)[0])
-    except NeardupError:
+        names = [field.name for field in schema_and_rows(path)[0] if _is_vectors(field.type)]
+        return any(describe(path, name).dim == dim for name in names)
+    except (NeardupError, OSError):
         return False
 
 
