@@ -160,6 +160,20 @@ def test_ties_are_there(tmp_path):
     assert [(r, tuple(m)) for r, m in load_groups(work)] == [(3, (0, 3, 7, 8)), (1, (1, 5)), (2, (2, 4, 6))]
 
 
+def test_rounding_breaks_no_ties(tmp_path):
+    """Rows evenly round a circle are equally central, though sums of their values aren't equal: the first is kept."""
+    rng, turns = np.random.default_rng(0), []
+    for number, count in enumerate([3, 4, 5, 7, 12, 12, 30, 50]):
+        angle = 2 * np.pi * rng.permutation(count) / count
+        axes = np.linalg.qr(rng.normal(size=(30, 3)) + 20 * np.outer(np.eye(30)[number], [1, 0, 0]))[0]
+        turns.append(np.column_stack([np.ones(count), 0.2 * np.cos(angle), 0.2 * np.sin(angle)]) @ axes.T)
+    firsts = np.cumsum([0, *map(len, turns)])[:-1]
+    work = make_case(tmp_path, np.concatenate(turns), 0.9).work
+    assert [(r, min(m), len(m)) for r, m in load_groups(work)] == [
+        (first, first, len(some)) for first, some in zip(firsts.tolist(), turns, strict=True)
+    ]
+
+
 def test_similarity_is_that_to_the_representative(case):
     rows = unit(case.rows)
     pairs = load_pairs(case.work)

@@ -83,6 +83,13 @@ def test_all_pairs_between_two_sets_and_no_others(tmp_path, sizes, threshold):
     check_between(tmp_path, sizes, threshold)
 
 
+def test_lines_of_several_blocks(tmp_path, monkeypatch):
+    """In contaminated.parquet, and in both lists."""
+    for module in ("contamination", "outputs"):
+        monkeypatch.setattr(f"neardup.{module}.BLOCK_ROWS", 7)
+    check_between(tmp_path, (700, 600), 0.85)
+
+
 def test_a_small_second_set_is_split_finely_for_the_rows_of_a_large_one(tmp_path):
     put(tmp_path / "a", "0", np.arange(3000))
     put(tmp_path / "b", "0", np.arange(2000, 3000))
@@ -267,6 +274,15 @@ def test_vectors_of_any_length_are_answered(finished, dtype):
     found = FinishedRun(config).matches(new[:50].astype(dtype) * dtype(2.0) ** 800)
     assert [[some.tolist() for some in one] for one in found] == [[some.tolist() for some in one] for one in expected]
     assert any(len(rows) for rows, _ in expected)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, 0])
+def test_a_vector_without_direction_among_others_is_named(finished, value):
+    config, _, new = finished
+    vectors = new[:3].astype(np.float32)
+    vectors[1] = value
+    with pytest.raises(NeardupError, match="row 1 of the vectors has no direction"):
+        FinishedRun(config).matches(vectors)
 
 
 def test_rows_of_the_run(finished):
@@ -527,6 +543,22 @@ def test_a_query_searches_at_the_threshold_that_groups_were_made_at(tmp_path):
     rows = example_rows()[:1500]
     near, unclear = cross_pairs(rows, rows, threshold)
     found = {(q, row) for q, (some, _) in enumerate(FinishedRun(config).matches(rows)) for row in some.tolist()}
+    assert found - unclear == near - unclear
+
+
+def test_a_query_finds_what_is_just_near_enough(tmp_path):
+    """At distances that float32 doesn't tell from that of the threshold, and sketches are no nearer."""
+    rng, angle = np.random.default_rng(0), np.arccos(0.9)
+    rows, away = rng.normal(size=(2, 2000, 6))
+    rows /= np.linalg.norm(rows, axis=1)[:, None]
+    away -= (away * rows).sum(axis=1)[:, None] * rows
+    away /= np.linalg.norm(away, axis=1)[:, None]
+    angles = angle * (1 + rng.choice([-1, 1], 2000) * 10.0 ** -rng.integers(5, 13, 2000))[:, None]
+    queries = np.cos(angles) * rows + np.sin(angles) * away
+    config = settings_of(lay_out(tmp_path / "data", rows), tmp_path / "work", threshold=0.9, audit_rows=0)
+    run_scripts(config)
+    near, unclear = cross_pairs(queries, rows, 0.9)
+    found = {(q, row) for q, (some, _) in enumerate(FinishedRun(config).matches(queries)) for row in some.tolist()}
     assert found - unclear == near - unclear
 
 

@@ -218,17 +218,21 @@ def rows_left(case, threshold):
 def test_the_threshold_for_a_number_of_rows(tmp_path):
     rows = np.concatenate([bundles(2), np.zeros((5, 6))])
     case = make_case(tmp_path, rows, report_threshold=0.9, bad_rows="skip")
-    distinct = sorted({*found_pairs(case.work)[2].tolist(), 1.0})
+    distinct, at_threshold = sorted({*found_pairs(case.work)[2].tolist(), 1.0}), 0
     for target in (105, 80, 41):
         work = case.merge(target_rows=target)
         found = results(work)
         assert found["kept"] == len(load_list(work / STAGE / "keep.txt")) == rows_left(case, found["threshold"])
         assert found["kept"] <= target
+        farthest = [min(members.values()) for _, members in load_groups(work)]
+        assert found["chains"] == sum(similarity < found["threshold"] for similarity in farthest)
+        at_threshold += farthest.count(found["threshold"])
         assert found["threshold"] == 1 or rows_left(case, min(s for s in distinct if s > found["threshold"])) > target
         with h5py.File(work / STAGE / "merged_clusters.h5") as file:
             assert file.attrs["threshold"] == found["threshold"]
         lines = {line["threshold"]: int(line["kept"]) for line in read_csv(work, "thresholds.csv")}
         assert lines[str(found["threshold"])] == found["kept"]
+    assert at_threshold > 0  # no chains
     for more_than_all in (120, 10**9):
         assert results(case.merge(target_rows=more_than_all))["threshold"] == 1
     least = rows_left(case, 0.9)
@@ -348,6 +352,17 @@ def test_a_text_that_is_null_is_no_text(tmp_path):
     case = small(tmp_path)
     (case.data / "texts.json").write_text(json.dumps({"id-0": None, "id-1": "abc"}))
     assert kept(case.merge(representative="longest_text")) == [1, 3]
+
+
+@pytest.mark.parametrize("source", ["column", "file"])
+def test_texts_are_as_long_as_they_have_characters(tmp_path, source):
+    """However many bytes those take."""
+    texts = ["ab", "abcd", "éüß", "\U0001f600" * 3, "重複", "abcd"]
+    case = small(tmp_path, {"text": texts} if source == "column" else None)
+    if source == "file":
+        (case.data / "texts.json").write_text(json.dumps({f"id-{row}": text for row, text in enumerate(texts)}))
+    preview = "text" if source == "column" else None
+    assert kept(case.merge(representative="longest_text", preview=preview)) == [1, 5]
 
 
 LATE = "score,text\n" + "".join(f"{score},{'z' * 600_000}\n" for score in (1, 2, 3, 4, 2.5, 1))

@@ -447,7 +447,11 @@ def test_what_does_not_fit_is_left_out_and_named(tmp_path):
     assert {*tree_bytes(copy)} == {*tree_bytes(data)} - {*left_out, "README.md"}
 
 
-@pytest.mark.parametrize("content", [b"\xff\xfe\n\n", b'{"a": 1}', b"[1, 2", b"[" * 100_000, b"[1]", b"", b"a\nb"])
+NOT_THE_IDS = [b"\xff\xfe\n\n", b'{"a": 1}', b"[1, 2", b"[" * 100_000, b"[1]", b"", b"a\nb"]
+NOT_THE_IDS += [b"a\n" * 99, b"[0" + b", 1" * 98 + b"]"]  # of more rows
+
+
+@pytest.mark.parametrize("content", NOT_THE_IDS)
 def test_a_text_that_is_not_the_ids_is_left_out(tmp_path, content):
     lay_out("npy, CSV", tmp_path / "data")
     (tmp_path / "data" / "p_1.txt").write_bytes(content)
@@ -1029,3 +1033,17 @@ def test_a_copy_is_made_anew_when_what_it_holds_changes(tmp_path, what):
         pq.write_table(table.append_column("more", pa.array(range(len(table)))), path)
     run_stages(tmp_path / "data", tmp_path / "work", **settings)
     assert copy.read_bytes() != before
+
+
+def test_a_copy_is_made_anew_when_no_sample_shows_a_change(tmp_path):
+    """Of a table that is copied, of which no column is named."""
+    np.save(tmp_path / "p.npy", np.eye(4))
+    lines(tmp_path / "p", IDS[:4])
+    table, run = tmp_path / "p.csv", partial(run_stages, tmp_path, tmp_path / "work", export=True, audit_rows=0)
+    for letter in "xy":
+        table.write_text("name,text\n" + "".join(f"{row},{'z' * 500_000}\n" for row in range(4)))
+        with table.open("r+b") as file:
+            file.seek(3 * 4096)
+            file.write(letter.encode())
+        run()
+        assert (tmp_path / "work" / "045_merge" / "export" / "p.csv").read_bytes() == table.read_bytes()

@@ -1,5 +1,6 @@
 """Every input format gives the answer that the same rows give as .npy; what is wrong with a file is said in a line."""
 
+import csv
 import os
 import re
 import tracemalloc
@@ -645,6 +646,20 @@ def test_other_vectors_of_the_same_file(tmp_path, made):
     assert np.array_equal(np.load(tmp_path / "work" / "input" / "decoded" / "p_0.npz.npy"), FEW[::-1])
 
 
+@pytest.mark.parametrize("other", [{"vectors": "b32_img"}, {"id_column": "url"}])
+def test_what_else_is_in_the_same_file(tmp_path, other):
+    """Where it is read as it lies there, too: results of what was chosen before are stale."""
+    npz(make_folder(tmp_path / "data"), 0, FEW[[0, 1, 0, 2, 3]], NAMES[:5])
+    chosen = SETTINGS | {"vectors": "l14_img", "id_column": "uid"}
+    run_stages(tmp_path / "data", tmp_path / "work", **chosen)
+    before = answer(tmp_path / "work")
+    with pytest.raises(NeardupError, match=r"from other input \(p_0.npz changed\)"):
+        run_stages(tmp_path / "data", tmp_path / "work", SCRIPTS[4:], **chosen | other)
+    for work in ("work", "new"):
+        run_stages(tmp_path / "data", tmp_path / work, **chosen | other)
+    assert answer(tmp_path / "work") == answer(tmp_path / "new") != before
+
+
 DAMAGE = {  # what is done to a copy
     "bytes": lambda copy: copy.write_bytes(copy.read_bytes()[:-4] + b"\0\1\2\3"),
     "size": lambda copy: os.truncate(copy, 1000),
@@ -743,6 +758,20 @@ def test_a_remote_folder_that_changes(tmp_path, memory, fetched):
     run(SCRIPTS[:2])
     assert len(fetched) == 1
     assert read_ids(tmp_path / "work") == NAMES[:15]
+
+
+def test_a_dry_run_counts_what_is_copied(tmp_path):
+    """What is decoded, and what is exported."""
+    for name, save in (("plain", np.savez), ("packed", np.savez_compressed)):
+        npz(make_folder(tmp_path / name), 0, ROWS["f4"], IDS, save=save)
+
+    def disk(name, **more):
+        folders = {"data_dir": tmp_path / name, "work_dir": tmp_path / f"{name}-work"}
+        return plan(Config(_cli_parse_args=[], vectors="l14_img", **folders, **more))["disk_bytes"]
+
+    run_stages(tmp_path / "packed", tmp_path / "packed-work", SCRIPTS[:1], vectors="l14_img")
+    assert disk("packed") - disk("plain") == ROWS["f4"].nbytes
+    assert disk("plain", export=True) - disk("plain") == (tmp_path / "plain" / "p_0.npz").stat().st_size
 
 
 @pytest.mark.parametrize("place", ["{}", "memory://bucket/set"])
@@ -1218,6 +1247,17 @@ def test_dictionaries_that_are_replaced_in_a_stream(tmp_path):
             some = pa.DictionaryArray.from_arrays(pa.array(range(100), pa.int8()), texts[start : start + 100])
             writer.write_batch(pa.record_batch([some], ["text"]))
     assert read_column(tmp_path / "t.arrow", "text", 400).to_pylist() == texts
+
+
+def test_what_others_take_for_missing_is_text(tmp_path):
+    """Ids, and values, of a CSV file."""
+    names = ["NA", "null", "NaN", "", "#N/A", "nan", "n/a", "x"]
+    npy(tmp_path, 0, np.repeat(np.eye(4), 2, axis=0), names, beside=".csv")
+    run_stages(tmp_path, tmp_path / "work", tabulate="id", audit_rows=0, n_clusters=1)
+    assert read_ids(tmp_path / "work") == names
+    with (tmp_path / "work" / "045_merge" / "losses.csv").open(newline="", encoding="utf-8") as file:
+        lines = [line[1:] for line in csv.reader(file) if line[0] == "id"]
+    assert lines == [[name, "1", str(names.index(name) % 2)] for name in sorted(names)]
 
 
 def test_a_cell_of_some_megabytes(tmp_path):

@@ -212,6 +212,28 @@ def test_rejected_rows_are_none_that_keep_previous_keeps(tmp_path):
     assert kept_and_dropped(tmp_path / "work") == [{"id-0", "id-2"}, {"id-3"}]
 
 
+def test_rows_that_only_went_are_counted(tmp_path):
+    data, work, found = tmp_path / "data", tmp_path / "work", []
+    for name, low in (("1", 0), ("2", 1000), ("3", 2000)):
+        put(data, name, np.arange(low, low + 900))
+    for _ in range(2):
+        run_stages(data, work, **SETTINGS | {"threshold": 0.85})
+        found.append((*kept_and_dropped(work), groups_by_id(work)))
+        for path in data.glob("2.*"):
+            path.unlink()
+    (kept, _, before), (_, dropped, now) = found
+    members = [{name for name, number in now.items() if number == group} for group in {*now.values()}]
+    earlier = [{before[name] for name in some if name in before} for some in members]
+    assert json.loads((work / NAMES[4] / "manifest.json").read_text())["results"]["changes"] == {
+        "new_rows": 0,
+        "gone_rows": 900,
+        "grown": sum(len(e) == 1 and not some <= {*before} for some, e in zip(members, earlier, strict=True)),
+        "joined": sum(len(e) > 1 for e in earlier),
+        "new": sum(not e for e in earlier),
+        "kept_before_and_dropped": len(kept & dropped),
+    }
+
+
 def test_where_shards_went():
     growth = grown([("a", 2), ("b", 3), ("c", 1)], [("new", 4), ("a", 2), ("c", 1)])
     assert growth.of.tolist() == [1, -1, 2]

@@ -24,6 +24,7 @@ from faiss_03_kmeans import nearest_centroids
 from neardup import candidates, geometry, npy, pairs
 from neardup.artifacts import Stage
 from neardup.couples import couples_across, couples_inside, search_two
+from neardup.groups import components as smallest_of_each
 from neardup.groups import joining
 from neardup.opened import OpenCluster, Prepared, prepare_cluster
 
@@ -120,6 +121,21 @@ def partition(labels):
     _, first = np.unique(labels, return_index=True)
     first_of = dict(zip(np.asarray(labels)[first].tolist(), first.tolist(), strict=True))
     return [(first_of[label], place) for place, label in enumerate(np.asarray(labels).tolist())]
+
+
+@given(seed=SEEDS, n=st.integers(2, 40), share=st.sampled_from([0, 0.02, 0.05, 0.2]), blocks=st.integers(1, 6))
+@settings(deadline=None, max_examples=200)
+def test_pairs_of_several_blocks_join_as_all_together(seed, n, share, blocks):
+    """Each row is named by the smallest one of its group."""
+    rng = np.random.default_rng(seed)
+    ends = np.stack(np.triu_indices(n, 1))
+    chosen = np.zeros(int(share * ends.shape[1]), dtype=pairs.PAIR)
+    chosen["row_a"], chosen["row_b"] = rng.permutation(ends.T)[: len(chosen)].T
+    expected = [*range(n)]
+    for group in components(chosen[["row_a", "row_b"]].tolist(), n):
+        for row in group:
+            expected[row] = group[0]
+    assert smallest_of_each(np.array_split(chosen, blocks), n).tolist() == expected
 
 
 def join(n, n_candidates, share, rng):
