@@ -3,8 +3,11 @@
 row             one vector of the input, by its global number, counted from 0 in shard order
 id              the name of a row
 shard           an input file
+piece           a shard, or a part of a large one, whose rows a stage keeps in files of their own
 block           rows that are handled together
+part            a file of a stage's work in progress, from which an interrupted run goes on
 cluster         the rows of one K-means centroid
+reach           how far apart the rows of a pair, or their sketches, are at most
 visitor         a row so near the border to a neighbouring cluster that a pair of it could lie there
 margin          how far a row is from that border, at least
 sketch          the first PCA coordinates and the length of what they leave out; it is what is searched
@@ -14,6 +17,9 @@ similarity      cosine of two rows in float64, rounded to 15 decimals
 threshold       lowest similarity of a pair, inclusive
 group           near-duplicates: rows joined by pairs, and the answer
 representative  the row of a group that is kept
+chain           a group with a member below the threshold from the representative
+bridge          a pair without which a group would fall apart
+crowd           rows that repeat by the hundred or more, so that nearly all of them are pairs
 """
 
 import os
