@@ -490,6 +490,8 @@ def test_each_set_has_its_own_texts(tmp_path):
 
 def test_columns_that_only_groups_need_are_not_looked_for(tmp_path):
     two_sets(tmp_path)
+    for path in [*tmp_path.glob("?/*.npy")]:  # and there are tables that haven't them
+        path.with_suffix(".csv").write_text("other\n" + "0\n" * len(np.load(path)))
     of_groups = {"representative": "highest:width", "tabulate": "source", "grouping": "star"}
     run_against(tmp_path / "a", tmp_path / "work", tmp_path / "b", **of_groups)
     inode = (tmp_path / "work" / NAMES[4] / MANIFEST).stat().st_ino
@@ -515,6 +517,18 @@ def test_what_lies_beside_is_told_or_made_of_two_sets_too(tmp_path, capsys):
     assert [f"{first:016x}{last:016x}" for first, last in np.load(merge / "keep_datacomp.npy").tolist()] == kept
     assert 0 < len(kept) <= 50
     assert "of the pictures looked for couldn't be read" in (merge / "report.html").read_text()
+
+
+def test_a_set_of_which_nothing_is_kept(tmp_path):
+    """Has no subset of DataComp, and an export of no rows."""
+    for name in "ab":
+        put(tmp_path / name, "0", np.arange(50))
+    run_against(tmp_path / "a", tmp_path / "work", tmp_path / "b", export=True)
+    merge = tmp_path / "work" / NAMES[4]
+    assert (merge / "keep.txt").read_text() == ""
+    assert len((merge / "drop.txt").read_text().splitlines()) == 50
+    assert np.load(merge / "export" / "0.npy").shape == (0, 384)
+    assert not (merge / "keep_datacomp.npy").exists()
 
 
 @pytest.mark.parametrize("name", ["new.npz", "zip.npy", "empty.npy"])
@@ -601,6 +615,9 @@ def test_a_query_finds_the_similarities_of_the_run_to_the_last_digit(tmp_path, d
     pairs = {(a, b): s for a, b, s in zip(*(c.tolist() for c in found_pairs(config.work_dir)), strict=True)}
     assert len(pairs) > 1000
     assert {pair: found[pair] for pair in pairs} == {pair: found[pair[::-1]] for pair in pairs} == pairs
+    for (a, b), at in [*pairs.items()][::50]:
+        [(some, _)] = run.matches(rows[[a]], at)
+        assert {*some.tolist()} == {row for (query, row), s in found.items() if query == a and s >= at} >= {b}
 
 
 def test_a_damaged_stage_of_the_second_set_is_named(tmp_path):

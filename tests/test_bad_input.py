@@ -102,6 +102,10 @@ BAD_DATA = {
     "ids not UTF-8": (lambda d: (d / "part_1.txt").write_bytes(b'["\xff"]'), "part_1.txt is not JSON in UTF-8"),
     "ids no list": (lambda d: change_ids(d, lambda i: dict.fromkeys(i)), "part_1.txt holds a JSON dict, not a list"),
     "id no string": (lambda d: change_ids(d, lambda i: [None, *i[1:]]), "part_1.txt: id 0 (None) is not a string"),
+    "id true": (
+        lambda d: change_ids(d, lambda i: [*i[:-1], True]),
+        "part_1.txt: id 19 (True) is not a string of valid",
+    ),
     "id half a character": (
         lambda d: (d / "part_1.txt").write_text('["\\ud800"' + ', "x"' * 19 + "]"),
         "part_1.txt: id 0 ('\\ud800') is not a string of valid Unicode",

@@ -35,6 +35,8 @@ from test_045_merge import bundles, load_chains, load_groups, load_list, load_pa
 from test_groupings import arc, without_pictures
 
 from neardup import NeardupError
+from neardup.groups import Groups
+from neardup.guard import warnings
 from neardup.script import main
 from neardup.shards import find_shards
 from neardup.words import in_words
@@ -484,6 +486,17 @@ def test_changed_metadata_change_stage_5_only(tmp_path, kind, what):
     assert tree_bytes(works[0] / STAGE) == tree_bytes(works[1] / STAGE)
 
 
+def test_texts_that_change_where_no_sample_shows_it(tmp_path):
+    """Are those of the next run."""
+    case, filler = small(tmp_path), "z" * 20_000
+    for letter in "xyx":
+        texts = {"first": filler} | {f"id-{row}": letter for row in range(6)} | {"last": filler * 150}
+        (case.data / "texts.json").write_text(json.dumps(texts))
+        run_stages(case.data, tmp_path / "texts", n_clusters=1, audit_rows=0)
+        lines = read_csv(tmp_path / "texts", "examples.csv")
+        assert {line["text_a"] for line in lines} == {letter}
+
+
 @pytest.mark.parametrize("grouping", ["connected", "star", "split"])
 def test_why_a_row_is_dropped_and_what_a_kept_one_stands_for(scored, grouping):
     work = scored.merge(grouping=grouping, threshold=0.94)
@@ -565,6 +578,21 @@ def test_what_takes_suspiciously_much_is_named(tmp_path, capsys):
     assert lines == [f"look at this: {line}" for line in expected]
     found = results(case.merge(SCRIPTS[3:], pairs="joining"))["warnings"]
     assert found == [line.split(", its weakest link")[0] for line in expected]  # which some of the pairs don't tell
+
+
+@pytest.mark.parametrize("count", [10, 11, 13])
+def test_what_there_is_more_of_is_counted(count):
+    """Beside ten groups and ten shards; one that loses just nine of ten rows is none of them."""
+    rows = np.arange(10 * count)
+    groups = Groups(rows, np.arange(0, 10 * count + 1, 10), np.ones(len(rows)), rows[::10], np.zeros(count, np.int32))
+    found = [("shard", "just", 10, 9), *(("shard", f"{number}", 20, 19) for number in range(count))]
+    lines = warnings(groups, found, 500, None)
+    assert [line.split()[1] for line in lines if " takes " in line or " loses " in line] == ["takes"] * 10 + [
+        "loses"
+    ] * 10
+    assert not any(line.startswith("just") for line in lines)
+    more = [line.partition(" of ")[0] for line in lines if " more " in line]
+    assert more == {10: [], 11: ["1 more group", "1 more shard"], 13: ["3 more groups", "3 more shards"]}[count]
 
 
 @pytest.mark.parametrize("grouping", ["connected", "star", "split"])

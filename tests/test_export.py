@@ -439,11 +439,13 @@ def test_what_does_not_fit_is_left_out_and_named(tmp_path):
     lay_out("clip-retrieval", data)
     np.save(data / "text_emb" / "text_emb_1.npy", np.zeros((5, 3)))
     lines(data / "img_emb" / "img_emb_0", IDS[:59])
+    comma_separated(data / "img_emb" / "img_emb_0", IDS[:61])
     comma_separated(data / "img_emb" / "img_emb_1", IDS[:36])
     (data / "README.md").write_text("not ours")
     shards = find_shards(data, Reading(id_column="image_path"))
     left_out = write_copy(shards, MASKS["some"], copy, 2)
-    assert left_out == ["img_emb/img_emb_0.txt", "img_emb/img_emb_1.csv", "text_emb/text_emb_1.npy"]
+    in_order = ["img_emb/img_emb_0.txt", "img_emb/img_emb_0.csv", "img_emb/img_emb_1.csv", "text_emb/text_emb_1.npy"]
+    assert left_out == in_order
     assert {*tree_bytes(copy)} == {*tree_bytes(data)} - {*left_out, "README.md"}
 
 
@@ -528,6 +530,19 @@ def test_what_is_about_all_shards_is_copied(tmp_path, pattern, mask):
     assert tree_bytes(tmp_path / "none") == {}
 
 
+def test_what_is_about_the_shards_of_one_folder(tmp_path):
+    """Is copied if some of those are, though shards of the same names are in another."""
+    data, copy = tmp_path / "data", tmp_path / "copy"
+    data.mkdir()
+    for name in "ab":
+        lay_out("arrow, stream", data / name)
+        dataset(data / name)
+    keep = np.r_[np.zeros(BOUNDS[-1], bool), MASKS["none of the second"]]
+    write_copy(find_shards(data, Reading("**/*.arrow")), keep, copy, 1)
+    assert {*tree_bytes(copy)} == {n for n in tree_bytes(data) if n.startswith("b/") and not n.startswith("b/p_1")}
+    assert json.loads((copy / "b" / "state.json").read_text())["_data_files"] == [{"filename": "p_0.arrow"}]
+
+
 @pytest.mark.parametrize("name", ["texts.json", "state.json"])
 def test_what_is_about_all_shards_is_never_overwritten(tmp_path, name):
     data, copy = tmp_path / "data", tmp_path / "copy"
@@ -578,10 +593,16 @@ def test_the_input_is_never_overwritten(tmp_path):
     assert tree_bytes(data) == before
 
 
-def test_shards_that_share_their_ids(tmp_path):
+@pytest.mark.parametrize("suffix", [".txt", ".csv", ".parquet"])
+def test_shards_that_share_what_lies_beside(tmp_path, suffix):
     binary(tmp_path, 0, np.float32(FLOATS), IDS, ".fvecs")
     binary(tmp_path, 0, np.uint8(FLOATS), IDS, ".bvecs")
-    with pytest.raises(NeardupError, match=r"p_0\.txt lies beside both p_0\.bvecs and p_0\.fvecs"):
+    (tmp_path / "p_0.txt").rename(tmp_path / f"p_0{suffix}")
+    if suffix == ".csv":
+        comma_separated(tmp_path / "p_0", IDS)
+    elif suffix == ".parquet":
+        pq.write_table(pa.table({"id": IDS}), tmp_path / "p_0.parquet")
+    with pytest.raises(NeardupError, match=rf"p_0\{suffix} lies beside both p_0\.bvecs and p_0\.fvecs"):
         write_copy(find_shards(tmp_path), np.ones(2 * BOUNDS[-1], bool), tmp_path / "copy", 1)
 
 
@@ -827,7 +848,9 @@ def test_the_file_of_datacomp(tmp_path, monkeypatch, kept):
     assert np.load(tmp_path / "subset.npy").tolist() == sorted(pairs)
 
 
-@pytest.mark.parametrize("other", ["", "id-1", "0" * 31, "0" * 33, "g" + "0" * 31, "ü" + "0" * 30, " " + "0" * 31])
+@pytest.mark.parametrize(
+    "other", ["", "id-1", "0" * 31, "0" * 33, "0" * 34, "0" * 64, "g" + "0" * 31, "ü" + "0" * 30, " " + "0" * 31]
+)
 def test_ids_that_are_no_uids(tmp_path, monkeypatch, other):
     """Wherever one is; if it isn't kept it doesn't matter."""
     monkeypatch.setattr("neardup.export.BLOCK_ROWS", 7)
@@ -857,10 +880,10 @@ STRANGE += ["null", "true", "1.0", "\\u0041", '"\\uffff"', "e\u0301", "\U0001fff
 
 
 def ring(n_rows):
-    """Groups: of rows 1 and 2, and of all from 5 on as a ring, the second kept. Returns them and a `Found`."""
+    """Groups: of rows 1 and 2, and of all from 5 on as a ring, the second kept, the third like it. And a `Found`."""
     large = np.arange(5, n_rows)
     rows, bounds = np.r_[1, 2, large], np.array([0, 2, 2 + len(large)])
-    similarity = np.r_[1, 0.995, 1 - (large - 6) ** 2 / 3e4]
+    similarity = np.r_[1, 0.995, np.where(large == 7, 1, 1 - (large - 6) ** 2 / 3e4)]
     pairs = [(1, 2, 0.995), *((a, a + 1, 1 - a / 777) for a in large[:-1].tolist()), (5, n_rows - 1, 0.99)]
     pairs = np.array(sorted(pairs), PAIR)
     groups = Groups(rows, bounds, similarity, np.array([1, 6]), np.zeros(2, np.int32))

@@ -37,9 +37,9 @@ from neardup.artifacts import STAGES
 from neardup.embeddings import RowFiles
 from neardup.formats import by_suffix
 from neardup.freshness import times
-from neardup.ids import expected_bytes, id_blocks
+from neardup.ids import IdTable, expected_bytes, id_blocks
 from neardup.layout import Layout, npy_layout
-from neardup.metadata import column_names, read_column
+from neardup.metadata import column_blocks, column_names, read_column
 from neardup.outputs import id_lines
 from neardup.plan import plan
 from neardup.shards import Reading, find_shards
@@ -342,6 +342,7 @@ def datasets(**found):
     return write
 
 
+NUMBERED, LINKS = [f"p:{i}" for i in range(20)], [f"url-{i}" for i in range(20)]
 FIXED, LISTS = pa.list_(pa.float32(), 8), lists(FEW)
 BYTES = [*(b"id-%d" % i for i in range(19)), b"\xff"]
 NOISE = b"neither of them, nor anything else"
@@ -404,6 +405,16 @@ BAD = {  # how to write it, message, settings
     ),
     "bytes": (table("p.arrow", emb=LISTS, id=BYTES), "column 'id' is not UTF-8: mend it, or", {"id_column": "id"}),
     "bytes, HDF5": (datasets(train=FEW, id=BYTES), "column 'id' is not UTF-8: mend it, or", {"id_column": "id"}),
+    "two columns": (
+        lambda d: pq.write_table(pa.table([LISTS, NAMES, LINKS], ["emb", "id", "id"]), d / "p.parquet"),
+        "p.parquet has 2 columns 'id': rename all but one",
+        {"id_column": "id"},
+    ),
+    "two columns, CSV": (
+        lambda d: [npy(d, 0, FEW, NAMES), (d / "p_0.csv").write_text("id,n,id\n" + "a,1,b\n" * 20)],
+        "p_0.csv has 2 columns 'id': rename all but one",
+        {"id_column": "id"},
+    ),
     "compound ids": (
         datasets(train=FEW, id=np.zeros(20, [("a", "i4")])),
         "p.h5 (id) holds [('a', '<i4')], not text or numbers",
@@ -460,7 +471,6 @@ def test_a_bad_file_is_one_line_to_users(tmp_path, case):
     assert message in done.stderr
 
 
-NUMBERED, LINKS = [f"p:{i}" for i in range(20)], [f"url-{i}" for i in range(20)]
 MISFITS = {  # columns that might be ids by their names: those of a file, and what the ids are
     "lists": ({"ids": [[i] for i in range(20)]}, NUMBERED),
     "lists, a url": ({"ids": [[i] for i in range(20)], "url": LINKS}, LINKS),
@@ -496,6 +506,15 @@ def test_a_column_that_can_not_be_ids_is_passed_over(tmp_path, case, suffix):
     assert read_ids(tmp_path / "work") == expected
 
 
+@pytest.mark.parametrize("suffix", [".parquet", ".arrow"])
+def test_a_row_without_id_is_named_wherever_it_is(tmp_path, monkeypatch, suffix):
+    """Of a table that is read in blocks."""
+    monkeypatch.setattr("neardup.metadata._BATCH", 7)
+    write_table(tmp_path / f"p{suffix}", {"emb": LISTS, "id": [*NAMES[:17], None, *NAMES[18:]]})
+    with pytest.raises(NeardupError, match="row 17 has no id in column 'id'"):
+        run_stages(tmp_path, tmp_path / "work", SCRIPTS[:1], id_column="id")
+
+
 HDF5_MISFITS = {
     "of another length": ({"id": NAMES[1:], "url": LINKS}, LINKS),
     "compound": ({"id": np.zeros(20, [("a", "i4")]), "url": LINKS}, LINKS),
@@ -523,6 +542,16 @@ def test_ids_of_all_shards_are_in_one_column(tmp_path):
         )
     run_stages(tmp_path, tmp_path / "work", SCRIPTS[:1])
     assert read_ids(tmp_path / "work") == [f"{number}/{n}" for number in range(2) for n in LINKS]
+
+
+def test_ids_of_tables_that_share_no_column(tmp_path):
+    """Are of the first known column that each has."""
+    for number, names in enumerate((("id", "url"), ("url", "path"), ("key", "path"))):
+        columns = {name: [f"{number}/{name}/{i}" for i in range(20)] for name in names}
+        write_table(tmp_path / f"p_{number}.parquet", {"emb": LISTS} | columns)
+    run_stages(tmp_path, tmp_path / "work", SCRIPTS[:1])
+    expected = [f"{number}/{name}/{i}" for number, name in enumerate(("id", "path", "key")) for i in range(20)]
+    assert read_ids(tmp_path / "work") == expected
 
 
 SOURCES = {  # what is said of ids
@@ -555,6 +584,15 @@ def test_ids_of_several_sources(tmp_path, capsys):
     npy(tmp_path, 1, FEW, LINKS, ".txt")
     run_stages(tmp_path, tmp_path / "work", SCRIPTS[:1])
     assert "ids: column 'id' of .csv files and .txt files\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("suffix", [".txt", ".parquet"])
+def test_ids_beside_an_index_that_has_some_are_those(tmp_path, suffix):
+    flat(tmp_path, 0, FEW, range(20), named=faiss.IndexIDMap)
+    npy(tmp_path, 0, FEW, NAMES, suffix)
+    (tmp_path / "p_0.npy").unlink()
+    run_stages(tmp_path, tmp_path / "work", SCRIPTS[:1], input_format="faiss")
+    assert read_ids(tmp_path / "work") == NAMES
 
 
 NAMED = ["npy, ids in lines", "npy, CSV", "clip-retrieval", "npz", "hdf5", "parquet", "IndexIDMap"]
@@ -816,6 +854,16 @@ def test_ids_of_a_shard_that_is_not_there(tmp_path, memory, place):
             run_stages(place, tmp_path / "work", SCRIPTS[:1], shard_pattern=pattern)
 
 
+@pytest.mark.parametrize("place", ["{}", "memory://bucket/set"])
+def test_texts_that_are_named_as_no_shard_is_are_no_ids(tmp_path, memory, place):
+    few(*[partial(npy, beside=".txt")] * 2)(make_folder(tmp_path / "data"))
+    for name in ("LICENSE", "p", "p_1_old", "q_2"):
+        (tmp_path / "data" / f"{name}.txt").write_text("no ids\n")
+    upload(memory, tmp_path / "data")
+    run_stages(place.format(tmp_path / "data"), tmp_path / "work", SCRIPTS[:1], duplicate_ids="allow")
+    assert read_ids(tmp_path / "work") == NAMES * 2
+
+
 @pytest.mark.parametrize("url", ["nowhere://bucket/set", "memory://bucket/set", "memory://bucket/text"])
 def test_a_url_of_nothing(tmp_path, memory, url):
     memory.pipe_file("/bucket/text/README.md", b"not wanted")
@@ -1055,6 +1103,16 @@ def test_a_single_file_whose_name_is_a_pattern(tmp_path):
     assert read_ids(tmp_path / "work") == ["a[1]:0", "a[1]:1"]
 
 
+@pytest.mark.parametrize(
+    ("kind", "found"),
+    [(None, "img_emb/img_emb_0.npy"), ("clip-retrieval", "img_emb/img_emb_0.npy"), ("npy", "p_0.npy")],
+)
+def test_a_format_that_is_asked_for_where_clip_retrieval_is_too(tmp_path, kind, found):
+    few(npy, clip)(tmp_path)
+    (tmp_path / "img_emb" / "img_emb_1.npy").rename(tmp_path / "img_emb" / "img_emb_0.npy")
+    assert [shard.name for shard in find_shards(tmp_path, Reading(input_format=kind))] == [found]
+
+
 @pytest.mark.parametrize("pattern", ["img_emb/*_1.npy", "img_emb/*_1.*"])
 def test_clip_retrieval_with_a_pattern(tmp_path, pattern):
     (tmp_path / "data" / "metadata").mkdir(parents=True)
@@ -1229,6 +1287,48 @@ def test_ids_by_another_name_of_a_data_set(tmp_path):
     for reading in (Reading(), Reading(id_column="key"), Reading(id_column="a/names")):
         [shard] = find_shards(tmp_path, reading)
         assert [name for block in id_blocks(shard) for name in block.to_pylist()] == NAMES
+
+
+@pytest.mark.parametrize("cuts", [(), (7,), (0, 7), (3, 3, 11)])
+def test_ids_of_rows_in_any_order(cuts):
+    """Repeated, too; of as many arrays as there are shards, some of them empty."""
+    ids, rng = IdTable([pa.array(NAMES[low:high]) for low, high in pairwise([0, *cuts, 20])]), np.random.default_rng(0)
+    for size in (0, 1, 2, 5, 60):
+        rows = rng.integers(0, 20, size)
+        assert ids.take(rows) == [NAMES[row] for row in rows]
+
+
+def test_data_sets_of_other_files_are_no_columns(tmp_path):
+    """Whose changes nobody would see."""
+    with h5py.File(make_folder(tmp_path / "below") / "other.h5", "w") as file:
+        file["id"] = NAMES
+    with h5py.File(tmp_path / "p.h5", "w") as file:
+        file["emb"], file["key"] = FEW, LINKS
+        file["id"], file["all"] = (h5py.ExternalLink("below/other.h5", name) for name in ("id", "/"))
+    assert column_names(tmp_path / "p.h5") == ["key"]
+    run_stages(tmp_path, tmp_path / "work", SCRIPTS[:1])
+    assert read_ids(tmp_path / "work") == LINKS
+
+
+def test_the_table_that_is_read_where_several_lie_beside(tmp_path):
+    np.save(tmp_path / "p.npy", FEW)
+    suffixes = [".parquet", ".csv", ".arrow", ".feather"]
+    for suffix in suffixes:
+        write_table(tmp_path / f"p{suffix}", {"id": [f"{suffix}-{name}" for name in NAMES]})
+    for suffix in suffixes:
+        run_stages(tmp_path, tmp_path / "work", SCRIPTS[:1], input_format="npy")
+        assert read_ids(tmp_path / "work") == [f"{suffix}-{name}" for name in NAMES]
+        (tmp_path / f"p{suffix}").unlink()
+
+
+def test_cells_of_several_lines_where_blocks_end(tmp_path, monkeypatch):
+    monkeypatch.setattr("neardup.metadata._CSV_BLOCK", 100)
+    texts = [f"a\nb\n\nc-{i}\n" for i in range(200)]
+    write_table(tmp_path / "p.csv", {"id": texts, "text": texts})
+    assert read_column(tmp_path / "p.csv", "text", 200).to_pylist() == texts
+    assert [
+        i for some in column_blocks(tmp_path / "p.csv", "id", 200, pa.large_string()) for i in some.to_pylist()
+    ] == texts
 
 
 def test_views_in_dictionaries_are_ids_too(tmp_path):

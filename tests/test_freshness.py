@@ -8,12 +8,25 @@ import signal
 import subprocess
 import sys
 import time
+from itertools import pairwise
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
-from conftest import SCRIPTS, answer, command, finished_run, lay_out, no_pictures, read_ids, run_stages, tree_bytes
+from conftest import (
+    SCRIPTS,
+    answer,
+    command,
+    finished_run,
+    lay_out,
+    no_pictures,
+    read_ids,
+    run_stages,
+    settings_of,
+    tree_bytes,
+)
 
 import faiss_01_pca_variance
 from config import ROOT
@@ -22,6 +35,8 @@ from neardup.artifacts import STAGES, Stage
 from neardup.checksums import digest_of_file
 from neardup.embeddings import open_shards, piece_groups, pieces
 from neardup.formats.by_suffix import blocks
+from neardup.freshness import read_content
+from neardup.runs import open_finished
 from neardup.shards import find_shards
 
 NAMES = list(STAGES)
@@ -409,18 +424,73 @@ def test_ids_of_a_table_that_change_at_the_same_size_and_time(tmp_path):
     """Where a sample sees it; another column that changes is nothing."""
     data, work = with_table(tmp_path / "data", "a", other=[1] * 9), tmp_path / "work"
     run_stages(data, work, SCRIPTS[:2])
-    table, before = data / "part_0.parquet", tree_bytes(work / NAMES[1])
-    times = table.stat().st_atime_ns, table.stat().st_mtime_ns
-    with_table(tmp_path / "data", "a", other=[2] * 9)
-    os.utime(table, ns=times)
+    before, times = (
+        tree_bytes(work / NAMES[1]),
+        {p: (p.stat().st_atime_ns, p.stat().st_mtime_ns) for p in data.iterdir()},
+    )
+
+    def rewrite(name, other):
+        with_table(tmp_path / "data", name, other=[other] * 9)
+        for path, of_path in times.items():  # the vectors', too, which are written anew
+            os.utime(path, ns=of_path)
+
+    rewrite("a", 2)
     run_stages(data, work, SCRIPTS[:2])
     assert tree_bytes(work / NAMES[1]) == before
-    with_table(tmp_path / "data", "b", other=[1] * 9)
-    os.utime(table, ns=times)
+    rewrite("b", 1)
     with pytest.raises(NeardupError, match=r"part_0\.npy changed"):
         run_stages(data, work, SCRIPTS[1:2])
     run_stages(data, work, SCRIPTS[:1])
     assert read_ids(work) == [f"b{i}" for i in range(9)]
+
+
+def test_ids_of_a_table_are_told_apart_by_where_each_ends(tmp_path):
+    """Not just by what they are, one after another."""
+    found = []
+    for ids in (["ab", "c"], ["a", "bc"], ["abc", ""]):
+        np.save(tmp_path / "p.npy", np.eye(2))
+        pq.write_table(pa.table({"id": ids}), tmp_path / "p.parquet")
+        found += read_content(find_shards(tmp_path), 1)
+    assert [rows for rows, _ in found] == [found[0][0]] * 3
+    assert len({ids for _, ids in found}) == 3
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+def test_ids_of_a_table_are_told_apart_in_every_block(tmp_path, monkeypatch, suffix):
+    monkeypatch.setattr("neardup.ids.BLOCK_ROWS", 4)
+    np.save(tmp_path / "p.npy", np.eye(10))
+    write, found = pyarrow.csv.write_csv if suffix == ".csv" else pq.write_table, []
+    for changed in range(11):
+        ids = [f"{row}" if row == changed else f"id-{row}" for row in range(10)]
+        write(pa.table({"id": ids}), tmp_path / f"p{suffix}")
+        found += read_content(find_shards(tmp_path), 1)
+    assert len({ids for _, ids in found}) == 11
+
+
+def test_what_shards_hold_is_told_by_every_row(tmp_path):
+    """Of shards of several pieces, and of those that follow them."""
+    rows, starts = np.random.default_rng(0).normal(size=(18_500, 2)).astype(np.float32), (0, 9000, 18_400)
+    shards = find_shards(lay_out(tmp_path, rows, cuts=starts[1:]))
+    assert len(pieces([*starts, len(rows)])) == 5
+    before = read_content(shards, 1)
+    for row in (0, 4499, 4500, 8999, 9000, 13_699, 13_700, 18_399, 18_400, 18_499):
+        changed = rows.copy()
+        changed[row] *= -1
+        lay_out(tmp_path, changed, cuts=starts[1:])
+        different = [now != then for now, then in zip(read_content(shards, 1), before, strict=True)]
+        assert different == [low <= row < high for low, high in pairwise([*starts, len(rows)])]
+
+
+def test_who_holds_no_lock_notes_nothing(copy):
+    """A query of touched input, which it reads."""
+    note = copy / "work" / ".input.json"
+    before = note.read_bytes()
+    for path in (copy / "data").iterdir():
+        path.touch()
+    open_finished(settings_of(copy / "data", copy / "work", **SETTINGS))
+    assert note.read_bytes() == before
+    again(copy)
+    assert note.read_bytes() != before
 
 
 @pytest.mark.parametrize("seen", [True, False], ids=["a sample sees it", "none does"])
