@@ -152,7 +152,7 @@ def _bar(label):
 
 def _compute_here(tasks, n_workers, label):
     threads, call = cores() // n_workers, dask.delayed(limited, pure=False)
-    names = range(2 * len(tasks), len(tasks), -1)  # Dask begins with the last one by name
+    names = range(len(tasks), 0, -1)  # Dask begins with the last one by name
     values = [call(task[0], threads, *task[1:], dask_key_name=f"{n:020}") for n, task in zip(names, tasks, strict=True)]
     with TqdmCallback(**_bar(label)), limit_threads(threads):
         # the scheduler itself: where it is named, Dask loads distributed, which takes 0.1 s, to look for a client
