@@ -4,7 +4,6 @@ import csv
 import errno
 import json
 import os
-import pickle
 import shutil
 import socket
 import zipfile
@@ -196,24 +195,6 @@ def _write_all(file, data):
     rest = memoryview(data).cast("B")
     while rest:
         rest = rest[file.write(rest) :]
-
-
-class _Items:
-    """A dict to be pickled from an iterator of its items: never in memory, though it loads as a plain dict."""
-
-    def __init__(self, items):
-        self.items = items
-
-    def __reduce__(self):
-        return dict, (), None, None, self.items
-
-
-def write_stream(path, items):
-    """Write a pickle of the dict with these items, for users, holding one item at a time."""
-    with atomic(path) as temporary, temporary.open("wb") as file:
-        pickler = pickle.Pickler(file, protocol=4)
-        pickler.fast = True  # no memo of everything written
-        pickler.dump(_Items(items))
 
 
 @contextmanager

@@ -5,11 +5,13 @@ import json
 import h5py
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from neardup.files import atomic, damaged, hdf5, is_of_system, write_csv, write_stream
+from neardup import pickles
+from neardup.files import atomic, damaged, hdf5, is_of_system, write_csv
 from neardup.groups import Groups
-from neardup.ids import BLOCK_ROWS, store_ids
+from neardup.ids import BLOCK_ROWS, bytes_of, store_ids
 from neardup.npy import map_npy
 from neardup.pairs import both_ways
 from neardup.thresholds import examples
@@ -17,6 +19,7 @@ from neardup.thresholds import examples
 _EXAMPLES = 20  # pairs to look at, a threshold
 _AT_ONCE = 1 << 17  # rows and neighbours that are made Python objects together, at most
 _BYTES_OF_NEIGHBOR = 512  # of an id, its similarity and their places in a dict, with some to spare
+_QUOTE, _PLAIN = ord('"'), ord(" ")  # what begins a JSON string; the first character that breaks no line
 _PARQUET = pa.schema(
     [
         ("row", pa.int64()),
@@ -34,31 +37,30 @@ _PARQUET = pa.schema(
 def write_neighbors_pickle(stage, ids, memory_bytes, *, labels_path, repeated):
     """neighbors.pkl: id -> {"cluster": its k-means cluster, "neighbors": {id: similarity}}, for users.
 
-    ids: `IdTable`; labels_path: of labels.npy; repeated: the rows of ids that several have, for which (id, row) stands.
-    Memory: `memory_bytes`, of 64 MB at most, and 8 bytes a row until it begins to write.
+    Of every row that isn't rejected, in row order. ids: `IdTable`; labels_path: of labels.npy; repeated: the rows of
+    ids that several have, for which (id, row) stands. Memory: `memory_bytes`, of 64 MB at most, and 8 bytes a row until
+    it begins to write.
     """
-    items = _neighbor_items(stage, ids, memory_bytes, labels=map_npy(labels_path), repeated=set(repeated.tolist()))
-    write_stream(stage.path("neighbors.pkl"), items)
+    blocks = _neighbor_blocks(stage, ids, memory_bytes, labels=map_npy(labels_path), repeated=repeated)
+    pickles.write_dict(stage.path("neighbors.pkl"), blocks)
 
 
-def _neighbor_items(stage, ids, memory_bytes, *, labels, repeated):
-    """Yield (id, cluster and neighbours) of every row that isn't rejected, in row order."""
+def _neighbor_blocks(stage, ids, memory_bytes, *, labels, repeated):
+    """Yield the keys and values of neighbors.pkl."""
 
     def named(rows):
-        found = ids.take(rows)
-        if repeated:
-            found = [(n, int(r)) if int(r) in repeated else n for n, r in zip(found, rows, strict=True)]
-        return found
+        names = pickles.strings(ids.array(rows))
+        several = np.isin(rows, repeated)
+        return pc.if_else(several, pickles.pairs(names, pickles.integers(rows)), names) if several.any() else names
 
     path, mirrored = stage.path("neighbors.h5"), stage.part("mirrored", suffix="")
     most = min(memory_bytes / _BYTES_OF_NEIGHBOR, _AT_ONCE)
     for low, high, pairs in both_ways(path, len(labels), most, mirrored):
-        rows, neighbors, similarity = named(range(low, high)), named(pairs["row_b"]), pairs["similarity"].tolist()
-        starts = np.searchsorted(pairs["row_a"], np.arange(low, high + 1)).tolist()
-        for row, cluster, start, stop in zip(rows, labels[low:high].tolist(), starts, starts[1:], strict=False):
-            if cluster >= 0:
-                near = zip(neighbors[start:stop], similarity[start:stop], strict=True) if start < stop else ()
-                yield row, {"cluster": cluster, "neighbors": dict(near)}
+        clusters, bounds = labels[low:high], np.searchsorted(pairs["row_a"], np.arange(low, high + 1))
+        neighbors = pickles.dicts(named(pairs["row_b"]), pickles.floats(pairs["similarity"]), bounds)
+        values = pickles.records(cluster=pickles.integers(clusters), neighbors=neighbors)
+        counted = pa.array(clusters >= 0)
+        yield named(np.arange(low, high)).filter(counted), values.filter(counted)
 
 
 def write_hdf5(path, groups, ids, threshold):
@@ -93,23 +95,21 @@ def read_groups(path):
 
 def write_pickle(path, groups, ids):
     """merged_clusters.pkl: name -> {"representative": id, "members": [id], "similarities": [float]}, for users."""
-    write_stream(path, _group_items(groups, ids))
+    pickles.write_dict(path, _group_blocks(groups, ids))
 
 
-def _group_items(groups, ids):
-    """Yield (name, what merged_clusters.pkl holds for it) of each group. Memory: the ids of a block."""
+def _group_blocks(groups, ids):
+    """Yield the keys and values of merged_clusters.pkl. Memory: the ids of a block, several times."""
     for low, high in groups.blocks(BLOCK_ROWS):
-        first = groups.bounds[low]
-        names = ids.take(groups.rows[first : groups.bounds[high]])
-        representatives = ids.take(groups.representative[low:high])
-        for number in range(low, high):
-            here = groups.members(number)
-            entry = {
-                "representative": representatives[number - low],
-                "members": names[here.start - first : here.stop - first],
-                "similarities": groups.similarity[here].tolist(),
-            }
-            yield groups.name(number), entry
+        bounds = groups.bounds[low : high + 1]
+        here = slice(bounds[0], bounds[-1])
+        names = pa.array([groups.name(g) for g in range(low, high)], pa.large_string())
+        values = pickles.records(
+            representative=pickles.strings(ids.array(groups.representative[low:high])),
+            members=pickles.lists(pickles.strings(ids.array(groups.rows[here])), bounds - bounds[0]),
+            similarities=pickles.lists(pickles.floats(groups.similarity[here]), bounds - bounds[0]),
+        )
+        yield pickles.strings(names), values
 
 
 def write_parquet(path, groups, ids, threshold):
@@ -182,10 +182,20 @@ def write_lists(folder, groups, rejected, repeated, ids):
 def write_id_lists(folder, keep, drop, ids, first=0):
     """keep.txt and drop.txt of the rows from the first on. keep, drop: (n,) bool. Memory: the ids of a block."""
     for name, chosen in (("keep.txt", keep), ("drop.txt", drop)):
-        with atomic(folder / name) as temporary, temporary.open("w", encoding="utf-8", newline="\n") as file:
+        with atomic(folder / name) as temporary, temporary.open("wb") as file:
             for start in range(0, len(chosen), BLOCK_ROWS):
                 rows = first + start + np.nonzero(chosen[start : start + BLOCK_ROWS])[0]
-                file.write(id_lines(ids.take(rows)))
+                file.write(_lines(ids.array(rows)))
+
+
+def _lines(names):
+    """As `id_lines`, UTF-8, of an Arrow array, of which no Python object is made where all is plain ASCII."""
+    sizes, text = bytes_of(names)
+    plain = sizes.all() and (text.view(np.int8) >= _PLAIN).all()
+    if plain and (text[np.cumsum(sizes) - sizes] != _QUOTE).all():
+        nothing, line_end = (pa.scalar(text, pa.large_string()) for text in ("", "\n"))
+        return bytes_of(pc.binary_join_element_wise(names, nothing, line_end))[1].data
+    return id_lines(names.to_pylist()).encode()
 
 
 def id_lines(names):
