@@ -123,7 +123,7 @@ class Config(BaseSettings):
     audit_rows: int = Field(
         1000,
         ge=0,
-        description="random rows compared with every row, and pairs computed anew, to prove the answer, 0 or more",
+        description="random rows compared with every row, and pairs computed anew, to check the answer, 0 or more",
     )
 
     report_threshold: float | None = Field(

@@ -44,9 +44,10 @@ def report(preview, config, stage):
     total = found["kept"] + found["dropped"] + found["rejected"]
     if config.target_rows:
         print(f"threshold {found['threshold']!r}, the highest that leaves at most {counted(config.target_rows, 'row')}")
+    of_kind = "" if config.grouping == "connected" else f" with grouping {config.grouping!r}"
     print(
-        f"{counted(found['groups'], 'group')} of {counted(found['rows_in_groups'], 'row')}, "
-        f"{found['chains']:,} of them chains (a member lies below the threshold from the representative)"
+        f"{counted(found['groups'], 'group')} of {counted(found['rows_in_groups'], 'row')} at {found['threshold']!r}"
+        f"{of_kind}, {found['chains']:,} of them chains (a member lies below the threshold from the representative)"
     )
     single = total - found["rows_in_groups"] - found["rejected"]
     print(
@@ -92,7 +93,7 @@ def show_groups(largest, preview):
     known = dict(zip(rows, zip(preview.ids.take(rows), preview.texts(rows), strict=True), strict=True))
     print("largest groups, the representative first:")
     for group in largest:
-        print(f"  {group['size']:,} rows, similarity >= {in_words(group['weakest'])}")
+        print(f"  {group['size']:,} rows, similarity >= {in_words(group['weakest'])} to the first")
         for name, text in map(known.get, group["rows"]):
             name, text = json.dumps(name, ensure_ascii=False), " ".join(text.split())
             print(for_terminal(f"    {shorten(name, _SHOWN_TEXT)}  {shorten(text, _SHOWN_TEXT)}".rstrip()))

@@ -1,6 +1,7 @@
 """What the documents say is what there is: settings, files, packages, and the result of the first run."""
 
 import importlib
+import json
 import re
 import sys
 
@@ -113,6 +114,15 @@ def test_every_module_is_named():
     names = [path.name for path in [*ROOT.glob("*.py"), *ROOT.glob("neardup/*.py")] if path.name != "__init__.py"]
     assert [name for name in names if f"{name} " not in tree] == []
     assert set(re.findall(r"\w+\.py", tree)) == set(names)
+
+
+def test_what_is_meant_for_other_programs_is_there(example):
+    """A line a script, of what its manifest holds."""
+    lines = table((ROOT / "docs" / "outputs.md").read_text(), "For other programs")
+    assert [number for number, _ in lines] == ["01", "02", "03", "04", "045"]
+    for number, keys in lines:
+        [manifest] = example.glob(f"{number}_*/manifest.json")
+        assert set(re.findall(r"`(\w+)`", keys)) <= set(json.loads(manifest.read_text())["results"])
 
 
 def test_the_table_of_artifacts_is_complete(files):
