@@ -1,7 +1,7 @@
 """Processes of a script's own, for tasks of so many short products that threads would wait for each other.
 
 numpy lets go of the interpreter in each, and threads that all want it back take turns: two of them search no faster
-than one (docs/performance.md). A process takes half a second to start, so what takes less stays in threads.
+than one (docs/experiments.md). A process takes half a second to start, so what takes less stays in threads.
 """
 
 import os
