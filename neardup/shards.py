@@ -88,6 +88,8 @@ def find_shards(data_dir, reading=AS_FOUND, copy_dir=None, ours=(), setting="dat
             raise NeardupError(f"{path} is not a file that can be read: remove it, or leave it out with shard_pattern")
         copy = copy_dir and copy_dir / f"{name}.npy"
         found = (copy and copies.known(path, vectors, copy)) or describe(path, vectors)
+        if not found.dim:  # a table without rows, of which Spark writes some
+            continue
         if shards and found.dim != shards[0].dim:
             raise NeardupError(
                 f"{path} has rows of {found.dim} values and {shards[0].path.name} of {shards[0].dim}: "
@@ -97,6 +99,8 @@ def find_shards(data_dir, reading=AS_FOUND, copy_dir=None, ours=(), setting="dat
         where = {"stored": found.layout, "copy": None if found.layout else copy, "table": table}
         shards.append(Shard(path, start, found.rows, found.dim, found.dtype, name.as_posix(), vectors, **where))
         start += found.rows
+    if not shards:
+        raise NeardupError(f"{data_dir / names[0]} has no rows, nor has any other shard there: nothing to compare")
     if start > MOST_ROWS:
         raise NeardupError(f"the shards in {data_dir} hold {start:,} rows, over {MOST_ROWS:,}: search them in parts")
     if start == 0:

@@ -247,6 +247,20 @@ def test_each_format_gives_the_same_answer(plain, tmp_path, made, name):
     assert tree_bytes(data) == before
 
 
+@pytest.mark.parametrize("suffix", [".parquet", ".feather"])
+@pytest.mark.parametrize("kind", ["fixed", "list"])
+def test_a_table_without_rows_is_passed_over(tmp_path, kind, suffix):
+    """As Spark leaves them: first, last and in between, also of lists whose type doesn't say how long they would be."""
+    for number, rows in enumerate([FEW[:0], FEW[:7], FEW[:0], FEW[7:], FEW[:0]]):
+        ids = pa.array([f"{number}-{i}" for i in range(len(rows))], pa.string())
+        columns = {"emb": lists(rows, kind), "id": ids}
+        write_table(tmp_path / f"p_{number}{suffix}", columns)
+    found = [(s.name, s.start, s.rows, s.dim) for s in find_shards(tmp_path)]
+    assert found == [(f"p_1{suffix}", 0, 7, 8), (f"p_3{suffix}", 7, 13, 8)]
+    run_stages(tmp_path, tmp_path / "work", SCRIPTS[:1])
+    assert read_ids(tmp_path / "work") == [f"1-{i}" for i in range(7)] + [f"3-{i}" for i in range(13)]
+
+
 @pytest.mark.parametrize("place", ["{}/p_1.npy", "{}/p_1.parquet", "memory://bucket/set/p_1.parquet"])
 def test_a_single_file(tmp_path, memory, place):
     """With its ids; the others beside it don't matter."""
