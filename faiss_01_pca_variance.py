@@ -113,10 +113,19 @@ def common_origin(rows):
 def write_ids(stage, shards):
     """Write ids.arrow. Returns the rows whose id another row has too, (r,) int64."""
     with atomic(stage.path("ids.arrow")) as temporary:
-        hashes = write_table(temporary, shards)
+        hashes = write_table(temporary, shards, known_ids(stage))
     ids, sets = IdTable.open(stage.path("ids.arrow")), stage.growth.sets if stage.growth else [0, len(hashes)]
     repeated = [repeated_rows(hashes[low:high], ids, low) for low, high in pairwise(sets)]
     return np.concatenate(repeated).astype(np.int64)
+
+
+def known_ids(stage):
+    """{number of a shard: Arrow arrays of its ids} of the shards that the finished run has read."""
+    if not stage.growth:
+        return {}
+    table, before = IdTable.open(stage.previous.path("ids.arrow")), stage.growth.before.tolist()
+    ranges = zip(stage.growth.of.tolist(), before[:-1], before[1:], strict=True)
+    return {today: table.blocks(low, high) for today, low, high in ranges if today >= 0}
 
 
 def read_pieces(stage, rows, number, some, *, origin, chosen, projection, block_rows):
