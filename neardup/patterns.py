@@ -8,38 +8,79 @@ from pathlib import Path, PurePath
 from neardup import NeardupError
 from neardup.files import resolved
 
+_LEFTOVERS = "_temporary", "_delta_log", "lost+found"  # folders of Spark, Delta Lake and disks, whose files `**` skips
+
 
 def on_disk(folder, ours, pattern):
-    """What matches a pattern in a folder, by its name below it, in natural order, but for that in folders of ours."""
-    paths = [p for p in _globbed(folder, pattern) if ours.isdisjoint(resolved(p).parents)]
-    return _in_order(p.relative_to(folder) for p in paths)
+    """What matches a pattern in a folder, by its name below it, in natural order, but for that in folders of ours.
+
+    Links are followed. ours: a set of folders, without links.
+    """
+    return _in_order(set(_found(folder, (resolved(folder),), ours, _parts_of(pattern))))
 
 
 def among(names, pattern):
     """As `on_disk`, of the files of these names alone."""
-    _globbed(Path(os.devnull), pattern)  # the same patterns are refused
-    return _in_order(n for n in map(PurePath, names) if _matches(n.parts, PurePath(pattern).parts))
+    parts = _parts_of(pattern)
+    return _in_order(n for n in map(PurePath, names) if _matches(n.parts, parts))
 
 
-def _globbed(folder, pattern):
-    """Paths that match a pattern. Raises NeardupError where it is none within the folder."""
+def _parts_of(pattern):
+    """A pattern for the name of each folder and the file. Raises NeardupError where it is none within the folder."""
     try:
         if ".." in Path(pattern).parts:
             raise ValueError("'..' leads out of it")
-        return [*folder.glob(pattern)]
+        if not PurePath(pattern).parts:
+            raise ValueError("it names no file")
+        [*Path(os.devnull).glob(pattern)]  # refuses what is no pattern
     except (ValueError, NotImplementedError, IndexError) as error:
         raise NeardupError(
             f"shard_pattern {pattern!r} is no pattern within data_dir ({error}): set it right"
         ) from error
+    return PurePath(pattern).parts
+
+
+def _found(folder, way, ours, patterns):
+    """Yield what matches in a folder. way: it and the folders it was reached through, without links."""
+    first, *rest = patterns
+    if first == "**" and rest:
+        yield from _found(folder, way, ours, rest)
+    for entry in _entries(folder):
+        if not (_any_folder(entry.name) if first == "**" else _matches_name(entry.name, first)):
+            continue
+        real = resolved(entry.path) if entry.is_symlink() else way[-1] / entry.name
+        if real in ours or (entry.is_symlink() and not ours.isdisjoint(real.parents)):
+            continue
+        if not rest and first != "**":
+            yield PurePath(entry.name)
+        elif rest and real not in way and (folder / entry.name).is_dir():  # else a link leads back to where it is
+            below = patterns if first == "**" else rest
+            yield from (PurePath(entry.name, name) for name in _found(folder / entry.name, (*way, real), ours, below))
+
+
+def _entries(folder):
+    with os.scandir(folder) as found:
+        return [*found]
 
 
 def _matches(parts, patterns):
-    """Whether a file's name matches as it does in `Path.glob`: a part each, and `**` any number of folders."""
+    """Whether a file's name matches: a part each, and `**` any number of folders."""
     if not patterns:
         return not parts
     if patterns[0] == "**":
-        return any(_matches(parts[i:], patterns[1:]) for i in range(len(parts)))
-    return bool(parts) and fnmatchcase(parts[0], patterns[0]) and _matches(parts[1:], patterns[1:])
+        n_folders = next((i for i, part in enumerate(parts) if not _any_folder(part)), len(parts) - 1)
+        return any(_matches(parts[i:], patterns[1:]) for i in range(min(n_folders + 1, len(parts))))
+    return bool(parts) and _matches_name(parts[0], patterns[0]) and _matches(parts[1:], patterns[1:])
+
+
+def _matches_name(name, pattern):
+    """As a shell does: what begins with a dot is hidden, and only meant where the pattern begins with one, too."""
+    return fnmatchcase(name, pattern) and (pattern.startswith(".") or not name.startswith("."))
+
+
+def _any_folder(name):
+    """Whether `**` means a folder of this name, too."""
+    return not name.startswith(".") and name not in _LEFTOVERS
 
 
 def _in_order(names):
