@@ -1,5 +1,6 @@
 """Which row of a group is kept, and how similar the others are to it."""
 
+import sys
 from functools import lru_cache, partial
 
 import numpy as np
@@ -16,6 +17,8 @@ from neardup.ranges import size_ranges
 
 _TIE = 1e-12  # mean similarities closer than this are equal: float64 sums over d <= 4096 are off by less
 _BLOCK_ROWS = 2048  # members of groups that a task reads, at most, of several groups
+_NUMBER = r"^\s*[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?\s*$"
+_DATE = r"^\d{4}-\d\d"  # which letters put in order
 _COMPARED_ROWS = 256  # of those that are compared at a time: 2 MB in float64 at 1,024 values, which caches hold
 
 
@@ -39,6 +42,8 @@ def preference(wanted, shards, lengths):
             f"representative {wanted!r} needs a table with a column {column!r}, but {without.path} has none"
         )
     values = _ordered(column, [read_column(s.table, column, s.rows) for s in shards])
+    if pa.types.is_large_string(values.type):
+        values = _as_numbers(column, values, shards)
     direction = {"highest": "descending", "lowest": "ascending"}[order]
     try:
         ranks = pc.rank(values, sort_keys=[(column, direction, "at_end")], tiebreaker="dense")
@@ -51,6 +56,8 @@ def preference(wanted, shards, lengths):
 
 def _ordered(column, parts):
     """The values of a column, of all shards in one type that has an order, if there is one; missing ones are null."""
+    if any(pa.types.is_large_string(p.type) for p in parts):  # of which those of other shards may look like numbers
+        parts = [p.cast(pa.large_string()) if _is_number(p.type) else p for p in parts]
     try:
         tables = [pa.table({column: p}) for p in parts]
         values = pa.concat_tables(tables, promote_options="permissive").column(0)
@@ -62,8 +69,33 @@ def _ordered(column, parts):
         values = values.cast(pa.int8())
     if pa.types.is_floating(values.type):
         values = pc.if_else(pc.is_nan(values), None, values)
-    if pa.types.is_string(values.type) or pa.types.is_large_string(values.type):
+    if pa.types.is_large_string(values.type):
         values = pc.if_else(pc.equal(values, ""), None, values)
+    return values
+
+
+def _is_number(kind):
+    return pa.types.is_integer(kind) or pa.types.is_floating(kind)
+
+
+def _as_numbers(column, values, shards):
+    """A column of text as float64 where all are numbers; else as it is, which is said, for "9" comes after "10" then.
+
+    Raises NeardupError where most are numbers: it would be the others for which all are compared as text.
+    """
+    are_numbers = pc.match_substring_regex(values, _NUMBER)
+    n_values, n_numbers = len(values) - values.null_count, pc.sum(are_numbers).as_py() or 0
+    if n_numbers == n_values:
+        return pc.utf8_trim_whitespace(values).cast(pa.float64())
+    if 2 * n_numbers > n_values:
+        row = pc.index(are_numbers, False).as_py()
+        shard = next(s for s in shards if row < s.stop)
+        raise NeardupError(
+            f"{shard.table}: column {column!r} is text, for row {row - shard.start} holds {values[row].as_py()!r}, and "
+            f"{n_numbers:,} of {n_values:,} are numbers: mend it, leave it empty, or set representative to another"
+        )
+    if not pc.all(pc.match_substring_regex(values, _DATE)).as_py():
+        print(f"column {column!r} is text: compared letter by letter, '10' before '9'", file=sys.stderr, flush=True)
     return values
 
 

@@ -336,9 +336,10 @@ def test_the_first_row_or_that_of_the_longest_text_is_kept(scored, tmp_path, sou
     assert len({text for _, text in shown}) > 3
 
 
-def small(folder, columns=None, cuts=()):
+def small(folder, columns=None, cuts=(), **options):
     """Two groups of three equal rows each, and their metadata."""
-    return make_case(folder, np.repeat(np.eye(2), 3, axis=0), cuts=cuts, n_clusters=1, columns=columns)
+    rows = np.repeat(np.eye(2), 3, axis=0)
+    return make_case(folder, rows, cuts=cuts, n_clusters=1, columns=columns, **options)
 
 
 def kept(work):
@@ -387,6 +388,33 @@ def test_integers_and_floats_are_numbers(tmp_path, how):
         write_tables(case.data, {"score": [1, 2, 3, 4]})
         pq.write_table(pa.table({"score": [2.5, 1]}), case.data / "part_1.parquet")
     assert kept(case.merge(representative="highest:score")) == [2, 3]
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+@pytest.mark.parametrize("scores", [["9", "10", "100", "2.5", None, "-1e3"], ["1", " 2 ", "3", "", "5", "+4"]])
+def test_numbers_in_a_column_of_text_are_numbers(tmp_path, suffix, scores):
+    """As a CSV file has them, or pandas writes them; a row without one comes last."""
+    case = small(tmp_path, {"n": range(6), "score": pa.array(scores, pa.string())}, layout=f"beside {suffix}")
+    assert kept(case.merge(representative="highest:score")) == [2, 3 if scores[3] else 4]
+    assert kept(case.merge(representative="lowest:score")) == [0, 5]
+
+
+@pytest.mark.parametrize("odd", ["-", "None", "\\N", "1,5", "unknown"])
+def test_what_is_no_number_among_numbers_is_named(tmp_path, odd):
+    """All of them would be compared as text, 9 as more than 10, if nobody said so."""
+    case = small(tmp_path, {"score": ["9", "10", "100", "7", odd, "8"]}, cuts=[3], layout="beside .csv")
+    message = f"part_1.csv: column 'score' is text, for row 1 holds {odd!r}, and 5 of 6 are numbers: mend it"
+    with pytest.raises(NeardupError, match=re.escape(message)):
+        case.merge(representative="highest:score")
+    assert not (case.work / STAGE).exists()
+
+
+@pytest.mark.parametrize(("values", "said"), [([*"fedcba"], 1), (["05.01.2020"] * 6, 1), (["2020-01-05T01:02"] * 6, 0)])
+def test_text_is_said_to_be_compared_as_text(tmp_path, capsys, values, said):
+    """But for dates that begin with the year."""
+    case = small(tmp_path, {"score": pa.array(values, pa.string())}, layout="beside .parquet")
+    case.merge(representative="lowest:score")
+    assert capsys.readouterr().err.count("column 'score' is text: compared letter by letter, '10' before '9'\n") == said
 
 
 LISTS = {"tags": [["a"]] * 6}
