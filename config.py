@@ -90,7 +90,7 @@ class Config(BaseSettings):
         description="rows, chosen at random, that the components are made of; all where there are fewer; speed only",
     )
     bad_rows: Literal["error", "skip"] = Field(
-        "error", description="rows with NaN, infinity or only zeros: stop, or list in rejected.csv and go on"
+        "error", description="rows with NaN, infinity, only zeros, or nothing: stop, or list in rejected.csv and go on"
     )
     duplicate_ids: Literal["error", "allow"] = Field(
         "error", description="an id that two rows share: stop, or treat them as two rows of one name"

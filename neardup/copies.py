@@ -110,15 +110,16 @@ def known(path, name, copy):
     return Vectors(found["rows"], found["dim"], np.dtype(found["dtype"]))
 
 
-def make(shards, n_workers, anew=False):
+def make(shards, n_workers, anew=False, allow_missing=False):
     """Decode those shards that have to be, and whose copy isn't as it should be, a file a task. Memory: a block each.
 
-    anew: whether all have to be, whatever is known of their copies. Raises NeardupError where the disk has no room.
+    anew: whether all have to be, whatever is known of their copies; allow_missing: as of `by_suffix.blocks`. Raises
+    NeardupError where the disk has no room.
     """
     missing = [s for s in shards if s.copy and (anew or not is_current(s))]
     if missing:
         _need_room(missing[0].copy.parent, sum(s.rows * s.dim * s.dtype.itemsize for s in missing))
-        engine.run_in_threads(_make, [(s,) for s in missing], n_workers, "decode input")
+        engine.run_in_threads(_make, [(s, allow_missing) for s in missing], n_workers, "decode input")
 
 
 def forget_others(shards, folder):
@@ -139,12 +140,12 @@ def is_current(shard):
     return shard.copy is None or known(shard.path, shard.vectors, shard.copy) is not None
 
 
-def _make(shard):
+def _make(shard, allow_missing):
     beside = [str(resolved(path)) for path in others(shard.path, shard.vectors)]
     before, copy, rows = _source(shard.path, shard.vectors, beside), shard.copy, 0
     with npy_rows(copy, (shard.rows, shard.dim), shard.dtype) as write:
         _note(copy).unlink(missing_ok=True)
-        for block in blocks(shard.path, shard.vectors):
+        for block in blocks(shard.path, shard.vectors, allow_missing):
             write(block)
             rows += len(block)
     if rows != shard.rows or _source(shard.path, shard.vectors, beside) != before:

@@ -95,7 +95,7 @@ def open_finished(config):
 def _shards_of(config):
     """The shards of an input, decoded where they have to be."""
     shards = find_input(config)
-    copies.make(shards, config.n_workers, config.verify_input)
+    copies.make(shards, config.n_workers, config.verify_input, allow_missing=config.bad_rows == "skip")
     return shards
 
 

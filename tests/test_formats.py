@@ -452,6 +452,40 @@ BAD = {  # how to write it, message, settings
 }
 
 
+LACKING = {0: None, 3: [], 9: [1.0] * 7 + [None], 19: None}  # rows that an API gave no vector for
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".feather"])
+@pytest.mark.parametrize("kind", [None, FIXED])
+@pytest.mark.parametrize("dtype", ["f4", "f2"])
+def test_rows_without_a_vector_are_left_out_if_asked_for(tmp_path, dtype, kind, suffix):
+    """As other bad rows: named in rejected.csv, in no list; or the first one is named."""
+    lacking = {row: None if kind and v == [] else v for row, v in LACKING.items()}
+    vectors = pa.array([lacking.get(i, v) for i, v in enumerate(FEW.tolist())], kind or pa.list_(pa.float32()))
+    if dtype == "f2":
+        vectors = vectors.cast(pa.list_(pa.float16(), *([8] if kind else [])))
+    write_table(tmp_path / f"p{suffix}", {"emb": vectors, "id": NAMES})
+    message = (
+        f"p{suffix} (column emb): row 0 is missing, not 8 values: mend it, or set bad_rows to 'skip' to leave such"
+    )
+    with pytest.raises(NeardupError, match=re.escape(message)):
+        run_stages(tmp_path, tmp_path / "work", SCRIPTS[:1])
+    run_stages(tmp_path, tmp_path / "work", bad_rows="skip", **SETTINGS)
+    with (tmp_path / "work" / "01_pca_variance" / "rejected.csv").open() as file:
+        assert [(int(line["row"]), line["id"]) for line in csv.DictReader(file)] == [(r, NAMES[r]) for r in LACKING]
+    kept = (tmp_path / "work" / "045_merge" / "keep.txt").read_text().split()
+    assert kept == [name for row, name in enumerate(NAMES) if row not in LACKING]
+    with pytest.raises(NeardupError, match=r"4 rows have no direction: .* row 0 \(id 'id-0'\): NaN or"):
+        run_stages(tmp_path, tmp_path / "work", SCRIPTS[:1])
+
+
+def test_rows_of_another_length_are_no_bad_rows(tmp_path):
+    """Whoever leaves out bad rows doesn't mean to leave out those of another model."""
+    write_table(tmp_path / "p.parquet", {"emb": odd(7, None, [1.0]), "id": NAMES})
+    with pytest.raises(NeardupError, match=r"row 8 is of 1 values, not 8 values: mend it$"):
+        run_stages(tmp_path, tmp_path / "work", SCRIPTS[:1], bad_rows="skip")
+
+
 @pytest.mark.parametrize("case", BAD)
 def test_a_bad_file_is_named(tmp_path, case):
     write, message, *rest = BAD[case]

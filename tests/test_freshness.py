@@ -527,8 +527,8 @@ def test_a_shard_that_changes_while_it_is_decoded(tmp_path, monkeypatch):
     data.mkdir()
     np.savez_compressed(data / "part_0.npz", vectors=rows)
 
-    def change_last(path, name):
-        yield from blocks(path, name)
+    def change_last(path, *how):
+        yield from blocks(path, *how)
         np.savez_compressed(path, vectors=rows[::-1])
 
     with monkeypatch.context() as patch, pytest.raises(NeardupError, match="changed while it was read: run the script"):

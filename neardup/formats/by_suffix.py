@@ -11,9 +11,10 @@ def describe(path, name):
     return MODULES[path.suffix].describe(path, name)
 
 
-def blocks(path, name):
-    """Yield the vectors of a file that have to be decoded."""
-    return MODULES[path.suffix].blocks(path, name)
+def blocks(path, name, allow_missing=False):
+    """Yield the vectors of a file that have to be decoded. allow_missing: NaN stands for those that a table lacks."""
+    module = MODULES[path.suffix]
+    return tables.blocks(path, name, allow_missing) if module is tables else module.blocks(path, name)
 
 
 def others(path, name):

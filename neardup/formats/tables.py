@@ -33,21 +33,33 @@ def describe(path, name=None):
     return Vectors(rows, dim, dtype)
 
 
-def blocks(path, name=None):
-    """Yield the vectors of a column. Raises NeardupError, naming the row, where one is missing or of another length."""
+def blocks(path, name=None, allow_missing=False):
+    """Yield the vectors of a column. Raises NeardupError, naming the row, where one is missing or of another length.
+
+    allow_missing: where floats are missing, or all of a row, there is NaN instead.
+    """
     vectors = describe(path, name)
-    name, start = _name(path, schema_and_rows(path)[0], name), 0
+    name, start, may_miss = _name(path, schema_and_rows(path)[0], name), 0, allow_missing and vectors.dtype.kind == "f"
     for batch in batches(path, [name], min(_ROWS, rows_at_once(vectors.dim, vectors.dtype))):
         lists = batch.column(0)
-        values = lists.flatten()
-        if lists.null_count or values.null_count or len(values) != len(lists) * vectors.dim:
-            _raise_odd(path, name, vectors.dim, start, lists)
-        if not pa.types.is_fixed_size_list(lists.type):
-            lengths = lists.value_lengths().to_numpy()
-            if (lengths != vectors.dim).any():
-                _raise_odd(path, name, vectors.dim, start, lists)
-        yield values.to_numpy(zero_copy_only=False).reshape(len(lists), vectors.dim)
+        lengths = _lengths(lists)
+        there = (lengths > 0) | (not may_miss)
+        values = (lists if there.all() else lists.filter(pa.array(there))).flatten()
+        if (lengths[there] != vectors.dim).any() or (values.null_count and not may_miss):
+            _raise_odd(path, name, vectors, start, lists, may_miss)
+        found = values.to_numpy(zero_copy_only=False).reshape(-1, vectors.dim)
+        if not there.all():
+            found, some = np.full((len(lists), vectors.dim), np.nan, vectors.dtype), found
+            found[there] = some
+        yield found
         start += len(lists)
+
+
+def _lengths(lists):
+    """How many values each list has, (n,) int64; 0 where it is missing."""
+    if pa.types.is_fixed_size_list(lists.type):
+        return np.where(lists.is_valid().to_numpy(zero_copy_only=False), lists.type.list_size, 0)
+    return lists.value_lengths().fill_null(0).to_numpy(zero_copy_only=False)
 
 
 def write_kept(path, target, keep):
@@ -252,17 +264,20 @@ def _is_vectors(kind):
 
 
 def _first_length(path, name):
-    first = next(batches(path, [name], 1)).column(0)[0]
-    if not first.is_valid:
-        raise NeardupError(f"{path} (column {name}): row 0 is missing: mend it")
-    return len(first)
+    """How many values the first list has that isn't missing; 0 where all are."""
+    lengths = (_lengths(batch.column(0)) for batch in batches(path, [name], 64))
+    return next((int(some[some > 0][0]) for some in lengths if some.any()), 0)
 
 
-def _raise_odd(path, name, dim, start, lists):
-    """Raise the NeardupError about the first list that isn't a vector of `dim` values."""
-    row, what = next(
-        (i, "missing" if v is None else f"of {len(v)} values" if len(v) != dim else "not a number in every place")
-        for i, v in enumerate(lists.to_pylist())
-        if v is None or len(v) != dim or None in v
-    )
-    raise NeardupError(f"{path} (column {name}): row {start + row} is {what}, not {dim} values: mend it")
+def _raise_odd(path, name, vectors, start, lists, may_miss):
+    """Raise the NeardupError about the first list that isn't a vector. may_miss: whether one may that lacks values."""
+    for row, found in enumerate(lists.to_pylist(), start):
+        if found is None:
+            what, lacks = f"missing, not {vectors.dim} values", True
+        elif len(found) != vectors.dim:
+            what, lacks = f"of {len(found)} values, not {vectors.dim} values", not found
+        else:
+            what, lacks = "not a number in every place", None in found
+        if (lacks and not may_miss) or len(found or []) not in (0, vectors.dim):
+            skip = ", or set bad_rows to 'skip' to leave such rows out" if lacks and vectors.dtype.kind == "f" else ""
+            raise NeardupError(f"{path} (column {name}): row {row} is {what}: mend it{skip}")
