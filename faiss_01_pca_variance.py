@@ -19,8 +19,9 @@ from neardup.freshness import content
 from neardup.ids import IdTable, expected_bytes, repeated_rows, sources, write_table
 from neardup.moments import Moments, component_count, components_of, mean_and_covariance, spectrum
 from neardup.npy import read_npy, read_npz
-from neardup.runs import begin, tell_of_left_out
+from neardup.runs import begin
 from neardup.script import main, tell
+from neardup.unread import tell_of_unread
 from neardup.words import counted, percent
 
 _BLOCK_ROWS = 4096  # rows of a block at most: a d x d float64 sum a block costs little beside its product
@@ -31,7 +32,7 @@ _ORIGIN_ROWS = 256  # whose mean is taken off all rows before they are multiplie
 def run(config):
     """Write work/01_pca_variance, or find it finished."""
     stage, shards, _ = begin(config, "01_pca_variance")
-    tell_of_left_out(config, shards[0].dim)
+    tell_of_unread(config, shards)
     if not stage.finished:
         stage.needs(disk_needed(shards) + stage.against * 4 * (config.sketch_dims + 1) * total_rows(shards))
         repeated, found = read_all(stage, shards, config)

@@ -2,6 +2,7 @@
 
 import json
 from itertools import chain
+from uuid import UUID
 
 import numpy as np
 import pyarrow as pa
@@ -104,11 +105,15 @@ def can_be_ids(path, column, rows):
 
 
 def _is_of_ids(kind):
-    return any(is_one(kind) for is_one in (*_TEXT, *_BYTES, pa.types.is_integer))
+    return isinstance(kind, pa.UuidType) or any(is_one(kind) for is_one in (*_TEXT, *_BYTES, pa.types.is_integer))
 
 
 def _utf8(values):
     """An Arrow array as one of strings; None where it isn't UTF-8."""
+    if isinstance(values.type, pa.UuidType):
+        return pa.array(
+            [None if v is None else str(UUID(bytes=v)) for v in values.storage.to_pylist()], pa.large_string()
+        )
     try:
         text = values.cast(pa.large_string())
         text.validate(full=True)

@@ -28,7 +28,7 @@ from neardup.files import read_json, resolved, write_json
 from neardup.freshness import changed_shards, fingerprint, tables_digest, times
 from neardup.growth import Growth, growth_of
 from neardup.manifests import FORMAT, MANIFEST, differences, read_manifest, searched_lower, some_of
-from neardup.shards import Reading, find_shards, joined, left_out, wanted
+from neardup.shards import Reading, find_shards, joined, wanted
 
 N_REFERENCE = 3  # the first stages, which a second set has of its own
 _SKETCHES = "01_pca_variance"  # what is held against a second set, as it reads it
@@ -135,30 +135,15 @@ def wanted_by(config):
 
 def find_input(config):
     """The shards of the input; what is remote is fetched, as far as needed."""
-    copy_dir, data_dir, ours = config.work_dir / copies.FOLDER, config.data_dir, _ours(config)
+    copy_dir, data_dir, ours = config.work_dir / copies.FOLDER, config.data_dir, our_folders(config)
     if not isinstance(data_dir, Path):
         data_dir, ours = copies.fetch(data_dir, copy_dir, wanted_by(config), config.n_workers, config.set_by), []
     return find_shards(data_dir, reading_of(config), copy_dir / copies.DECODED, ours, config.set_by)
 
 
-def _ours(config):
+def our_folders(config):
     """Folders that hold no input, though they may lie in its folder."""
     return [folder for work in config.work_dirs for folder in (*stage_folders(work), work / copies.FOLDER)]
-
-
-def tell_of_left_out(config, dim):
-    """Say where files of a local folder look like shards, of rows of `dim` values, and aren't read."""
-    if not isinstance(config.data_dir, Path):
-        return
-    lone = left_out(config.data_dir, reading_of(config), _ours(config), dim)
-    if lone:
-        kind, name = lone
-        print(
-            f"left out: {name}, and others like it, of {config.data_dir}: with vectors, but beside no shard of those "
-            f"that are read. Set input_format to '{kind}' to read such files instead, or convert or remove them",
-            file=sys.stderr,
-            flush=True,
-        )
 
 
 def check_folders(config):

@@ -13,7 +13,6 @@ from neardup.embeddings import MOST_ROWS, Shard
 from neardup.files import resolved
 from neardup.formats import flat, vecs
 from neardup.formats.by_suffix import MODULES, describe
-from neardup.formats.tables import has_vectors
 from neardup.ids import ANOTHER, can_be_ids, has_surrogate
 from neardup.metadata import BESIDE, SUFFIXES, TEXTS, column_names
 from neardup.patterns import among, on_disk
@@ -28,11 +27,10 @@ FORMATS = {  # by the name of the setting, what its shards' names end in; tables
     "parquet": (".parquet",),
 }
 _TABLES = "arrow", "parquet"
-_OPENED = 16  # tables at most that are asked whether they hold vectors
 CLIP = "img_emb", "text_emb"  # folders of clip-retrieval
 STATE = "state.json"  # in which `datasets` of Hugging Face lists the files of a folder
 ABOUT = STATE, "dataset_info.json", TEXTS  # what lies beside all shards of a folder
-_ID_COLUMNS = "id", "ids", "uid", "key", "image_id", "image_path", "doc_id", "path", "filename", "url"
+ID_COLUMNS = "id", "ids", "uid", "key", "image_id", "image_path", "doc_id", "path", "filename", "url"
 
 
 class Reading(NamedTuple):
@@ -56,7 +54,7 @@ def wanted(reading, url, names, single=None, export=False, setting="data_dir"):
     if single:
         reading = _only(single, f"{setting} {url}", reading)
     glob = partial(among, names)
-    chosen, kind, _, _ = _choose(glob, url, reading, setting)
+    chosen, kind, _, _ = choose(glob, url, reading, setting)
     _check_lists(glob, url, chosen)
     near = [n for name in chosen for n in (name, *map(name.with_suffix, BESIDE), *_tables(name, kind))]
     about = [folder / name for folder in dict.fromkeys(n.parent for n in chosen) for name in ABOUT]
@@ -78,7 +76,7 @@ def find_shards(data_dir, reading=AS_FOUND, copy_dir=None, ours=(), setting="dat
     if not data_dir.is_dir():
         raise NeardupError(f"{setting} {data_dir} is not a folder or file: set it to the folder of your embeddings")
     glob = partial(on_disk, data_dir, set(map(resolved, ours)))
-    names, kind, vectors, _ = _choose(glob, data_dir, reading, setting)
+    names, kind, vectors, _ = choose(glob, data_dir, reading, setting)
     shards, start = [], 0
     for name in names:
         path = data_dir / name
@@ -111,19 +109,6 @@ def find_shards(data_dir, reading=AS_FOUND, copy_dir=None, ours=(), setting="dat
     return shards
 
 
-def left_out(data_dir, reading, ours, dim):
-    """A table in a folder that looks like a shard but isn't read: there are others of another kind, none beside it.
-
-    Arguments as of `find_shards`; dim: values of a row. Returns its format and its name below the folder, or None. Few
-    are opened.
-    """
-    if not data_dir.is_dir():
-        return None
-    *_, lone = _choose(partial(on_disk, data_dir, set(map(resolved, ours))), data_dir, reading)
-    some = lone[:: -(-len(lone) // _OPENED) or 1]
-    return next(((kind, name) for kind, name in some if has_vectors(data_dir / name, dim)), None)
-
-
 def joined(first, second):
     """The shards of two sets as those of one. Raises NeardupError where they are not of as many values."""
     if first[0].dim != second[0].dim:
@@ -151,7 +136,7 @@ def _only(name, place, reading):
     return reading._replace(shard_pattern=escape(name))
 
 
-def _choose(glob, place, reading, setting="data_dir"):
+def choose(glob, place, reading, setting="data_dir"):
     """The shards' names, in order, their format, the name of their vectors, and tables that are beside none of them.
 
     glob(pattern): what is there, as of `patterns.on_disk`; place: the folder or URL, for errors; setting: that
@@ -251,7 +236,7 @@ def _known_columns(shards, columns):
     columns: names, a list a shard.
     """
     found = []
-    for column in _ID_COLUMNS:
+    for column in ID_COLUMNS:
         having = [shard for shard, names in zip(shards, columns, strict=True) if column in names]
         if having and all(can_be_ids(s.table, column, s.rows) for s in having):
             found.append(column)
@@ -281,7 +266,7 @@ def _check_ids(shards):
 def _check_lists(glob, place, names):
     """Raises NeardupError where ids lie there of a shard that doesn't.
 
-    names: of the shards; glob, place: as of `_choose`.
+    names: of the shards; glob, place: as of `choose`.
     """
     known = {*names}
     for folder in {name.parent for name in names}:

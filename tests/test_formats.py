@@ -1,6 +1,7 @@
 """Every input format gives the answer that the same rows give as .npy; what is wrong with a file is said in a line."""
 
 import csv
+import json
 import os
 import re
 import tracemalloc
@@ -9,6 +10,7 @@ from functools import cache, partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from itertools import pairwise
 from threading import Thread
+from uuid import UUID
 
 import faiss
 import fsspec
@@ -450,6 +452,54 @@ BAD = {  # how to write it, message, settings
     "HNSW": (partial(index, faiss.IndexIDMap(faiss.IndexHNSWFlat(8, 4))), "p.index holds an IndexHNSWFlat, not a flat"),
     "empty index": (partial(index, faiss.IndexFlatIP(8)), "p.index holds no vectors"),
 }
+
+
+@pytest.mark.parametrize("name", ["p.parquet", "p.arrow"])
+def test_uuids_are_ids_as_they_are_written(tmp_path, name):
+    """As DuckDB's uuid() writes them."""
+    ids = [UUID(int=i << 120 | i) for i in range(20)]
+    write_table(tmp_path / name, {"emb": LISTS, "id": pa.array([i.bytes for i in ids], pa.binary(16)).cast(pa.uuid())})
+    run_stages(tmp_path, tmp_path / "work", SCRIPTS[:1])
+    assert read_ids(tmp_path / "work") == [str(i) for i in ids]
+
+
+def one_shard(folder, **files):
+    """A shard of 20 rows, p.npy, and other files: texts, or columns of tables."""
+    np.save(folder / "p.npy", FEW)
+    for name, content in files.items():
+        path = folder / name.replace("_", ".")
+        if isinstance(content, str):
+            path.write_text(content)
+        else:
+            write_table(path, content)
+
+
+UNREAD = {  # what might be ids, and what is said of it
+    "a list": ({"ids_txt": json.dumps(NAMES)}, "ids.txt has as many as there are rows, but is not named p.txt"),
+    "lines": ({"ids_txt": "\n".join(NAMES)}, "ids.txt has as many as there are rows, but is not named p.txt"),
+    "CSV": ({"meta_csv": "id\n" + "a\n" * 20}, "meta.csv has as many as there are rows, but is not named p.csv"),
+    "table": (
+        {"meta_parquet": {"id": NAMES}},
+        "meta.parquet has as many as there are rows, but is not named p.parquet",
+    ),
+    "missing": ({"p_parquet": {"id": [*NAMES[:19], None]}}, "column 'id' of p.parquet lacks some values"),
+    "floats": ({"p_arrow": {"uid": np.arange(20.0)}}, "column 'uid' of p.arrow holds double"),
+    "another count": ({"ids_txt": json.dumps(NAMES[1:]), "README_txt": "text", "p_parquet": {"n": NAMES}}, None),
+}
+
+
+@pytest.mark.parametrize("case", UNREAD)
+def test_what_might_be_ids_and_is_not_read_is_said(tmp_path, capsys, case):
+    """Where rows are numbered, but not where that is asked for, nor where the shards have ids."""
+    files, said = UNREAD[case]
+    one_shard(tmp_path, **files)
+    expected = f"ids: {said}, so rows are numbered\n" if said else ""
+    for id_column in (None, ""):
+        run_stages(tmp_path, tmp_path / "work", SCRIPTS[:1], id_column=id_column)
+        assert capsys.readouterr().err == (expected if id_column is None else "")
+    (tmp_path / "p.txt").write_text(json.dumps(NAMES))
+    run_stages(tmp_path, tmp_path / "work", SCRIPTS[:1])
+    assert capsys.readouterr().err == ""
 
 
 LACKING = {0: None, 3: [], 9: [1.0] * 7 + [None], 19: None}  # rows that an API gave no vector for

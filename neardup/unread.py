@@ -1,0 +1,88 @@
+"""What lies in a folder of embeddings and isn't read, though it looks as if it should be: nobody would miss it."""
+
+import json
+import sys
+from functools import partial
+from pathlib import Path
+
+import pyarrow as pa
+
+from neardup import NeardupError
+from neardup.embeddings import total_rows
+from neardup.files import resolved
+from neardup.formats.tables import has_vectors, schema_and_rows
+from neardup.metadata import SUFFIXES, column_names, column_type
+from neardup.patterns import on_disk
+from neardup.runs import our_folders, reading_of
+from neardup.shards import ID_COLUMNS, choose
+
+_OPENED = 16  # tables at most that are asked whether they hold vectors
+_READ_BYTES = 1 << 28  # of a text that is asked whether it holds ids, at most
+
+
+def tell_of_unread(config, shards):
+    """Say where files of a local folder look like shards, or like the ids of shards whose rows are numbered."""
+    if isinstance(config.data_dir, Path) and config.data_dir.is_dir():
+        lone = _left_out(config, shards[0].dim)
+        if lone:
+            kind, name = lone
+            print(
+                f"left out: {name}, and others like it, of {config.data_dir}: with vectors, but beside no shard of "
+                f"those that are read. Set input_format to '{kind}' to read such files instead, or convert or remove "
+                "them",
+                file=sys.stderr,
+                flush=True,
+            )
+            return
+    if config.id_column is None and all(shard.ids_path is None for shard in shards):
+        reason = _unused_column(shards) or _lone_ids(shards)
+        if reason:
+            print(f"ids: {reason}, so rows are numbered", file=sys.stderr, flush=True)
+
+
+def _left_out(config, dim):
+    """A table that looks like a shard but isn't read: there are others of another kind, none beside it.
+
+    dim: values of a row. Returns its format and its name below the folder, or None. Few are opened.
+    """
+    glob = partial(on_disk, config.data_dir, set(map(resolved, our_folders(config))))
+    *_, lone = choose(glob, config.data_dir, reading_of(config))
+    some = lone[:: -(-len(lone) // _OPENED) or 1]
+    return next(((kind, name) for kind, name in some if has_vectors(config.data_dir / name, dim)), None)
+
+
+def _unused_column(shards):
+    """Which column has the name of one of ids, and why it can't be that, in words; None where there is none."""
+    for shard in shards:
+        names = column_names(shard.table) if shard.table else []
+        column = next((c for c in ID_COLUMNS if c in names), None)
+        if column:
+            kind = column_type(shard.table, column, shard.rows)
+            why = "lacks some values" if pa.types.is_null(kind) else f"holds {kind}"
+            return f"column {column!r} of {shard.table.name} {why}"
+    return None
+
+
+def _lone_ids(shards):
+    """A file beside the shards with a line for each row, but no shard's name, in words; None where there is none."""
+    folder, n_rows = shards[0].path.parent, total_rows(shards)
+    known = {path for shard in shards for path in (shard.path, shard.table)}
+    lone = [p for p in sorted(folder.iterdir()) if p.suffix in (".txt", *SUFFIXES) and p not in known and p.is_file()]
+    found = next((path for path in lone if _count(path) == n_rows), None)
+    wanted = f"{shards[0].path.stem}{found.suffix}" if found and len(shards) == 1 else "as the shards are"
+    return found and f"{found.name} has as many as there are rows, but is not named {wanted}"
+
+
+def _count(path):
+    """How many rows a table has, how many strings a JSON list, or lines a text; 0 where it can't be told quickly."""
+    try:
+        if path.suffix not in (".txt", ".csv"):
+            return schema_and_rows(path)[1]
+        if path.stat().st_size > _READ_BYTES:
+            return 0
+        text = path.read_bytes()
+        if text.lstrip().startswith(b"["):
+            return len(json.loads(text))
+        return text.removesuffix(b"\n").count(b"\n") + (path.suffix == ".txt")
+    except (NeardupError, ValueError, RecursionError):
+        return 0
