@@ -8,6 +8,7 @@ import os
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import unquote
 
 from pydantic import BeforeValidator, ByteSize, Field, PrivateAttr, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -25,11 +26,15 @@ SECTIONS = {  # of the settings in --help: the first setting of each
 
 
 def _location(value):
-    """A URL, or the path of a folder."""
+    """A URL, or the path of a folder, also where a shell left its ~ or a URL is that of a file here."""
     str(value).encode()  # a ValueError where a name isn't UTF-8, which files of ours are
     if value == "":
         raise ValueError("is empty: give a folder or URL")
-    return value if "://" in str(value) else Path(value)
+    if str(value).startswith("file:///"):
+        return Path(unquote(str(value).removeprefix("file://")))
+    if "://" in str(value):
+        return value
+    return Path(value).expanduser() if Path(value).parts[:1] == ("~",) else Path(value)
 
 
 Location = Annotated[Path | str, BeforeValidator(_location)]

@@ -29,7 +29,7 @@ from conftest import (
     write_hole,
 )  # fmt: skip
 
-from config import ROOT
+from config import ROOT, Config
 from faiss_04_neighbor_search import read_labels
 from neardup import NeardupError
 from neardup.artifacts import STAGES
@@ -598,3 +598,19 @@ def test_a_query_of_damaged_files(good, tmp_path, name, size):
         cwd=ROOT, capture_output=True, text=True, timeout=60, check=False,
     )  # fmt: skip
     assert f"{name} is damaged" in refused(done)
+
+
+def test_places_on_this_machine_are_paths_however_they_are_written(tmp_path, monkeypatch):
+    """What a shell leaves of --work-dir=~/results, and a URL of a file here; a folder may be called ~ and more."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    places = {
+        "~/a b": tmp_path / "a b",
+        "~": tmp_path,
+        "file:///a%20b/c": Path("/a b/c"),
+        "~a": Path("~a"),
+        "a/~": Path("a/~"),
+    }
+    for given, expected in places.items():
+        found = Config(_cli_parse_args=[], data_dir=given, work_dir=given, against_dir=given)
+        assert (found.data_dir, found.work_dir, found.against_dir) == (expected, expected, expected)
+    assert Config(_cli_parse_args=[], work_dir="s3://bucket/~/x").work_dir == "s3://bucket/~/x"

@@ -9,6 +9,8 @@ from neardup.layout import npy_layout
 from neardup.npy import UNREADABLE
 from neardup.words import first_line
 
+_LEAVE = ", or leave the file out with shard_pattern"
+
 
 def describe(path, _name=None):
     """Its `Vectors`, from its header, compared with the file's size; allocates nothing."""
@@ -45,8 +47,8 @@ def check(path, header):
     if dtype.hasobject:
         raise NeardupError(f"{path} holds pickled Python objects, which are never loaded: save a float array")
     if not is_vector_dtype(dtype):
-        raise NeardupError(f"{path} holds {dtype}, not float16, float32, float64, int8 or uint8: convert it")
+        raise NeardupError(f"{path} holds {dtype}, not float16, float32, float64, int8 or uint8: convert it{_LEAVE}")
     if len(shape) != 2 or any(type(n) is not int or n < 0 for n in shape):
-        raise NeardupError(f"{path} has shape {shape}, not (rows, values): reshape it to 2-D")
+        raise NeardupError(f"{path} has shape {shape}, not (rows, values): reshape it to 2-D{_LEAVE}")
     if shape[1] == 0:
         raise NeardupError(f"{path} has rows of no values: write it again")
