@@ -235,8 +235,9 @@ def keep_rejected(stage, shards, rejected, bad_rows):
     ]
     if lines and bad_rows == "error":
         places = "; ".join(f"{file} row {at} (id {name!r}): {reason}" for _, file, at, name, reason in lines[:_SHOWN])
+        have = "row has" if len(lines) == 1 else "rows have"
         raise NeardupError(
-            f"{len(lines)} rows have no direction: {places}; mend them, or set bad_rows to 'skip' to leave them out"
+            f"{len(lines)} {have} no direction: {places}; mend them, or set bad_rows to 'skip' to leave them out"
         )
     if len(lines) == total_rows(shards):
         raise NeardupError(

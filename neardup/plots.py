@@ -1,12 +1,15 @@
 """Pictures of what was found: as PNG files, and as SVG that takes the colours of the page it is in."""
 
 import io
+import logging
 import re
 
 import numpy as np
 
 from neardup.files import atomic
 from neardup.words import counted, exact
+
+logging.getLogger("matplotlib").setLevel(logging.ERROR)  # a home that it can't keep its fonts in is no matter here
 
 _INK, _BLUE, _RED = "#010203", "#1f77b4", "#d62728"  # of an SVG, to be exchanged for those of the page
 _WIDTH = 8  # inches of each figure

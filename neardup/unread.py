@@ -21,23 +21,36 @@ _READ_BYTES = 1 << 28  # of a text that is asked whether it holds ids, at most
 
 
 def tell_of_unread(config, shards):
-    """Say where files of a local folder look like shards, or like the ids of shards whose rows are numbered."""
-    if isinstance(config.data_dir, Path) and config.data_dir.is_dir():
-        lone = _left_out(config, shards[0].dim)
-        if lone:
-            kind, name = lone
-            print(
-                f"left out: {name}, and others like it, of {config.data_dir}: with vectors, but beside no shard of "
-                f"those that are read. Set input_format to '{kind}' to read such files instead, or convert or remove "
-                "them",
-                file=sys.stderr,
-                flush=True,
-            )
-            return
-    if config.id_column is None and all(shard.ids_path is None for shard in shards):
+    """Say where files of a local folder look like shards, or like the ids of shards whose rows are numbered.
+
+    And where a shard is read twice. shards: of two sets, those of both.
+    """
+    twice, lone = _same_file(shards), _left_out(config, shards[0].dim)
+    if twice:
+        print(f"read twice: {twice[0]} and {twice[1]} are one file, whose rows are near-duplicates", file=sys.stderr)
+    if lone:
+        kind, name = lone
+        print(
+            f"left out: {name}, and others like it, of {config.data_dir}: with vectors, but beside no shard of those "
+            f"that are read. Set input_format to '{kind}' to read such files instead, or convert or remove them",
+            file=sys.stderr,
+        )
+    elif config.id_column is None and config.against_dir is None and all(s.ids_path is None for s in shards):
         reason = _unused_column(shards) or _lone_ids(shards)
         if reason:
-            print(f"ids: {reason}, so rows are numbered", file=sys.stderr, flush=True)
+            print(f"ids: {reason}, so rows are numbered", file=sys.stderr)
+    sys.stderr.flush()
+
+
+def _same_file(shards):
+    """Paths of two shards that are one file, as links are; None where all are different ones."""
+    seen = {}
+    for shard in shards:
+        state = shard.path.stat()
+        first = seen.setdefault((state.st_dev, state.st_ino), shard)
+        if first is not shard:
+            return first.path, shard.path
+    return None
 
 
 def _left_out(config, dim):
@@ -45,6 +58,8 @@ def _left_out(config, dim):
 
     dim: values of a row. Returns its format and its name below the folder, or None. Few are opened.
     """
+    if not isinstance(config.data_dir, Path) or not config.data_dir.is_dir():
+        return None
     glob = partial(on_disk, config.data_dir, set(map(resolved, our_folders(config))))
     *_, lone = choose(glob, config.data_dir, reading_of(config))
     some = lone[:: -(-len(lone) // _OPENED) or 1]

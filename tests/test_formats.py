@@ -9,6 +9,7 @@ import zipfile
 from functools import cache, partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from itertools import pairwise
+from pathlib import Path
 from threading import Thread
 from uuid import UUID
 
@@ -461,6 +462,29 @@ def test_uuids_are_ids_as_they_are_written(tmp_path, name):
     write_table(tmp_path / name, {"emb": LISTS, "id": pa.array([i.bytes for i in ids], pa.binary(16)).cast(pa.uuid())})
     run_stages(tmp_path, tmp_path / "work", SCRIPTS[:1])
     assert read_ids(tmp_path / "work") == [str(i) for i in ids]
+
+
+@pytest.mark.parametrize("link", [Path.symlink_to, Path.hardlink_to])
+@pytest.mark.parametrize("other", ["data/latest.npy", "second/b.npy"])
+def test_a_shard_that_is_read_twice_is_named(tmp_path, capsys, other, link):
+    """Within a set, or in both."""
+    (tmp_path / "data").mkdir()
+    (tmp_path / "second").mkdir()
+    np.save(tmp_path / "data" / "a.npy", FEW)
+    settings = {"against_dir": tmp_path / "second"} if "second" in other else {}
+    np.save(tmp_path / "second" / "c.npy", FEW)
+
+    def run():
+        if settings:
+            run_stages(tmp_path / "second", tmp_path / "work" / "against", SCRIPTS[:1])
+        run_stages(tmp_path / "data", tmp_path / "work", SCRIPTS[:1], **settings)
+
+    run()
+    assert "read twice" not in capsys.readouterr().err
+    link(tmp_path / other, tmp_path / "data" / "a.npy")
+    run()
+    paths = sorted([tmp_path / other, tmp_path / "data" / "a.npy"], key=lambda p: (p.parent.name == "data", p))
+    assert f"read twice: {paths[0]} and {paths[1]} are one file, whose rows are" in capsys.readouterr().err
 
 
 def one_shard(folder, **files):
