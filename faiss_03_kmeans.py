@@ -24,8 +24,7 @@ from neardup.words import counted
 
 _SAMPLE_PER_CLUSTER = 256  # training rows a centroid: what faiss.Kmeans keeps by default, too
 _ITERATIONS = 10  # 20 take twice as long for a sum of squares 0.5 % smaller (docs/architecture.md)
-RUN_ROWS, MOST_RUNS = 32_768, 2_000  # rows of a sorted run; runs, about
-MERGED_ROWS = 131_072  # rows of the clusters written together: each task maps nearly all pages of all sketches
+RUN_ROWS, MOST_RUNS = 32_768, 2_000  # rows of a sorted run, and of the clusters written together; runs, about
 _MUCH = 1.5  # times fewer distances, from which on clusters should be made anew
 _ASSIGNED_ROWS = 16_384  # rows compared with the centroids together, at most
 _REFERENCE_ROWS, _REFERENCE_CLUSTERS = 128, 256  # rows of a second set's cluster, about; clusters of a small set
@@ -55,8 +54,7 @@ def run(config):
         shuffle = Shuffle([read_npy(stage.volatile("bounds", number)) for number in range(len(runs))], most, n_kept)
         check_count(stage, n_kept + len(shuffle.centroid), len(sketches))
         sources = (sketches, ids) if in_place else None
-        together = max(most, budget.block_rows(stage.memory, config.n_workers, 16 * sketches.dim, MERGED_ROWS))
-        shuffle.write_clusters(stage, sketches.dim, sources, together, config.n_workers)
+        shuffle.write_clusters(stage, sketches.dim, sources, most, config.n_workers)
         shuffle.label(stage, runs, kept.labels)
         write_npy(stage.path("labels.npy"), kept.labels)
         write_npy(stage.path("centroids.npy"), np.concatenate([kept.centroids, centroids[shuffle.centroid]]))

@@ -10,7 +10,7 @@ import measure
 import numpy as np
 from scipy.optimize import nnls
 
-from faiss_03_kmeans import MERGED_ROWS, MOST_RUNS, RUN_ROWS, default_clusters
+from faiss_03_kmeans import MOST_RUNS, RUN_ROWS, default_clusters
 from neardup.budget import SCRIPT_BYTES_A_ROW
 from neardup.embeddings import MOST_TASKS, PIECE_ROWS, TASK_ROWS
 from neardup.pairs import BYTES_A_ROW
@@ -135,7 +135,7 @@ def n_tasks(label, figures):
     runs = n_runs(n)
     counts = {"01 moments": several, "02 project": n / PIECE_ROWS, "03 sample": runs, "03 assign": runs}
     counts |= {
-        "03 clusters": min(runs, n / MERGED_ROWS),
+        "03 clusters": runs,
         "04 visits": k,
         "04 verify": figures["candidates"] / BLOCK_PAIRS,
         "04 audit": several,

@@ -122,7 +122,6 @@ def test_runs_of_any_size_give_the_same_files(tmp_path, monkeypatch, run_rows, c
     for name, size, cache in (("whole", 65_536, 1 << 30), ("cut", run_rows, cached)):
         monkeypatch.setattr("faiss_03_kmeans.RUN_ROWS", size)
         monkeypatch.setattr("faiss_03_kmeans._CACHED", cache)
-        monkeypatch.setattr("faiss_03_kmeans.MERGED_ROWS", 1)  # as many together as a file has at most
         work = stages_1_to_3(tmp_path / name, rows, cuts=[50, 51, 180], ids=ids, n_clusters=9, bad_rows="skip")
         found.append(load_clusters(work))
         if size == 65_536 or max(len(members) for members, *_ in found[0]) <= size:
