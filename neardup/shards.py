@@ -153,7 +153,7 @@ def choose(glob, place, reading, setting="data_dir"):
         return names, "clip-retrieval", reading.vectors, []
     formats = FORMATS if kind is None else {kind: FORMATS[kind]}
     names = glob(pattern or "*")
-    if pattern is None and PurePath(STATE) in names:  # caches of what was done to the dataset, rows once more
+    if pattern is None and {*map(PurePath, ABOUT[:2])} & {*names}:  # caches of what was done to it, rows once more
         names = [n for n in names if not n.match("cache-*.arrow")]
     found = {k: [n for n in names if n.suffix in suffixes] for k, suffixes in formats.items()}
     found = {k: some for k, some in found.items() if some}

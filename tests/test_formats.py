@@ -1296,12 +1296,13 @@ def test_a_file_that_is_cut_while_rows_are_gathered(tmp_path, size):
         files.gather([3, 1990])
 
 
-def test_what_was_done_to_a_dataset_is_not_read_once_more(tmp_path):
-    """`datasets` leaves its caches beside the files of `save_to_disk`."""
+@pytest.mark.parametrize("about", ["state.json", "dataset_info.json"])
+def test_what_was_done_to_a_dataset_is_not_read_once_more(tmp_path, about):
+    """`datasets` leaves its caches beside the files of `save_to_disk`, and in the folder of what it has loaded."""
     for name in ("data-00000-of-00001.arrow", "cache-0123abcd.arrow", "cache-0123_00000_of_00002.arrow"):
         write_table(tmp_path / name, {"id": NAMES, "emb": LISTS})
     assert len(find_shards(tmp_path)) == 3
-    (tmp_path / "state.json").write_text('{"_data_files": [{"filename": "data-00000-of-00001.arrow"}]}')
+    (tmp_path / about).write_text('{"_data_files": [{"filename": "data-00000-of-00001.arrow"}]}')
     assert [shard.name for shard in find_shards(tmp_path)] == ["data-00000-of-00001.arrow"]
     assert len(find_shards(tmp_path, Reading("*.arrow"))) == 3
 
