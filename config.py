@@ -34,7 +34,10 @@ def _location(value):
         return Path(unquote(str(value).removeprefix("file://")))
     if "://" in str(value):
         return value
-    return Path(value).expanduser() if Path(value).parts[:1] == ("~",) else Path(value)
+    try:
+        return Path(value).expanduser() if f"{value}/".startswith("~/") else Path(value)
+    except RuntimeError as error:
+        raise ValueError("is below ~, and no home folder is known: give its path") from error
 
 
 Location = Annotated[Path | str, BeforeValidator(_location)]

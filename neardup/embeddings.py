@@ -130,8 +130,9 @@ def piece_groups(rows, of_files=None):
     bounds = np.cumsum([0] + [piece.stop - piece.start for piece in single])
     most = max(TASK_ROWS, 64 * rows.dim, len(rows) // MOST_TASKS)
     most = min(most, max(8 * rows.dim, len(rows) // _FEW_TASKS))
-    equal = -(-bounds[-1] // max(1, -(-bounds[-1] // most)))  # as few tasks, of as many rows each as go
-    return [single[low:high] for low, high in size_ranges(bounds, equal)]
+    equal = -(-bounds[-1] // max(1, -(-bounds[-1] // most)))
+    ranges = min(size_ranges(bounds, equal), size_ranges(bounds, most), key=len)  # as equal as so few tasks go
+    return [single[low:high] for low, high in ranges]
 
 
 def open_shards(shards, here_and_there=False):

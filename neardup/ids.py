@@ -236,6 +236,11 @@ class IdTable:
     def __len__(self):
         return int(self.starts[-1])
 
+    @property
+    def mean_bytes(self):
+        """How many bytes an id has."""
+        return sum(chunk.nbytes for chunk in self.chunks) / max(1, len(self))
+
     def blocks(self, start, stop):
         """The arrays that hold the ids of rows start to stop, between which some of them begin and end."""
         return self.chunks[slice(*np.searchsorted(self.starts, (start, stop)))]

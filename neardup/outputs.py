@@ -13,12 +13,13 @@ from neardup.files import atomic, damaged, hdf5, is_of_system, write_csv
 from neardup.groups import Groups
 from neardup.ids import BLOCK_ROWS, bytes_of, store_ids
 from neardup.npy import map_npy
-from neardup.pairs import both_ways
+from neardup.pairs import among, both_ways
 from neardup.thresholds import examples
 
 _EXAMPLES = 20  # pairs to look at, a threshold
-_AT_ONCE = 1 << 17  # rows and neighbours that are made Python objects together, at most
-_BYTES_OF_NEIGHBOR = 512  # of an id, its similarity and their places in a dict, with some to spare
+_AT_ONCE = 1 << 17  # rows and neighbours that are pickled together, at most
+_BYTES_OF_NEIGHBOR, _COPIES = 512, 8  # of a pair and its opcodes, with some to spare; and of its id
+_PICKLED_BYTES = 1 << 26  # of members of groups that are pickled together, at most
 _QUOTE, _PLAIN = ord('"'), ord(" ")  # what begins a JSON string; the first character that breaks no line
 _PARQUET = pa.schema(
     [
@@ -50,11 +51,11 @@ def _neighbor_blocks(stage, ids, memory_bytes, *, labels, repeated):
 
     def named(rows):
         names = pickles.strings(ids.array(rows))
-        several = np.isin(rows, repeated)
+        several, _ = among(rows, repeated)
         return pc.if_else(several, pickles.pairs(names, pickles.integers(rows)), names) if several.any() else names
 
     path, mirrored = stage.path("neighbors.h5"), stage.part("mirrored", suffix="")
-    most = min(memory_bytes / _BYTES_OF_NEIGHBOR, _AT_ONCE)
+    most = min(memory_bytes / (_BYTES_OF_NEIGHBOR + _COPIES * ids.mean_bytes), _AT_ONCE)
     for low, high, pairs in both_ways(path, len(labels), most, mirrored):
         clusters, bounds = labels[low:high], np.searchsorted(pairs["row_a"], np.arange(low, high + 1))
         neighbors = pickles.dicts(named(pairs["row_b"]), pickles.floats(pairs["similarity"]), bounds)
@@ -100,7 +101,8 @@ def write_pickle(path, groups, ids):
 
 def _group_blocks(groups, ids):
     """Yield the keys and values of merged_clusters.pkl. Memory: the ids of a block, several times."""
-    for low, high in groups.blocks(BLOCK_ROWS):
+    most = min(BLOCK_ROWS, int(_PICKLED_BYTES / (_BYTES_OF_NEIGHBOR + _COPIES * ids.mean_bytes)) + 1)
+    for low, high in groups.blocks(most):
         bounds = groups.bounds[low : high + 1]
         here = slice(bounds[0], bounds[-1])
         names = pa.array([groups.name(g) for g in range(low, high)], pa.large_string())

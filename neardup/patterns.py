@@ -3,6 +3,7 @@
 import os
 import re
 from fnmatch import fnmatchcase
+from glob import has_magic
 from pathlib import Path, PurePath
 
 from neardup import NeardupError
@@ -43,24 +44,38 @@ def _parts_of(pattern):
 def _found(folder, way, ours, patterns):
     """Yield what matches in a folder. way: it and the folders it was reached through, without links."""
     first, *rest = patterns
-    if first == "**" and rest:
+    if first == "**" and not rest:  # which means folders, and those are no shards
+        return
+    if first == "**":
         yield from _found(folder, way, ours, rest)
-    for entry in _entries(folder):
-        if not (_any_folder(entry.name) if first == "**" else _matches_name(entry.name, first)):
+    for entry in _entries(folder, first):
+        path, is_link = folder / entry.name, entry.is_symlink()
+        real = resolved(path) if is_link else way[-1] / entry.name
+        if real in ours or (is_link and not ours.isdisjoint(real.parents)):
             continue
-        real = resolved(entry.path) if entry.is_symlink() else way[-1] / entry.name
-        if real in ours or (entry.is_symlink() and not ours.isdisjoint(real.parents)):
-            continue
-        if not rest and first != "**":
+        if not rest:
             yield PurePath(entry.name)
-        elif rest and real not in way and (folder / entry.name).is_dir():  # else a link leads back to where it is
+        elif real not in way and path.is_dir():  # else a link leads back to where it is
             below = patterns if first == "**" else rest
-            yield from (PurePath(entry.name, name) for name in _found(folder / entry.name, (*way, real), ours, below))
+            yield from (PurePath(entry.name, name) for name in _found(path, (*way, real), ours, below))
 
 
-def _entries(folder):
-    with os.scandir(folder) as found:
-        return [*found]
+def _entries(folder, pattern):
+    """What lies in a folder and is meant by a part of a pattern. Raises NeardupError where that can't be told."""
+    if not has_magic(pattern):
+        return [folder / pattern] if os.path.lexists(folder / pattern) else []
+    try:
+        with os.scandir(folder) as found:
+            entries = [*found]
+    except PermissionError as error:
+        raise NeardupError(
+            f"{folder} can't be read ({error.strerror}): mend that, or leave it out with shard_pattern"
+        ) from error
+    return [
+        entry
+        for entry in entries
+        if (_any_folder(entry.name) if pattern == "**" else _matches_name(entry.name, pattern))
+    ]
 
 
 def _matches(parts, patterns):

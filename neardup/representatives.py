@@ -79,14 +79,18 @@ def _is_number(kind):
 
 
 def _as_numbers(column, values, shards):
-    """A column of text as float64 where all are numbers; else as it is, which is said, for "9" comes after "10" then.
+    """A column of text as numbers where all are; else as it is, which is said, for "9" comes after "10" then.
 
     Raises NeardupError where most are numbers: it would be the others for which all are compared as text.
     """
     are_numbers = pc.match_substring_regex(values, _NUMBER)
     n_values, n_numbers = len(values) - values.null_count, pc.sum(are_numbers).as_py() or 0
     if n_numbers == n_values:
-        return pc.utf8_trim_whitespace(values).cast(pa.float64())
+        values = pc.replace_substring_regex(pc.utf8_trim_whitespace(values), r"^\+", "")
+        try:
+            return values.cast(pa.int64())  # of which float64 may not tell all apart
+        except pa.ArrowInvalid:
+            return values.cast(pa.float64())
     if 2 * n_numbers > n_values:
         row = pc.index(are_numbers, False).as_py()
         shard = next(s for s in shards if row < s.stop)

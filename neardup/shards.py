@@ -2,6 +2,7 @@
 
 import os
 import re
+from collections import defaultdict
 from dataclasses import replace
 from functools import partial
 from glob import escape
@@ -192,7 +193,10 @@ def _raise_none(glob, place, pattern, formats, *, setting):
             f"no file in {setting} {place} matches shard_pattern {pattern!r} ({looked} were looked for): set one of "
             "the two right"
         )
-    below = next((n for n in glob("**/*") if n.suffix in suffixes), None)
+    try:
+        below = next((n for n in glob("**/*") if n.suffix in suffixes), None)
+    except NeardupError:  # of a folder that can't be read
+        below = None
     hint = "the folder of your embeddings"
     if below is not None:
         hint = f"{str(place).rstrip('/')}/{below.parent}, or shard_pattern to '**/*{below.suffix}'"
@@ -268,11 +272,12 @@ def _check_lists(glob, place, names):
 
     names: of the shards; glob, place: as of `choose`.
     """
-    known = {*names}
-    for folder in {name.parent for name in names}:
-        ends = sorted({(_numberless(n), n.suffix) for n in names if n.parent == folder})
+    known, ends_in = {*names}, defaultdict(set)
+    for name in names:
+        ends_in[name.parent].add((_numberless(name), name.suffix))
+    for folder, ends in ends_in.items():
         lists = glob(f"{escape(str(folder))}/*.txt")
-        shards = [(n, n.with_suffix(end)) for n in lists for stem, end in ends if stem == _numberless(n)]
+        shards = [(n, n.with_suffix(end)) for n in lists for stem, end in sorted(ends) if stem == _numberless(n)]
         doubtful = [(name, shard) for name, shard in shards if shard not in known]  # or not chosen
         there = {*glob(f"{escape(str(folder))}/*")} if doubtful else ()
         for name, shard in doubtful:

@@ -3,21 +3,23 @@
 import json
 import sys
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePath
 
 import pyarrow as pa
 
 from neardup import NeardupError
 from neardup.embeddings import total_rows
 from neardup.files import resolved
+from neardup.formats.by_suffix import MODULES
 from neardup.formats.tables import has_vectors, schema_and_rows
+from neardup.ids import can_be_ids
 from neardup.metadata import SUFFIXES, column_names, column_type
 from neardup.patterns import on_disk
 from neardup.runs import our_folders, reading_of
 from neardup.shards import ID_COLUMNS, choose
 
-_OPENED = 16  # tables at most that are asked whether they hold vectors
-_READ_BYTES = 1 << 28  # of a text that is asked whether it holds ids, at most
+_OPENED = 16  # files at most that are asked whether they hold vectors, or ids
+_READ_BYTES = 1 << 24  # of a text that is asked whether it holds ids, at most
 
 
 def tell_of_unread(config, shards):
@@ -70,8 +72,7 @@ def _unused_column(shards):
     """Which column has the name of one of ids, and why it can't be that, in words; None where there is none."""
     for shard in shards:
         names = column_names(shard.table) if shard.table else []
-        column = next((c for c in ID_COLUMNS if c in names), None)
-        if column:
+        for column in (c for c in ID_COLUMNS if c in names and not can_be_ids(shard.table, c, shard.rows)):
             kind = column_type(shard.table, column, shard.rows)
             why = "lacks some values" if pa.types.is_null(kind) else f"holds {kind}"
             return f"column {column!r} of {shard.table.name} {why}"
@@ -81,11 +82,12 @@ def _unused_column(shards):
 def _lone_ids(shards):
     """A file beside the shards with a line for each row, but no shard's name, in words; None where there is none."""
     folder, n_rows = shards[0].path.parent, total_rows(shards)
-    known = {path for shard in shards for path in (shard.path, shard.table)}
-    lone = [p for p in sorted(folder.iterdir()) if p.suffix in (".txt", *SUFFIXES) and p not in known and p.is_file()]
-    found = next((path for path in lone if _count(path) == n_rows), None)
+    names = {PurePath(path.name) for path in folder.iterdir()}
+    known = {n.stem for n in names if n.suffix in MODULES and n.suffix not in SUFFIXES} | {s.path.stem for s in shards}
+    lone = sorted(n for n in names if n.suffix in (".txt", *SUFFIXES) and n.stem not in known)
+    found = next((n for n in lone[:_OPENED] if _count(folder / n) == n_rows), None)
     wanted = f"{shards[0].path.stem}{found.suffix}" if found and len(shards) == 1 else "as the shards are"
-    return found and f"{found.name} has as many as there are rows, but is not named {wanted}"
+    return found and f"{found} has as many as there are rows, but is not named {wanted}"
 
 
 def _count(path):
@@ -99,5 +101,5 @@ def _count(path):
         if text.lstrip().startswith(b"["):
             return len(json.loads(text))
         return text.removesuffix(b"\n").count(b"\n") + (path.suffix == ".txt")
-    except (NeardupError, ValueError, RecursionError):
+    except (NeardupError, OSError, ValueError, RecursionError):
         return 0

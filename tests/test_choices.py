@@ -399,6 +399,16 @@ def test_numbers_in_a_column_of_text_are_numbers(tmp_path, suffix, scores):
     assert kept(case.merge(representative="lowest:score")) == [0, 5]
 
 
+@pytest.mark.parametrize("first", [pa.string(), pa.int64()])
+def test_long_integers_in_a_column_of_text_are_told_apart(tmp_path, first):
+    """Such as nanoseconds, of which float64 makes equal ones; also where another shard has them as numbers."""
+    stamps = [str(1_700_000_000_000_000_000 + i) for i in (1, 3, 2, 4, 6, 5)]
+    case = small(tmp_path, {"stamp": stamps}, cuts=[3], layout="beside .parquet")
+    pq.write_table(pa.table({"stamp": pa.array(stamps[:3]).cast(first)}), case.data / "part_0.parquet")
+    pq.write_table(pa.table({"stamp": [f"+{stamp}" for stamp in stamps[3:]]}), case.data / "part_1.parquet")
+    assert kept(case.merge(representative="highest:stamp")) == [1, 4]
+
+
 @pytest.mark.parametrize("odd", ["-", "None", "\\N", "1,5", "unknown"])
 def test_what_is_no_number_among_numbers_is_named(tmp_path, odd):
     """All of them would be compared as text, 9 as more than 10, if nobody said so."""

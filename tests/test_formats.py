@@ -257,6 +257,8 @@ def test_a_table_without_rows_is_passed_over(tmp_path, kind, suffix):
     for number, rows in enumerate([FEW[:0], FEW[:7], FEW[:0], FEW[7:], FEW[:0]]):
         ids = pa.array([f"{number}-{i}" for i in range(len(rows))], pa.string())
         columns = {"emb": lists(rows, kind), "id": ids}
+        if number == 4:  # as pandas writes them
+            columns = dict.fromkeys(columns, pa.nulls(0))
         write_table(tmp_path / f"p_{number}{suffix}", columns)
     found = [(s.name, s.start, s.rows, s.dim) for s in find_shards(tmp_path)]
     assert found == [(f"p_1{suffix}", 0, 7, 8), (f"p_3{suffix}", 7, 13, 8)]
@@ -492,7 +494,9 @@ def one_shard(folder, **files):
     np.save(folder / "p.npy", FEW)
     for name, content in files.items():
         path = folder / name.replace("_", ".")
-        if isinstance(content, str):
+        if content is None:
+            np.save(path, FEW)
+        elif isinstance(content, str):
             path.write_text(content)
         else:
             write_table(path, content)
@@ -508,6 +512,7 @@ UNREAD = {  # what might be ids, and what is said of it
     ),
     "missing": ({"p_parquet": {"id": [*NAMES[:19], None]}}, "column 'id' of p.parquet lacks some values"),
     "floats": ({"p_arrow": {"uid": np.arange(20.0)}}, "column 'uid' of p.arrow holds double"),
+    "of another": ({"q_npy": None, "q_txt": "\n".join(NAMES)}, None),
     "another count": ({"ids_txt": json.dumps(NAMES[1:]), "README_txt": "text", "p_parquet": {"n": NAMES}}, None),
 }
 
@@ -519,11 +524,22 @@ def test_what_might_be_ids_and_is_not_read_is_said(tmp_path, capsys, case):
     one_shard(tmp_path, **files)
     expected = f"ids: {said}, so rows are numbered\n" if said else ""
     for id_column in (None, ""):
-        run_stages(tmp_path, tmp_path / "work", SCRIPTS[:1], id_column=id_column)
+        run_stages(tmp_path / "p.npy", tmp_path / "work", SCRIPTS[:1], id_column=id_column)
         assert capsys.readouterr().err == (expected if id_column is None else "")
     (tmp_path / "p.txt").write_text(json.dumps(NAMES))
-    run_stages(tmp_path, tmp_path / "work", SCRIPTS[:1])
+    run_stages(tmp_path / "p.npy", tmp_path / "work", SCRIPTS[:1])
     assert capsys.readouterr().err == ""
+
+
+def test_the_column_that_can_not_be_ids_is_the_one_that_is_named(tmp_path, capsys):
+    """Of several shards, of which others have ids; and what can't be read is no matter."""
+    for number, ids in enumerate([NAMES, [*NAMES[:19], None]]):
+        np.save(tmp_path / f"p_{number}.npy", FEW)
+        write_table(tmp_path / f"p_{number}.parquet", {"id": ids})
+    (tmp_path / "gone.txt").symlink_to("nowhere")
+    (tmp_path / "folder.csv").mkdir()
+    run_stages(tmp_path, tmp_path / "work", SCRIPTS[:1])
+    assert capsys.readouterr().err == "ids: column 'id' of p_1.parquet lacks some values, so rows are numbered\n"
 
 
 LACKING = {0: None, 3: [], 9: [1.0] * 7 + [None], 19: None}  # rows that an API gave no vector for

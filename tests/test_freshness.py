@@ -357,6 +357,29 @@ def test_small_shards_are_read_together(tmp_path):
     assert all(sum(stop - start for _, start, stop in some) <= 65_536 for some in found)
 
 
+@pytest.mark.parametrize(
+    ("shards", "dim", "counts"),
+    [
+        ([4_000] * 10, 4096, [20_000] * 2),  # as equal as they can be
+        ([10**6], 1024, [32_259] + [64_516] * 14 + [64_517]),  # of pieces of a little over half of an equal part
+        ([65_536] * 3, 64, [32_768] * 6),
+    ],
+)
+def test_tasks_are_as_few_as_go_and_as_equal(shards, dim, counts):
+    some = [sum(p.stop - p.start for p in group) for group in piece_groups(CountedRows(shards, dim))]
+    assert sorted(some) == counts
+
+
+class CountedRows:
+    """Stands for `RowFiles` of which none is there."""
+
+    def __init__(self, shards, dim):
+        self.starts, self.dim = np.cumsum([0, *shards]), dim
+
+    def __len__(self):
+        return int(self.starts[-1])
+
+
 def test_only_what_was_not_read_is_read_after_a_kill(copy, monkeypatch):
     """Of stage 1: the pieces that are in files already."""
     monkeypatch.setattr("neardup.embeddings.PIECE_ROWS", 700)

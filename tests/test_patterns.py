@@ -94,3 +94,13 @@ def test_what_is_no_pattern_is_refused(tmp_path, pattern):
     for find in (lambda: on_disk(tmp_path, set(), pattern), lambda: among(["a.npy"], pattern)):
         with pytest.raises(NeardupError, match="is no pattern within data_dir"):
             find()
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root reads all folders")
+def test_a_folder_that_can_not_be_read_is_named(tmp_path):
+    """For what lies in it is missed otherwise."""
+    touch(tmp_path, "locked/a.npy", "b.npy")
+    (tmp_path / "locked").chmod(0)
+    with pytest.raises(NeardupError, match=r"locked can't be read \(Permission denied\): mend that, or leave it out"):
+        on_disk(tmp_path, set(), "**/*.npy")
+    (tmp_path / "locked").chmod(0o700)

@@ -3,7 +3,12 @@
 import io
 import pickle
 import pickletools
+import time
+from functools import partial
+from threading import Event, Thread
+from types import SimpleNamespace
 
+import h5py
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -11,6 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from neardup import outputs, pickles
+from neardup.files import write_npy
+from neardup.groups import Groups
 from neardup.ids import IdTable
 
 TEXTS = st.text(max_size=9) | st.sampled_from(
@@ -80,3 +87,55 @@ def test_lists_hold_a_line_for_each_id(tmp_path_factory, names, chosen):
     for file, wanted in (("keep.txt", keep), ("drop.txt", ~keep)):
         lines = "".join(outputs.id_line(name) + "\n" for name, here in zip(names, wanted, strict=True) if here)
         assert (folder / file).read_bytes() == lines.encode()
+
+
+@pytest.mark.parametrize("size", [4, 2_000])
+def test_memory_holds_ids_of_any_length(tmp_path, size):
+    """Of neighbors.pkl a share of what it may take, of merged_clusters.pkl some blocks: not all ids several times."""
+    n_rows, given = 40_000, 16 * 2**20
+    ids = IdTable([column([f"{row:0{size}d}" for row in range(n_rows)])])
+    groups = Groups(
+        np.arange(n_rows),
+        np.arange(0, n_rows + 1, 2),
+        np.ones(n_rows),
+        np.arange(0, n_rows, 2),
+        np.zeros(n_rows // 2, int),
+    )
+    write_npy(tmp_path / "labels.npy", np.zeros(n_rows, np.int32))
+    with h5py.File(tmp_path / "neighbors.h5", "w") as file:
+        file["row_a"], file["row_b"], file["similarity"] = (
+            np.arange(0, n_rows, 2),
+            np.arange(1, n_rows, 2),
+            np.ones(n_rows // 2),
+        )
+    stage = SimpleNamespace(path=tmp_path.joinpath, part=lambda *_, **__: tmp_path / "part")
+    named = {"labels_path": tmp_path / "labels.npy", "repeated": np.empty(0, np.int64)}
+    for write, most in (
+        (partial(outputs.write_neighbors_pickle, stage, ids, given, **named), given),
+        (partial(outputs.write_pickle, tmp_path / "merged_clusters.pkl", groups, ids), outputs._PICKLED_BYTES),
+    ):
+        before = pa.default_memory_pool().bytes_allocated()
+        peak = peak_of(write)
+        assert peak - before < 1.5 * most
+    found = loaded(tmp_path / "neighbors.pkl")
+    names = ids.take(range(n_rows))
+    assert list(found) == names
+    assert [value["neighbors"] for value in found.values()] == [{names[row ^ 1]: 1.0} for row in range(n_rows)]
+
+
+def peak_of(write):
+    """Most bytes of Arrow's that were held at a time, as a thread that looks on has seen it."""
+    pool, peak, done = pa.default_memory_pool(), 0, Event()
+
+    def look():
+        nonlocal peak
+        while not done.is_set():
+            peak = max(peak, pool.bytes_allocated())
+            time.sleep(1e-4)
+
+    watcher = Thread(target=look)
+    watcher.start()
+    write()
+    done.set()
+    watcher.join()
+    return peak

@@ -21,12 +21,12 @@ _PLAIN = {pa.string_view(): pa.large_string(), pa.binary_view(): pa.large_binary
 def describe(path, name=None):
     """The `Vectors` of a column of lists; as long as the first of them, where the type doesn't say. No rows: of 0."""
     schema, rows = schema_and_rows(path)
+    if not rows:  # whose columns may have no type
+        return Vectors(0, 0, np.dtype(np.float32))
     name = _name(path, schema, name)
     check_once(path, schema.names, name)
     kind = schema.field(name).type
     dtype = np.dtype(kind.value_type.to_pandas_dtype())
-    if not rows:
-        return Vectors(0, 0, dtype)
     dim = kind.list_size if pa.types.is_fixed_size_list(kind) else _first_length(path, name)
     if dim == 0:
         raise NeardupError(f"{path} (column {name}) has rows of no values: write it again")
