@@ -80,7 +80,8 @@ def read_all(stage, shards, config):
     chosen = sample_of(len(rows), 0 if stage.growth else config.basis_rows)
     basis = {"origin": origin, "chosen": chosen, "projection": second_projection(stage, config)}
     task = partial(read_pieces, stage, rows, **basis, block_rows=block_rows)
-    ids_task = stage.once, partial(write_ids, stage, shards), "repeated"
+    read = IdTable.open(stage.previous.path("ids.arrow")) if stage.growth else None
+    ids_task = stage.once, partial(write_ids, stage, shards, read), "repeated"
     tasks = [ids_task, *((task, number, some) for number, some in enumerate(groups))]
     repeated, *found = engine.compute(tasks, config.n_workers, "01 moments")
     return repeated, found
@@ -111,22 +112,22 @@ def common_origin(rows):
     return (unit.sum(axis=0) / max(1, np.count_nonzero(~bad))).astype(np.float32)
 
 
-def write_ids(stage, shards):
-    """Write ids.arrow. Returns the rows whose id another row has too, (r,) int64."""
+def write_ids(stage, shards, read):
+    """Write ids.arrow. Returns the rows whose id another row has too, (r,) int64.
+
+    read: the `IdTable` of the finished run that grows, or of the second set; else None.
+    """
     with atomic(stage.path("ids.arrow")) as temporary:
-        hashes = write_table(temporary, shards, known_ids(stage))
+        hashes = write_table(temporary, shards, {} if read is None else known_ids(read, stage.growth))
     ids, sets = IdTable.open(stage.path("ids.arrow")), stage.growth.sets if stage.growth else [0, len(hashes)]
     repeated = [repeated_rows(hashes[low:high], ids, low) for low, high in pairwise(sets)]
     return np.concatenate(repeated).astype(np.int64)
 
 
-def known_ids(stage):
-    """{number of a shard: Arrow arrays of its ids} of the shards that the finished run has read."""
-    if not stage.growth:
-        return {}
-    table, before = IdTable.open(stage.previous.path("ids.arrow")), stage.growth.before.tolist()
-    ranges = zip(stage.growth.of.tolist(), before[:-1], before[1:], strict=True)
-    return {today: table.blocks(low, high) for today, low, high in ranges if today >= 0}
+def known_ids(read, growth):
+    """{number of a shard: Arrow arrays of its ids} of the shards that were read before. read: as of `write_ids`."""
+    ranges = zip(growth.of.tolist(), growth.before[:-1].tolist(), growth.before[1:].tolist(), strict=True)
+    return {today: read.blocks(low, high) for today, low, high in ranges if today >= 0}
 
 
 def read_pieces(stage, rows, number, some, *, origin, chosen, projection, block_rows):

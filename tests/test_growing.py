@@ -8,6 +8,7 @@ import shutil
 from functools import lru_cache
 from types import SimpleNamespace
 
+import cloudpickle
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -20,7 +21,9 @@ from conftest import (
     no_pictures,
     pair_set,
     read_ids,
+    run_scripts,
     run_stages,
+    settings_of,
     tree_bytes,
 )
 from faults import failing
@@ -29,7 +32,7 @@ from hypothesis import strategies as st
 from test_resume import rows_of_clusters
 
 import faiss_04_neighbor_search
-from neardup import NeardupError
+from neardup import NeardupError, engine
 from neardup.artifacts import STAGES
 from neardup.changes import Decisions
 from neardup.groups import Groups
@@ -128,6 +131,27 @@ def test_what_was_found_before_is_not_looked_for_again(grown_run):
     assert changes["gone_rows"] == 0
     assert changes["grown"] > 5
     assert changes["new"] > 5
+
+
+def test_tasks_of_a_run_that_grows_may_run_anywhere(grown_run, tmp_path, monkeypatch):
+    """On a worker, which has of a stage what is sent to it; so have those that hold rows against a second set."""
+    compute, sent = engine.compute, []
+
+    def send(tasks, *others):
+        sent.extend(map(cloudpickle.dumps, tasks))
+        return compute([cloudpickle.loads(task) for task in sent[len(sent) - len(tasks) :]], *others)
+
+    shutil.copytree(grown_run / "before", tmp_path / "work")
+    monkeypatch.setattr(engine, "compute", send)
+    run_stages(grown_run / "data", tmp_path / "work", **SETTINGS)
+    assert answer(tmp_path / "work") == answer(grown_run / "after")
+    n_sent = len(sent)
+    put(tmp_path / "second", "0", np.arange(0, 3054, 9))
+    both = settings_of(grown_run / "data", tmp_path / "check", against_dir=tmp_path / "second", **SETTINGS)
+    for script in SCRIPTS:
+        for config in [both.reference, both] if script in SCRIPTS[:3] else [both]:
+            run_scripts(config, [script])
+    assert min(n_sent, len(sent) - n_sent) > 30
 
 
 @pytest.mark.parametrize("seed", range(4))
