@@ -55,13 +55,18 @@ def _neighbor_blocks(stage, ids, memory_bytes, *, labels, repeated):
         return pc.if_else(several, pickles.pairs(names, pickles.integers(rows)), names) if several.any() else names
 
     path, mirrored = stage.path("neighbors.h5"), stage.part("mirrored", suffix="")
-    most = min(memory_bytes / (_BYTES_OF_NEIGHBOR + _COPIES * ids.mean_bytes), _AT_ONCE)
+    most = min(memory_bytes / _bytes_of_each(ids), _AT_ONCE)
     for low, high, pairs in both_ways(path, len(labels), most, mirrored):
         clusters, bounds = labels[low:high], np.searchsorted(pairs["row_a"], np.arange(low, high + 1))
         neighbors = pickles.dicts(named(pairs["row_b"]), pickles.floats(pairs["similarity"]), bounds)
         values = pickles.records(cluster=pickles.integers(clusters), neighbors=neighbors)
         counted = pa.array(clusters >= 0)
         yield named(np.arange(low, high)).filter(counted), values.filter(counted)
+
+
+def _bytes_of_each(ids):
+    """What a neighbour, or a member of a group, takes while it is pickled."""
+    return _BYTES_OF_NEIGHBOR + _COPIES * ids.mean_bytes
 
 
 def write_hdf5(path, groups, ids, threshold):
@@ -101,7 +106,7 @@ def write_pickle(path, groups, ids):
 
 def _group_blocks(groups, ids):
     """Yield the keys and values of merged_clusters.pkl. Memory: the ids of a block, several times."""
-    most = min(BLOCK_ROWS, int(_PICKLED_BYTES / (_BYTES_OF_NEIGHBOR + _COPIES * ids.mean_bytes)) + 1)
+    most = min(BLOCK_ROWS, int(_PICKLED_BYTES / _bytes_of_each(ids)) + 1)
     for low, high in groups.blocks(most):
         bounds = groups.bounds[low : high + 1]
         here = slice(bounds[0], bounds[-1])

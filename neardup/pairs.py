@@ -69,7 +69,7 @@ def together(parts):
 
 
 def among(packed, listed):
-    """Which of some packed pairs are among others, (p,) bool, and at which places. listed: (l,) uint64, ascending."""
+    """Which of some packed pairs, or rows, are among others, (p,) bool, and where there. listed: (l,), ascending."""
     at = np.searchsorted(listed, packed)
     found = at < len(listed)
     found[found] = listed[at[found]] == packed[found]

@@ -30,7 +30,8 @@ FORMATS = {  # by the name of the setting, what its shards' names end in; tables
 _TABLES = "arrow", "parquet"
 CLIP = "img_emb", "text_emb"  # folders of clip-retrieval
 STATE = "state.json"  # in which `datasets` of Hugging Face lists the files of a folder
-ABOUT = STATE, "dataset_info.json", TEXTS  # what lies beside all shards of a folder
+_OF_DATASET = STATE, "dataset_info.json"  # what tells a folder of `datasets`
+ABOUT = *_OF_DATASET, TEXTS  # what lies beside all shards of a folder
 ID_COLUMNS = "id", "ids", "uid", "key", "image_id", "image_path", "doc_id", "path", "filename", "url"
 
 
@@ -154,7 +155,9 @@ def choose(glob, place, reading, setting="data_dir"):
         return names, "clip-retrieval", reading.vectors, []
     formats = FORMATS if kind is None else {kind: FORMATS[kind]}
     names = glob(pattern or "*")
-    if pattern is None and {*map(PurePath, ABOUT[:2])} & {*names}:  # caches of what was done to it, rows once more
+    if pattern is None and not {*map(PurePath, _OF_DATASET)}.isdisjoint(
+        names
+    ):  # caches of what was done to it, rows once more
         names = [n for n in names if not n.match("cache-*.arrow")]
     found = {k: [n for n in names if n.suffix in suffixes] for k, suffixes in formats.items()}
     found = {k: some for k, some in found.items() if some}
@@ -272,12 +275,12 @@ def _check_lists(glob, place, names):
 
     names: of the shards; glob, place: as of `choose`.
     """
-    known, ends_in = {*names}, defaultdict(set)
+    known, ends = {*names}, defaultdict(set)
     for name in names:
-        ends_in[name.parent].add((_numberless(name), name.suffix))
-    for folder, ends in ends_in.items():
+        ends[name.parent, _numberless(name)].add(name.suffix)
+    for folder in dict.fromkeys(name.parent for name in names):
         lists = glob(f"{escape(str(folder))}/*.txt")
-        shards = [(n, n.with_suffix(end)) for n in lists for stem, end in sorted(ends) if stem == _numberless(n)]
+        shards = [(n, n.with_suffix(end)) for n in lists for end in sorted(ends.get((folder, _numberless(n)), ()))]
         doubtful = [(name, shard) for name, shard in shards if shard not in known]  # or not chosen
         there = {*glob(f"{escape(str(folder))}/*")} if doubtful else ()
         for name, shard in doubtful:

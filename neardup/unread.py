@@ -1,4 +1,4 @@
-"""What lies in a folder of embeddings and isn't read, though it looks as if it should be: nobody would miss it."""
+"""What lies in a folder of embeddings and isn't read, though it looks as if it should be, or is read twice."""
 
 import json
 import sys
