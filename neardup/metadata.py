@@ -1,4 +1,4 @@
-"""Tables of what else is known of the rows: columns of Parquet, Arrow, CSV and HDF5 files, by name."""
+"""Tables of what else is known of the rows: columns of Parquet, Arrow, CSV, HDF5 and .npz files, by name."""
 
 from contextlib import contextmanager
 
@@ -8,6 +8,7 @@ import pyarrow.csv
 
 from neardup import NeardupError
 from neardup.checksums import digest_of_bytes
+from neardup.formats import npz
 from neardup.formats.hdf5 import opened
 from neardup.formats.tables import batches, check_once, missing_values, schema_and_rows, without_views
 from neardup.words import first_line
@@ -16,11 +17,14 @@ SUFFIXES = ".parquet", ".csv", ".arrow", ".feather"  # of a table that lies besi
 BESIDE = ".txt", *SUFFIXES  # of what may hold ids or metadata of a shard
 TEXTS = "texts.json"  # what the ids of all shards of a folder stand for
 _BATCH = 1 << 16  # rows of a column that are read together
+_NPZ_TEXT = {"U": pa.large_string(), "S": pa.large_binary()}  # by the kind of NumPy's dtype
 _CSV_BLOCK = 1 << 23  # bytes of a CSV file that are read together: no line is longer
 
 
 def column_names(path):
-    """The names of a table's columns, in their order; of an HDF5 file those of its one-dimensional data sets."""
+    """The names of a table's columns, in their order; of HDF5 and .npz files those of one-dimensional arrays."""
+    if path.suffix == ".npz":
+        return [*npz.column_headers(path)]
     if path.suffix in (".h5", ".hdf5"):
         with opened(path) as file:
             return [*_columns_of(file, ())]
@@ -70,7 +74,7 @@ def column_blocks(path, name, rows, kind=None):
     check_once(path, names, name)
     if name not in names:
         raise NeardupError(f"{path} has no column {name!r} (it has: {', '.join(names)}): set the name right")
-    read, count = {".h5": _hdf5_blocks, ".hdf5": _hdf5_blocks, ".csv": _csv_blocks}.get(path.suffix, _table_blocks), 0
+    read, count = _READERS.get(path.suffix, _table_blocks), 0
     for values in read(path, name, kind):
         count += len(values)
         if count <= rows:
@@ -89,8 +93,12 @@ def column_type(path, name, rows):
     if path.suffix in (".h5", ".hdf5"):
         with opened(path) as file:
             data = file[name]
-            kind = pa.large_binary() if _is_text(data) else _number_type(data)
+            kind = pa.large_binary() if _is_text(data) else _number_type(data.dtype)
             return kind if kind and len(data) == rows else pa.null()
+    if path.suffix == ".npz":
+        header = npz.column_headers(path)[name]
+        kind = _NPZ_TEXT.get(header.dtype.kind) or _number_type(header.dtype)
+        return kind if kind and header.shape == (rows,) else pa.null()
     names = column_names(path)
     check_once(path, names, name)
     return pa.null() if missing_values(path, name) else schema_and_rows(path)[0].field(name).type
@@ -100,17 +108,17 @@ def _is_text(data):
     return h5py.check_string_dtype(data.dtype) is not None
 
 
-def _number_type(data):
-    """The Arrow type of a data set of numbers, None of another."""
-    is_known = data.dtype.kind in "iufb" and data.dtype.itemsize <= 8
-    return pa.from_numpy_dtype(data.dtype.newbyteorder("=")) if is_known else None
+def _number_type(dtype):
+    """The Arrow type of a NumPy dtype of numbers, None of another."""
+    is_known = dtype.kind in "iufb" and dtype.itemsize <= 8
+    return pa.from_numpy_dtype(dtype.newbyteorder("=")) if is_known else None
 
 
 def _hdf5_blocks(path, name, kind):
     """Text as bytes where a type is given: whoever casts them sees whether they are text."""
     with opened(path) as file:
         data = file[name]
-        if not _is_text(data) and not _number_type(data):
+        if not _is_text(data) and not _number_type(data.dtype):
             raise NeardupError(f"{path} ({name}) holds {data.dtype}, not text or numbers: choose another")
         for start in range(0, len(data), _BATCH):
             some = slice(start, start + _BATCH)
@@ -120,6 +128,17 @@ def _hdf5_blocks(path, name, kind):
                 yield pa.array(data.asstr()[some], pa.large_string())
             else:
                 yield pa.array(data[some], pa.large_binary())
+
+
+def _npz_blocks(path, name, _kind):
+    dtype = npz.column_headers(path)[name].dtype
+    if dtype.kind not in _NPZ_TEXT and not _number_type(dtype):
+        raise NeardupError(f"{path} ({name}) holds {dtype}, not text or numbers: choose another")
+    for values in npz.column_blocks(path, name):
+        try:
+            yield pa.array(values)
+        except UnicodeDecodeError as error:  # half a character of UTF-16
+            raise NeardupError(f"{path} ({name}) is not Unicode ({first_line(error)}): mend it") from error
 
 
 def _csv_blocks(path, name, kind):
@@ -135,6 +154,9 @@ def _csv_blocks(path, name, kind):
 
 def _table_blocks(path, name, _kind):
     return (batch.column(0) for batch in batches(path, [name], _BATCH))
+
+
+_READERS = {".h5": _hdf5_blocks, ".hdf5": _hdf5_blocks, ".npz": _npz_blocks, ".csv": _csv_blocks}
 
 
 def digest_of_column(path, name, rows):

@@ -211,7 +211,9 @@ def _tables(name, kind):
     if kind == "clip-retrieval":
         number = re.search(r"\d*$", name.stem)[0]
         return [PurePath("metadata", f"metadata_{number}.parquet")]
-    return [name] if kind in (*_TABLES, "hdf5") else [name.with_suffix(suffix) for suffix in SUFFIXES]
+    if kind in (*_TABLES, "hdf5"):
+        return [name]
+    return [name.with_suffix(suffix) for suffix in SUFFIXES] + [name] * (kind == "npz")
 
 
 def _with_ids(shards, id_column):
@@ -255,7 +257,7 @@ def _known_columns(shards, columns):
 def _raise_no_column(shard, column, names):
     where = f"{shard.path} has no table beside it"
     if shard.table:
-        where = f"{shard.table} has no column {column!r} (it has: {', '.join(names)})"
+        where = f"{shard.table} has no column {column!r} (it has: {', '.join(names) or 'none'})"
     raise NeardupError(f"{where}: set id_column right")
 
 

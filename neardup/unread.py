@@ -74,7 +74,10 @@ def _unused_column(shards):
         names = column_names(shard.table) if shard.table else []
         for column in (c for c in ID_COLUMNS if c in names and not can_be_ids(shard.table, c, shard.rows)):
             kind = column_type(shard.table, column, shard.rows)
-            why = "lacks some values" if pa.types.is_null(kind) else f"holds {kind}"
+            why = f"holds {kind}"
+            if pa.types.is_null(kind):
+                lacks = "has no text or number for each row (Python objects are never loaded)"
+                why = "lacks some values" if shard.table.suffix in SUFFIXES else lacks
             return f"column {column!r} of {shard.table.name} {why}"
     return None
 

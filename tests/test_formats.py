@@ -29,6 +29,7 @@ from conftest import (
     found_groups,
     found_pairs,
     lay_out,
+    read_csv,
     read_ids,
     run_stages,
     tree_bytes,
@@ -147,6 +148,11 @@ def npz(folder, number, rows, ids, save=np.savez):
     write_table(folder / f"p_{number}.parquet", {"uid": ids, "url": ids[::-1]})
 
 
+def npz_of_all(folder, number, rows, ids, column="ids", save=np.savez):
+    """Vectors and ids in one file, as people save them."""
+    save(folder / f"p_{number}.npz", **{column: np.array(ids)}, embeddings=rows, mean=rows.mean(axis=0))
+
+
 def clip(folder, number, rows, ids, of="img_emb", column="image_path"):
     """As clip-retrieval has it: pictures, texts and their metadata in a folder each."""
     for name in ("img_emb", "text_emb"):
@@ -204,6 +210,8 @@ MAPPED = {
     "clip-retrieval, texts": case(partial(clip, of="text_emb"), vectors="text_emb"),
     "clip-retrieval, another column": case(partial(clip, column="sha256"), id_column="sha256"),
     "npz": case(npz, vectors="l14_img"),
+    "npz, ids within": case(npz_of_all),
+    "npz, integers of a named array": case(partial(npz_of_all, column="no"), NUMBERS, id_column="no"),
     "hdf5": case(hdf5),
     "hdf5, integers": case(hdf5, NUMBERS),
     "hdf5, test": case(partial(hdf5, name="test"), vectors="test"),
@@ -226,6 +234,7 @@ DECODED = {
     "arrow, lists in a stream": case(partial(arrow, kind="list", stream=True)),
     "feather, lz4": case(partial(tables, name="p_{}.feather", compression="lz4")),
     "npz, compressed": case(partial(npz, save=np.savez_compressed), vectors="l14_img"),
+    "npz, ids within, compressed": case(partial(npz_of_all, save=np.savez_compressed), dtype="f2"),
     "hdf5, chunks": case(partial(hdf5, chunks=(50, 100), compression="gzip"), dtype="f2"),
     "IndexFlatIP": case(flat, None),
     "IndexFlatL2": case(partial(flat, kind=faiss.IndexFlatL2), None),
@@ -664,12 +673,56 @@ HDF5_MISFITS = {
 }
 
 
+@pytest.mark.parametrize("write", ["hdf5", "npz"])
 @pytest.mark.parametrize("case", HDF5_MISFITS)
-def test_a_data_set_that_can_not_be_ids_is_passed_over(tmp_path, case):
+def test_a_data_set_or_array_that_can_not_be_ids_is_passed_over(tmp_path, case, write):
     columns, expected = HDF5_MISFITS[case]
-    datasets(train=FEW, **columns)(tmp_path)
+    if write == "hdf5":
+        datasets(train=FEW, **columns)(tmp_path)
+    else:
+        np.savez(tmp_path / "p.npz", train=FEW, **{name: np.array(values) for name, values in columns.items()})
     run_stages(tmp_path, tmp_path / "work", SCRIPTS[:1])
     assert read_ids(tmp_path / "work") == expected
+
+
+def test_ids_that_are_pickled_are_not_loaded(tmp_path, capsys):
+    """Of an array of Python objects, which is said; or refused where it is named."""
+    np.savez(tmp_path / "p.npz", emb=FEW, ids=np.array(NAMES, dtype=object))
+    run_stages(tmp_path, tmp_path / "work", SCRIPTS[:1])
+    assert read_ids(tmp_path / "work") == NUMBERED
+    assert capsys.readouterr().err == (
+        "ids: column 'ids' of p.npz has no text or number for each row (Python objects are never loaded), so rows are "
+        "numbered\n"
+    )
+    with pytest.raises(NeardupError, match=r"p\.npz \(ids\) holds object, not text or numbers: choose another$"):
+        run_stages(tmp_path, tmp_path / "work", SCRIPTS[:1], id_column="ids")
+
+
+def test_arrays_of_a_npz_file_are_columns(tmp_path):
+    """Of texts, numbers and kinds; the table beside it comes first, if there is one."""
+    kinds, scores = np.array(["a", "b"] * 10), np.arange(20, dtype=">f4")
+    np.savez(tmp_path / "p.npz", emb=FEW[[0] * 20], ids=np.array(NAMES), kind=kinds, score=scores)
+    settings = {"representative": "highest:score", "tabulate": "kind", "preview": "kind"}
+    run_stages(tmp_path, tmp_path / "work", **SETTINGS, **settings)
+    assert (tmp_path / "work" / "045_merge" / "keep.txt").read_text() == "id-19\n"
+    lines = read_csv(tmp_path / "work", "losses.csv")
+    assert [(n["value"], n["rows"], n["dropped"]) for n in lines[1:]] == [("a", "10", "10"), ("b", "10", "9")]
+    write_table(tmp_path / "p.parquet", {"uid": LINKS})
+    run_stages(tmp_path, tmp_path / "work", SCRIPTS[:1])
+    assert read_ids(tmp_path / "work") == LINKS
+
+
+@pytest.mark.parametrize(
+    ("ids", "message"),
+    [
+        (np.array([*NAMES[:19], "\ud800"]), r"p\.npz \(ids\) is not Unicode \(.*\): mend it$"),
+        (np.array(NAMES[:19]), r"p\.npz has 19 rows, not the 20 of its shard: write it again"),
+    ],
+)
+def test_a_bad_array_of_ids_is_named(tmp_path, ids, message):
+    np.savez(tmp_path / "p.npz", emb=FEW, ids=ids)
+    with pytest.raises(NeardupError, match=message):
+        run_stages(tmp_path, tmp_path / "work", SCRIPTS[:1], id_column="ids")
 
 
 def test_ids_of_all_shards_are_in_one_column(tmp_path):
@@ -698,6 +751,7 @@ SOURCES = {  # what is said of ids
     "npy, integers of a named column": "column 'no' of .arrow files",
     "clip-retrieval": "column 'image_path' of metadata/*.parquet",
     "npz": "column 'uid' of .parquet files",
+    "npz, ids within": "column 'ids' of the shards",
     "hdf5": "column 'id' of the shards",
     "parquet": "column 'id' of the shards",
     "IndexIDMap": "the shards",
@@ -733,7 +787,7 @@ def test_ids_beside_an_index_that_has_some_are_those(tmp_path, suffix):
     assert read_ids(tmp_path / "work") == NAMES
 
 
-NAMED = ["npy, ids in lines", "npy, CSV", "clip-retrieval", "npz", "hdf5", "parquet", "IndexIDMap"]
+NAMED = ["npy, ids in lines", "npy, CSV", "clip-retrieval", "npz", "npz, ids within", "hdf5", "parquet", "IndexIDMap"]
 
 
 @pytest.mark.parametrize("name", NAMED)

@@ -1,4 +1,4 @@
-"""A .npz file of NumPy, as DataComp has it: an (n, d) array of several, such as `l14_img`."""
+"""A .npz file of NumPy, as DataComp has it: an (n, d) array of several, such as `l14_img`; others may be columns."""
 
 import lzma
 import math
@@ -57,6 +57,27 @@ def blocks(path, name=None):
                 values = np.frombuffer(file.read(count * header.shape[1] * header.dtype.itemsize), header.dtype)
                 values = values.reshape(count, header.shape[1])
             yield values
+
+
+def column_headers(path):
+    """{name: its `Header`} of the one-dimensional arrays, in their order."""
+    with _opened(path) as archive:
+        return {name: header for name, (header, _) in _arrays(path, archive).items() if len(header.shape) == 1}
+
+
+def column_blocks(path, name):
+    """Yield the values of a one-dimensional array, which are no Python objects."""
+    with _opened(path) as archive:
+        _, member = _arrays(path, archive)[name]
+        with _undamaged(f"{path} ({member.filename}) is damaged", "copy"), archive.open(member) as file:
+            header = header_of(file)
+            step = rows_at_once(1, header.dtype)
+            for start in range(0, header.shape[0], step):
+                count = min(step, header.shape[0] - start)
+                values = np.frombuffer(file.read(count * header.dtype.itemsize), header.dtype)
+                if len(values) < count:
+                    raise EOFError("it ends early")
+                yield values.astype(header.dtype.newbyteorder("="), copy=False)
 
 
 def write_kept(path, target, keep):
@@ -118,11 +139,17 @@ def _opened(path):
 
 def _member(path, archive, name):
     """The entry of the array of this name."""
-    shapes = {}
+    arrays = _arrays(path, archive)
+    found = [n for n, (header, _) in arrays.items() if len(header.shape) == 2]
+    return arrays[the_one(path, name, found, "array")][1]
+
+
+def _arrays(path, archive):
+    """{name: (its `Header`, its entry)} of all arrays."""
+    found = {}
     for member in archive.infolist():
         if not member.filename.endswith(".npy"):
             continue
         with _undamaged(f"{path} ({member.filename}) can't be read", "write"), archive.open(member) as file:
-            shapes[member.filename.removesuffix(".npy")] = header_of(file).shape, member
-    found = [n for n, (shape, _) in shapes.items() if len(shape) == 2]
-    return shapes[the_one(path, name, found, "array")][1]
+            found[member.filename.removesuffix(".npy")] = header_of(file), member
+    return found
