@@ -10,13 +10,14 @@ import pyarrow as pa
 from neardup import NeardupError
 from neardup.embeddings import total_rows
 from neardup.files import resolved
-from neardup.formats.by_suffix import MODULES
+from neardup.formats import the_one
+from neardup.formats.by_suffix import MODULES, candidates
 from neardup.formats.tables import has_vectors, schema_and_rows
 from neardup.ids import can_be_ids
 from neardup.metadata import SUFFIXES, column_names, column_type
 from neardup.patterns import on_disk
 from neardup.runs import our_folders, reading_of
-from neardup.shards import ID_COLUMNS, choose
+from neardup.shards import CLIP, ID_COLUMNS, choose
 
 _OPENED = 16  # files at most that are asked whether they hold vectors, or ids
 _READ_BYTES = 1 << 24  # of a text that is asked whether it holds ids, at most
@@ -25,9 +26,11 @@ _READ_BYTES = 1 << 24  # of a text that is asked whether it holds ids, at most
 def tell_of_unread(config, shards):
     """Say where files of a local folder look like shards, or like the ids of shards whose rows are numbered.
 
-    And where a shard is read twice. shards: of two sets, those of both.
+    And where a shard is read twice, or holds several kinds of vectors. shards: of two sets, those of both.
     """
-    twice, lone = _same_file(shards), _left_out(config, shards[0].dim)
+    twice, lone, others = _same_file(shards), _left_out(config, shards[0].dim), _other_vectors(config, shards[0])
+    if others:
+        print(f"vectors: {others}; set vectors to the name of another to compare those", file=sys.stderr)
     if twice:
         print(f"read twice: {twice[0]} and {twice[1]} are one file, whose rows are near-duplicates", file=sys.stderr)
     if lone:
@@ -42,6 +45,22 @@ def tell_of_unread(config, shards):
         if reason:
             print(f"ids: {reason}, so rows are numbered", file=sys.stderr)
     sys.stderr.flush()
+
+
+def _other_vectors(config, shard):
+    """Which vectors of a shard are read, and which aren't, though nobody chose, in words; None where there is one."""
+    if config.vectors is not None:
+        return None
+    where, found = shard.path, candidates(shard.path)
+    is_clip = PurePath(shard.name).parts[0] == CLIP[0]
+    if is_clip:
+        where = shard.path.parent.parent
+        found = [folder for folder in CLIP if (where / folder).is_dir()]
+    if len(found) < 2:
+        return None
+    taken = CLIP[0] if is_clip else the_one(where, None, found, "")
+    rest = " and ".join(repr(name) for name in found if name != taken)
+    return f"{taken!r} is read of {where.name}, not {rest}"
 
 
 def _same_file(shards):

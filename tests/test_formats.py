@@ -498,6 +498,32 @@ def test_a_shard_that_is_read_twice_is_named(tmp_path, capsys, other, link):
     assert f"read twice: {paths[0]} and {paths[1]} are one file, whose rows are" in capsys.readouterr().err
 
 
+SEVERAL = {  # files with several kinds of vectors, and what is said where nobody chose
+    "npz": (npz, "l14_img", "'l14_img' is read of p_0.npz, not 'b32_img' and 'other'"),
+    "hdf5": (hdf5, "train", "'train' is read of p_0.hdf5, not 'test'"),
+    "parquet": (
+        lambda folder, number, rows, ids: write_table(folder / "p_0.parquet", {"b": lists(rows), "emb": lists(rows)}),
+        "emb",
+        "'emb' is read of p_0.parquet, not 'b'",
+    ),
+    "clip-retrieval": (clip, "img_emb", "'img_emb' is read of data, not 'text_emb'"),
+}
+
+
+@pytest.mark.parametrize("case", SEVERAL)
+def test_which_of_several_vectors_are_read_is_said(tmp_path, capsys, case):
+    """Where that wasn't set."""
+    write, vectors, said = SEVERAL[case]
+    data = make_folder(tmp_path / "data")
+    write(data, 0, FEW, NAMES)
+    for chosen, expected in (
+        (None, f"vectors: {said}; set vectors to the name of another to compare those\n"),
+        (vectors, ""),
+    ):
+        run_stages(data, tmp_path / "work", SCRIPTS[:1], vectors=chosen, id_column="")
+        assert capsys.readouterr().err == expected
+
+
 def one_shard(folder, **files):
     """A shard of 20 rows, p.npy, and other files: texts, or columns of tables."""
     np.save(folder / "p.npy", FEW)

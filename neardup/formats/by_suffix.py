@@ -11,6 +11,12 @@ def describe(path, name):
     return MODULES[path.suffix].describe(path, name)
 
 
+def candidates(path):
+    """The names of what may be the vectors of a file; of one that holds nothing else none."""
+    module = MODULES[path.suffix]
+    return module.candidates(path) if module in (npz, hdf5, tables) else []
+
+
 def blocks(path, name, allow_missing=False):
     """Yield the vectors of a file that have to be decoded. allow_missing: NaN stands for those that a table lacks."""
     module = MODULES[path.suffix]

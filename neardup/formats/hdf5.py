@@ -40,6 +40,12 @@ def blocks(path, name=None):
             yield data[start : start + step]
 
 
+def candidates(path):
+    """The names of the data sets that may be the vectors."""
+    with opened(path) as file:
+        return _candidates(file)
+
+
 def others(path, name=None):
     """Paths of other files that hold values of a data set. Raises NeardupError where one is missing: read as zeros."""
     with opened(path) as file:
@@ -148,9 +154,13 @@ def _name(path, file, name):
     name = name and name.strip("/")
     if name and _is_vectors(file.get(name)):
         return name
+    return the_one(path, name, _candidates(file), "data set")
+
+
+def _candidates(file):
     found = []
     file.visititems(lambda n, o: found.append(n) if _is_vectors(o) else None)
-    return the_one(path, name, found, "data set")
+    return found
 
 
 def _is_vectors(item):

@@ -59,6 +59,12 @@ def blocks(path, name=None):
             yield values
 
 
+def candidates(path):
+    """The names of the arrays that may be the vectors."""
+    with _opened(path) as archive:
+        return _candidates(_arrays(path, archive))
+
+
 def column_headers(path):
     """{name: its `Header`} of the one-dimensional arrays, in their order."""
     with _opened(path) as archive:
@@ -140,8 +146,11 @@ def _opened(path):
 def _member(path, archive, name):
     """The entry of the array of this name."""
     arrays = _arrays(path, archive)
-    found = [n for n, (header, _) in arrays.items() if len(header.shape) == 2]
-    return arrays[the_one(path, name, found, "array")][1]
+    return arrays[the_one(path, name, _candidates(arrays), "array")][1]
+
+
+def _candidates(arrays):
+    return [name for name, (header, _) in arrays.items() if len(header.shape) == 2]
 
 
 def _arrays(path, archive):

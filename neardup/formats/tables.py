@@ -33,6 +33,11 @@ def describe(path, name=None):
     return Vectors(rows, dim, dtype)
 
 
+def candidates(path):
+    """The names of the columns that may be the vectors."""
+    return _candidates(schema_and_rows(path)[0])
+
+
 def blocks(path, name=None, allow_missing=False):
     """Yield the vectors of a column. Raises NeardupError, naming the row, where one is missing or of another length.
 
@@ -193,8 +198,7 @@ def schema_and_rows(path):
 def has_vectors(path, dim):
     """Whether a file has a column of vectors of so many values, as far as it can be read."""
     try:
-        names = [field.name for field in schema_and_rows(path)[0] if _is_vectors(field.type)]
-        return any(describe(path, name).dim == dim for name in names)
+        return any(describe(path, name).dim == dim for name in candidates(path))
     except (NeardupError, OSError):
         return False
 
@@ -248,12 +252,16 @@ def _reader(source, options=None):
 
 
 def _name(path, schema, name):
-    found = [field.name for field in schema if _is_vectors(field.type)]
+    found = _candidates(schema)
     other = name or next((n for n in NAMES if n in schema.names), None)
     if other in schema.names and other not in found and (name or not found):
         kind = schema.field(schema.names.index(other)).type
         raise NeardupError(f"{path}: column {other!r} holds {kind}, not lists of floats or int8: convert it, or {_SET}")
     return the_one(path, name, found, "column")
+
+
+def _candidates(schema):
+    return [field.name for field in schema if _is_vectors(field.type)]
 
 
 def _is_vectors(kind):
