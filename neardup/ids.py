@@ -105,6 +105,8 @@ def can_be_ids(path, column, rows):
 
 
 def _is_of_ids(kind):
+    if pa.types.is_decimal(kind):  # as Snowflake writes integers
+        return kind.scale == 0
     return isinstance(kind, pa.UuidType) or any(is_one(kind) for is_one in (*_TEXT, *_BYTES, pa.types.is_integer))
 
 

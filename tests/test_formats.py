@@ -6,6 +6,7 @@ import os
 import re
 import tracemalloc
 import zipfile
+from decimal import Decimal
 from functools import cache, partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from itertools import pairwise
@@ -650,6 +651,8 @@ MISFITS = {  # columns that might be ids by their names: those of a file, and wh
     "floats": ({"id": np.arange(20.0), "key": NAMES}, NAMES),
     "dates": ({"id": pa.array(range(20), pa.date32()), "url": LINKS}, LINKS),
     "nothing": ({"id": pa.nulls(20), "url": LINKS}, LINKS),
+    "whole decimals": ({"id": pa.array(map(Decimal, range(20)), pa.decimal128(38, 0))}, [*map(str, range(20))]),
+    "decimals": ({"id": pa.array(map(Decimal, range(20)), pa.decimal128(18, 2)), "url": LINKS}, LINKS),
     "one missing": ({"url": [*LINKS[:19], None]}, NUMBERED),
     "one missing in a dictionary": ({"id": pa.array([*NAMES[:19], None]).dictionary_encode(), "url": LINKS}, LINKS),
     "text views": ({"id": pa.array(NAMES, pa.string_view())}, NAMES),
