@@ -54,6 +54,11 @@ def differences(manifest, key):
         return ""
     if not isinstance(source, list):
         return "from an earlier stage that has changed since"
-    old = {s["name"]: s for s in source}
-    names = [s["name"] for s in key["source"] if old.pop(s["name"], None) != s] + list(old)
-    return f"from other input ({some_of(names) or 'its shards'} changed)"
+    old, new = ({s["name"]: s for s in shards} for shards in (source, key["source"]))
+    kinds = {
+        "changed": [name for name in new if name in old and old[name] != new[name]],
+        "came": [name for name in new if name not in old],
+        "went": [name for name in old if name not in new],
+    }
+    what = "; ".join(f"{some_of(names)} {kind}" for kind, names in kinds.items() if names)
+    return f"from other input ({what or 'its shards changed'})"

@@ -582,3 +582,16 @@ def test_files_that_are_gone_are_told_of(copy, capsys):
         f"{copy}/work/045_merge lacks groups.parquet, keep.txt: remove it to have all made again\n"
         in capsys.readouterr().err
     )
+
+
+def test_what_differs_of_the_shards_is_said(tmp_path):
+    """Which changed, came and went."""
+    parts = lay_out(tmp_path / "data", np.eye(8, dtype=np.float32), [2, 4, 6])
+    run_stages(parts, tmp_path / "work", SCRIPTS[:1])
+    np.save(parts / "part_0.npy", np.eye(8, dtype=np.float32)[:1])
+    (parts / "part_0.txt").write_text('["one"]')
+    for suffix in (".npy", ".txt"):
+        (parts / f"part_1{suffix}").rename(parts / f"part_9{suffix}")
+    said = r"from other input \(part_0.npy changed; part_9.npy came; part_1.npy went\): run faiss_01"
+    with pytest.raises(NeardupError, match=said):
+        run_stages(parts, tmp_path / "work", SCRIPTS[1:2])
