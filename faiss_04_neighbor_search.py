@@ -180,15 +180,15 @@ def find_visits(stage, prepare, labels, n_clusters, config):
     Returns, of such a run, which clusters have rows that visit, and which have those and rows that these have to meet,
     two (K,) bool.
     """
-    every = np.arange(n_clusters)
     if not stage.growth:
-        engine.run(prepare, [(c, every) for c in every.tolist()], config.n_workers, "04 visits")
+        every = partial(prepare, np.ones(n_clusters, dtype=bool))
+        engine.run(every, [(cluster,) for cluster in range(n_clusters)], config.n_workers, "04 visits")
         return None
     visit = stage.growth.are_visitors()
     meet = ~visit if stage.growth.against else np.ones(len(visit), dtype=bool)
     visiting, meeting = (np.bincount(labels[of & (labels >= 0)], minlength=n_clusters) > 0 for of in (visit, meet))
-    numbers = [(c, np.union1d(c, np.nonzero(meeting)[0])) for c in np.nonzero(visiting)[0].tolist()]
-    engine.run(prepare, numbers, config.n_workers, "04 visits")
+    numbers = np.nonzero(visiting)[0].tolist()
+    engine.run(partial(prepare, meeting), [(cluster,) for cluster in numbers], config.n_workers, "04 visits")
     return visiting, visiting & meeting
 
 
@@ -249,10 +249,11 @@ def audit_and_pickle(stage, rows, audit, pickle, config):
     write_json(stage.path("audit.json"), counts)
     if counts["missed"] or counts["false"]:
         stage.drop_parts()
+        told, work_dir = (mirror.shown(path) for path in (stage.path("audit.json"), stage.folder.parent))
         raise NeardupError(
             f"the audit of {counts['rows']} rows found {counts['missed']} missed and {counts['false']} false pairs of "
-            f"{counts['pairs']} ({stage.path('audit.json')}): don't use this result; remove the stages' folders of "
-            f"{mirror.shown(stage.folder.parent)}, run all scripts again, and report it as a defect if it stays"
+            f"{counts['pairs']} ({told}): don't use this result; remove the stages' folders of {work_dir}, run all "
+            "scripts again, and report it as a defect if it stays"
         )
     return counts
 

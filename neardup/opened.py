@@ -44,16 +44,17 @@ class Prepared(NamedTuple):
         return np.diff(self.read(cluster)[0][: len(self.clusters) + 1])
 
 
-def prepare_cluster(prepared, centroids, reach, block_rows, cluster, numbers):
+def prepare_cluster(prepared, centroids, reach, block_rows, meeting, cluster):
     """Write the sketches of a cluster as the search wants them, and its visits.
 
-    reach: `Reach`; numbers: of the clusters that it may visit, its own among them, (N,). Memory: 5 K bytes a row of a
-    block, 16 bytes a visit, and 12 MB.
+    reach: `Reach`; meeting: which clusters it may visit, (K,) bool. Memory: 5 K bytes a row of a block, 16 bytes a
+    visit, and 12 MB.
     """
     path, (stage, clusters, n_first) = prepared.path(cluster), prepared
     if path.exists():
         return
-    sketches, own = clusters.load(cluster)[1], int(np.searchsorted(numbers, cluster))
+    sketches, numbers = clusters.load(cluster)[1], np.nonzero(meeting | (np.arange(len(meeting)) == cluster))[0]
+    own = int(np.searchsorted(numbers, cluster))
     borders = geometry.borders(own, centroids[numbers], reach.error)
     visits = visits_of_cluster(sketches, own, borders, reach.radius, numbers, len(clusters), block_rows)
     layout = lay_out(sketches, n_first)

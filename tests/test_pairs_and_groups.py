@@ -384,7 +384,7 @@ def all_candidates(prepared, coordinates, centroids, reach):
     """What stage 4 finds inside each cluster and across each border, [(row_a, row_b)]."""
     numbers = range(len(prepared.clusters))
     for cluster in numbers:
-        prepare_cluster(prepared, centroids, reach, 70, cluster, np.array(numbers))
+        prepare_cluster(prepared, centroids, reach, 70, np.ones(len(numbers), dtype=bool), cluster)
     reduced = coordinates is not None and partial(Coordinates, coordinates)
     opened = partial(OpenCluster, prepared, reduced)
     reaches, found = dict.fromkeys(["sketches"] + ["coordinates", "longer"] * bool(reduced), reach.of_sketches), []
