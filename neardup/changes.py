@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from neardup.groups import components
+from neardup.groups import components, numbered
 from neardup.outputs import read_groups
 
 
@@ -54,7 +54,7 @@ def apart(forest, kept):
     several = np.bincount(smallest[kept], minlength=len(kept)) > 1
     unclear = np.nonzero(several[smallest[forest["row_a"]]])[0]
     pairs, stays = forest.take(unclear), np.ones(len(forest), dtype=bool)
-    rows = np.unique(np.concatenate([pairs["row_a"], pairs["row_b"]]))
+    rows, _ = numbered([pairs["row_a"], pairs["row_b"]])
     sets, has_kept = DisjointSet(rows.tolist()), dict(zip(rows.tolist(), kept[rows].tolist(), strict=True))
     for place, a, b in zip(unclear.tolist(), pairs["row_a"].tolist(), pairs["row_b"].tolist(), strict=True):
         of_a, of_b = sets[a], sets[b]

@@ -122,7 +122,7 @@ def divide(matches, rejected, repeated, ids):
     rejected: rows; repeated: rows that share their id with another; ids: of both sets, the second one's first.
     """
     first = len(matches.matched)
-    named = np.setdiff1d(repeated[repeated >= first], rejected)
+    named = np.setdiff1d(repeated[repeated >= first], rejected, assume_unique=True)
     drop = with_namesakes(matches.count > 0, named, first, ids)
     return ~drop & ~np.isin(np.arange(first, len(ids)), rejected), drop
 

@@ -84,7 +84,7 @@ def components(pair_blocks, n_rows):
 def numbered(ends):
     """The rows among some ends of pairs, ascending, and which of those each is: (N,) and (2, p) int64.
 
-    ends: two (p,) int64 arrays. As np.unique has it, which would sort them. Memory: 9 bytes a row up to the last.
+    ends: two (p,) int64 arrays. As np.unique has it, which takes 4 times as long. Memory: 9 bytes a row up to the last.
     """
     ends = np.stack(ends)
     seen = np.zeros(ends.max(initial=-1) + 1, dtype=bool)

@@ -208,7 +208,7 @@ def repeated_rows(hashes, table, first=0):
         return np.empty(0, dtype=np.int64)
     order = np.argsort(hashes, kind="stable")
     same = hashes[order][1:] == hashes[order][:-1]
-    suspects = np.unique(np.concatenate([order[1:][same], order[:-1][same]]))
+    suspects = np.sort(order[np.r_[False, same] | np.r_[same, False]])
     names = table.take(first + suspects)  # equal hashes may still be different ids
     _, inverse, counts = np.unique(np.array(names, dtype=object), return_inverse=True, return_counts=True)
     return first + (suspects[counts[inverse] > 1] if len(suspects) else suspects)

@@ -210,7 +210,7 @@ def _fitting(shown, pairs):
 def _chosen(groups, threshold):
     """Numbers of groups to look at, by kind: the largest, a sample of the others, and as many chains as may fit."""
     largest = np.argsort(-groups.sizes, kind="stable")[:_SAMPLE]
-    rest = np.setdiff1d(np.arange(len(groups)), largest)
+    rest = np.setdiff1d(np.arange(len(groups)), largest, assume_unique=True)
     some = np.sort(np.random.default_rng(0).choice(rest, min(_SAMPLE, len(rest)), replace=False))
     chains = np.nonzero(groups.are_chains(threshold))[0][:_CHAINS]
     return {"largest": largest.tolist(), "random": some.tolist(), "chains": chains.tolist()}
