@@ -96,6 +96,8 @@ class Visitors:
 
     def __getattr__(self, name):
         """What an `OpenCluster` has of each row: `rows`, `fresh`, `layout`, `left`, `sketches`, …"""
+        if name.startswith("_"):  # as `copy` asks, before there is anything
+            raise AttributeError(name)
         if self._everyone is not None:
             values = getattr(self._everyone, name).take(self._at, axis=0)
         elif name == "coordinates":

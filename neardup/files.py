@@ -3,6 +3,7 @@
 import csv
 import errno
 import json
+import math
 import os
 import shutil
 import socket
@@ -28,9 +29,10 @@ def write_beside_others():
     _writer = f"{socket.gethostname()}-{os.getpid()}."
 
 
-def damaged(path, why, folder=None):
+def damaged(path, why="", folder=None):
     """A NeardupError about a file of ours that isn't what it should be. folder: of its stage, where not its own."""
-    return NeardupError(f"{path} is damaged ({why}): remove {folder or path.parent} and run the scripts again")
+    what = f"{mirror.shown(path)} is damaged" + (f" ({why})" if why else "")
+    return NeardupError(f"{what}: remove {mirror.shown(folder or path.parent)} and run the scripts again")
 
 
 def read_json(path):
@@ -217,6 +219,7 @@ def npy_rows(path, shape, dtype="<f4", flush=True, digest=None, cached=True):
 
         write(np.frombuffer(header.getvalue(), dtype=dtype))
         yield write
+        assert file.tell() == header.tell() + math.prod(shape) * dtype.itemsize
     if not cached and hasattr(os, "posix_fadvise"):
         with path.open("rb") as file:
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)

@@ -1,8 +1,7 @@
 """Manifests: what a stage was made from and left, and how that differs from what is wanted."""
 
-from neardup import NeardupError
 from neardup.checksums import digest_of_values
-from neardup.files import read_json, write_json
+from neardup.files import damaged, read_json, write_json
 
 FORMAT = 10  # of the artifacts; a new one makes all older work stale
 _OF_FILES = {"against": "against a second set that has changed", "tables": "with other texts or columns of metadata"}
@@ -15,7 +14,7 @@ def read_manifest(path):
     if manifest.get("format") == FORMAT:
         content = {name: value for name, value in manifest.items() if name != "checksum"}
         if manifest.get("checksum") != digest_of_values(content):
-            raise NeardupError(f"{path} is damaged: remove {path.parent} and run the scripts again")
+            raise damaged(path)
     return manifest
 
 

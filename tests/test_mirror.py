@@ -195,6 +195,16 @@ def test_a_file_that_is_damaged_there_is_told(remote, data, tmp_path):
         run(data, tmp_path / "another", SCRIPTS[2:3])
 
 
+def test_a_manifest_that_is_damaged_there_is_named_by_its_url(remote, data, tmp_path):
+    """And the folder to remove, for that of this machine would be fetched again."""
+    run(data, tmp_path / "machine", SCRIPTS[:1])
+    remote.pipe("/bucket/work/01_pca_variance/manifest.json", b"{")
+    mirror._attached.clear()
+    folder = "memory://bucket/work/01_pca_variance"
+    with pytest.raises(NeardupError, match=rf"^{folder}/manifest.json is damaged \(.*\): remove {folder} and run"):
+        run(data, tmp_path / "another", SCRIPTS[1:2])
+
+
 def test_a_run_that_grows_there_ends_as_one_from_scratch(remote, data, tmp_path):
     """On a machine that has nothing of it."""
     run(data, tmp_path / "first")

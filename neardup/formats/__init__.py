@@ -28,7 +28,7 @@ class Vectors(NamedTuple):
 
 def rows_at_once(dim, dtype):
     """Rows that are decoded together."""
-    return max(1, BLOCK_BYTES // (dim * dtype.itemsize))
+    return max(1, BLOCK_BYTES // max(1, dim * dtype.itemsize))
 
 
 def the_one(path, name, found, kind):

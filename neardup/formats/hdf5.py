@@ -122,7 +122,7 @@ def _created(source, group, rows):
 
 def _copy_rows(source, copy, keep):
     record, at = math.prod(source.shape[1:]), 0
-    step = min(_ROWS, rows_at_once(max(1, record), source.dtype))
+    step = min(_ROWS, rows_at_once(record, source.dtype))
     for low in range(0, len(keep) if record else 0, step):
         rows = source[low : low + step][keep[low : low + step]]
         if len(rows):

@@ -115,7 +115,7 @@ def _write_rows(what, header, file, out, *, keep):
     found = {"descr": descr, "fortran_order": header.fortran_order, "shape": (int(np.count_nonzero(keep)), *others)}
     np.lib.format.write_array_header_1_0(out, found)
     count, record = (math.prod(others), n * item) if header.fortran_order else (n, math.prod(others) * item)
-    step = rows_at_once(max(1, record), np.dtype(np.uint8))
+    step = rows_at_once(record, np.dtype(np.uint8))
     for low in range(0, count, step):
         high = min(low + step, count)
         records = np.frombuffer(file.read((high - low) * record), np.uint8)
