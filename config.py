@@ -25,10 +25,16 @@ SECTIONS = {  # of the settings in --help: the first setting of each
 }
 
 
+def _utf8(value):
+    """A text as it is. Raises ValueError where it isn't UTF-8, which files of ours are."""
+    str(value).encode()
+    return value
+
+
 def _location(value):
     """A URL, or the path of a folder, also where a shell left its ~ or a URL is that of a file here."""
-    str(value).encode()  # a ValueError where a name isn't UTF-8, which files of ours are
-    if value == "":
+    _utf8(value)
+    if value in ("", None):
         raise ValueError("is empty: give a folder or URL")
     if str(value).startswith("file:///"):
         return Path(unquote(str(value).removeprefix("file://")))
@@ -41,6 +47,7 @@ def _location(value):
 
 
 Location = Annotated[Path | str, BeforeValidator(_location)]
+_Text = Annotated[str, BeforeValidator(lambda value: _utf8(value if value is None else str(value)))]
 
 
 class Config(BaseSettings):
@@ -158,7 +165,7 @@ class Config(BaseSettings):
         False,
         description="rows that the run before this one kept stay kept, each in a group of its own; others near them go",
     )
-    preview: Annotated[str | None, BeforeValidator(lambda value: value if value is None else str(value))] = Field(
+    preview: _Text | None = Field(
         None,
         description="what ids stand for: a JSON file of id: text, a column of texts, or a pattern of pictures such as "
         "images/{id}.png or https://HOST/{id}.jpg; None: texts.json beside the shards",

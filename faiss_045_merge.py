@@ -73,7 +73,7 @@ def merge(stage, shards, earlier, preview, config):
     search = found_pairs(earlier["04_neighbor_search"], len(ids), stage.memory / 4)
     before = Decisions(stage, rejected) if stage.growth and (config.keep_previous or stage.growth.changes) else None
     kept = before.kept if before and config.keep_previous else None
-    every = stage.once(partial(join_all, search), "forest")
+    every = stage.once(lambda: spanning_forest(search.blocks(), search.memory), "forest")
     forest = every if kept is None else apart(every, kept)
     n_valid = len(ids) - len(rejected)
     threshold = choose_threshold(forest, n_valid, search.threshold, config, kept)
@@ -89,7 +89,7 @@ def merge(stage, shards, earlier, preview, config):
     found = summary(groups, threshold, keep, len(rejected))
     found["changes"] = before and before.compared(groups)
     found["held_apart"] = int(n_apart)
-    found |= write_choices(stage, search, ids, preview, table=table, threshold=threshold, sizes=groups.sizes)
+    found |= write_choices(stage, search, preview, table=table, threshold=threshold, sizes=groups.sizes)
     write_json_items(stage.path("chains.json"), explain_chains(groups, links, ids))
     found |= write_warnings(stage, shards, groups, config, pairs=pairs, forest=joining)
     found |= {"groupings": {name: outline(some, threshold) for name, some in groupings.items()}, "uncut": uncut}
@@ -125,11 +125,6 @@ def chooser(stage, shards, kmeans, kept, config, preview):
         return Representatives(stage, name, rows, preferred, labels, config, kept, strongest)
 
     return choose
-
-
-def join_all(search):
-    """The maximum spanning forest of all pairs."""
-    return spanning_forest(search.blocks(), search.memory)
 
 
 def tabulate(representatives, search, forest, threshold, n_valid):
@@ -182,11 +177,11 @@ def write_groups(stage, groups, ids, threshold, *, rejected, repeated):
     return write_lists(stage.folder, groups, rejected, repeated, ids)
 
 
-def write_choices(stage, search, ids, preview, *, table, threshold, sizes):
+def write_choices(stage, search, preview, *, table, threshold, sizes):
     """What each threshold would give, with pairs to look at. table, sizes: of `tabulate`, and of its groups."""
     write_thresholds(stage.path("thresholds.csv"), table)
     steps_of = [line["threshold"] for line in table]
-    write_examples(stage.path("examples.csv"), search.blocks(), steps_of, ids, preview)
+    write_examples(stage.path("examples.csv"), search.blocks(), steps_of, preview)
     counts, edges = histogram(search.blocks(), search.threshold)
     figure = plots.groups(counts, edges, sizes, lowest=search.threshold, threshold=threshold)
     plots.save_png(stage.path("groups.png"), figure)

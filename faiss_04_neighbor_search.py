@@ -5,7 +5,6 @@ original vectors in float64. Then random rows are compared with all rows by brut
 run are searched against all; its pairs stay. Of two sets only pairs between them are searched.
 """
 
-import sys
 from functools import partial
 
 import numpy as np
@@ -18,6 +17,7 @@ from neardup.couples import search_task, visitors
 from neardup.embeddings import open_shards, pieces
 from neardup.files import damaged, hdf5, write_json
 from neardup.ids import IdTable, store_ids
+from neardup.notices import notice
 from neardup.npy import read_npy, rows_in
 from neardup.opened import OpenCluster, Prepared, open_projection, open_reduced, prepare_cluster
 from neardup.outputs import write_neighbors_pickle
@@ -196,11 +196,9 @@ def tell_of_crowds(n_candidates, n_rows, config):
     """Where rows repeat by the hundred, say that there is a choice, while it is early."""
     if config.pairs == "all" and config.against_dir is None and n_candidates > _CROWDED * n_rows:
         size = f"up to {n_candidates * BYTES_A_PAIR / 1e9:.2g} GB of pairs"
-        print(
+        notice(
             f"{n_candidates:,} candidates for {n_rows:,} rows, {size}: if groups are all you need, pairs = 'joining' "
-            "makes the same ones of a few of them",
-            file=sys.stderr,
-            flush=True,
+            "makes the same ones of a few of them"
         )
 
 
@@ -248,6 +246,7 @@ def audit_and_pickle(stage, rows, audit, pickle, config):
     counts = audit_pairs(stage, found, rows, audit, config, others)
     write_json(stage.path("audit.json"), counts)
     if counts["missed"] or counts["false"]:
+        stage.check_input()
         stage.drop_parts()
         told, work_dir = (mirror.shown(path) for path in (stage.path("audit.json"), stage.folder.parent))
         raise NeardupError(

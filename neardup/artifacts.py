@@ -149,6 +149,10 @@ class Stage:
         took = {"seconds": seconds, "peak_bytes": engine.peak_bytes(), "tasks": engine.took()}
         write_json(self.folder / TIMES, took)
 
+    def check_input(self):
+        """Raises NeardupError where the input isn't any more what it was when the stage began."""
+        self._check_input({})
+
     def _check_input(self, results):
         run, work_dir = self.run, self.folder.parent
         content = results.get("content", run.content)

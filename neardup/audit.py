@@ -11,6 +11,7 @@ from neardup.embeddings import piece_groups
 from neardup.files import atomic
 from neardup.groups import components
 from neardup.npy import map_array
+from neardup.threads import scratch
 
 _BLOCK_ROWS = 2048  # compared with the audited rows at a time, at most
 _PAIRS_AT_ONCE = 256  # decided together
@@ -196,7 +197,7 @@ def audit_block(rows, counted, start, stop, *, sample, threshold):
     block = rows.read(start, stop)
     (values, scales, _), error = geometry.scaled_rows32(block), geometry.cosine_error(rows.dim)
     ones = np.ones(len(unit), np.float32)
-    most = engine.scratch((len(block), len(unit)))
+    most = scratch((len(block), len(unit)))
     left, right = (first_coordinates(v, s, stride, error) for v, s in ((values, scales), (unit, ones)))
     np.matmul(left, right.T, out=most)
     near = np.flatnonzero(most.ravel() >= np.float32(threshold - error))

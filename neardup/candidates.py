@@ -4,7 +4,8 @@ from functools import lru_cache
 
 import numpy as np
 
-from neardup import engine, geometry
+from neardup import geometry
+from neardup.threads import scratch
 
 _FIRST_DIMS = 16, 24, 32  # coordinates of the sketch that are compared first, the rest only for what they let through
 _NS = 0.11, 0.0102, 120  # of a distance: always; for each coordinate compared first; times the share that is near then
@@ -72,7 +73,7 @@ def search(x, y, reaches, places=None, margins=None, joined=None):
     it is within the first reach are they compared. joined: a component for each row of x and of y; only rows of
     different ones are of interest.
     Yields, a tile at a time where rows are near, two (c,) int64 arrays of places in x and y and the number of distances
-    computed since. Memory: that of a tile, and of the rows compared. FAISS's range search takes 2 to 6 times as
+    computed since. Memory: that of a tile, and of the rows compared. FAISS's range search takes 1.3 to 9 times as
     long (benchmarks/results/kernel.json), for it looks at each distance by itself.
     """
     alone, y, reach = y is None, x if y is None else y, reaches["sketches"]
@@ -117,7 +118,7 @@ def _near(blocks, columns, limit):
 def _tile(n_rows, n_columns):
     """A float32 and a bool array of this shape, the same memory each time in a thread."""
     size = n_rows * n_columns
-    buffer = engine.scratch((size + -(-size // 4),))
+    buffer = scratch((size + -(-size // 4),))
     return (part.reshape(n_rows, n_columns) for part in (buffer[:size], buffer[size:].view(bool)[:size]))
 
 
@@ -181,7 +182,7 @@ def _near_in_all(vectors_x, vectors_y, reach):
 def within(vectors_x, vectors_y, i, j, reach):
     """Which of the rows (i, j) are within `reach` in all coordinates. Memory: 3 MB a step."""
     near, width = np.empty(len(i), dtype=bool), vectors_x.shape[1]
-    limit = np.float32(reach**2 * (1 + 4 * (width + 8) * geometry.UNIT32) + 1e-12)
+    limit = np.float32(reach**2 * (1 + 4 * (width + 8) * geometry.UNIT32) + 1e-12)  # where squares underflow
     step = max(1, (1 << 18) // width)
     for start in range(0, len(i), step):
         here = slice(start, start + step)

@@ -51,7 +51,7 @@ def run(config):
         keep, drop = divide(matches, rejected, repeated, ids)
         write_contaminated(stage.path("contaminated.parquet"), matches, ids)
         write_thresholds(stage.path("thresholds.csv"), table)
-        write_examples(stage.path("examples.csv"), pairs.blocks(), thresholds, ids, preview)
+        write_examples(stage.path("examples.csv"), pairs.blocks(), thresholds, preview)
         write_id_lists(stage.folder, keep, drop, ids, n_reference)
         found = {"threshold": config.threshold, "thresholds": table} | matches.outline(keep, drop)
         own = [replace(shard, start=shard.start - n_reference) for shard in stage.run.own_shards]

@@ -15,7 +15,8 @@ from neardup.formats.by_suffix import blocks, others
 from neardup.metadata import BESIDE, TEXTS
 
 FOLDER = "input"  # in the work folder
-_FETCHED, DECODED = "fetched", "decoded"  # in that
+FETCHED, DECODED = "fetched", "decoded"  # in that
+_BEGUN = {"of": None}  # note of a copy that is being made: what is left of it is ours
 
 
 def fetch(url, folder, wanted, n_workers, setting="data_dir"):
@@ -26,7 +27,7 @@ def fetch(url, folder, wanted, n_workers, setting="data_dir"):
     Raises NeardupError where the folder can't be listed.
     """
     system, found, names, missing, path = _compared(url, folder, wanted, setting)
-    mirrored, identity = folder / _FETCHED, {name: found[remote] for remote, name in names.items()}
+    mirrored, identity = folder / FETCHED, {name: found[remote] for remote, name in names.items()}
     _keep_just(mirrored, [mirrored / name for name in names.values()])
     _need_room(folder, sum(found[remote]["size"] or 0 for remote, *_ in missing))
     of = url.rstrip("/") if path == mirrored else url.rstrip("/").rpartition("/")[0]
@@ -45,7 +46,7 @@ def _compared(url, folder, wanted, setting):
     """The file system of a URL, {path: what is known}, {path: name} of the wanted, arguments of `_fetch` for those that
     aren't here as they are there, and the path of the local copy. Arguments: as of `fetch`.
     """
-    mirrored = folder / _FETCHED
+    mirrored = folder / FETCHED
     system, root, found, names = _listed(url, wanted, setting)
     identity = {path: {key: str(value) for key, value in found[path].items()} for path in names}
     copies = [(path, mirrored / name, identity[path]) for path, name in names.items()]
@@ -87,8 +88,8 @@ def _listing(place):
 
 
 def _fetch(system, remote, path, identity):
+    write_json(_note(path), _BEGUN)
     with atomic(path) as temporary:
-        _note(path).unlink(missing_ok=True)
         try:
             system.get_file(remote, str(temporary))
         except Exception as error:  # each file system has its own
@@ -128,11 +129,18 @@ def forget_others(shards, folder):
 
 
 def _keep_just(folder, copies):
-    """Remove all files below a folder but some copies and their notes."""
-    ours = {path for copy in copies for path in (copy, _note(copy))}
-    for leftover in folder.rglob("*"):
-        if leftover.is_file() and leftover not in ours:
-            leftover.unlink()
+    """Remove all copies below a folder but some, with their notes; a file without one is somebody else's."""
+    kept = {path for copy in copies for path in (copy, _note(copy))}
+    for note in [path for path in folder.rglob("*.json") if path not in kept and _is_note(path)]:
+        note.with_name(note.name.removesuffix(".json")).unlink(missing_ok=True)
+        note.unlink()
+
+
+def _is_note(path):
+    try:
+        return "of" in read_json(path)
+    except (OSError, NeardupError):
+        return False
 
 
 def is_current(shard):
@@ -143,8 +151,8 @@ def is_current(shard):
 def _make(shard, allow_missing):
     beside = [str(resolved(path)) for path in others(shard.path, shard.vectors)]
     before, copy, rows = _source(shard.path, shard.vectors, beside), shard.copy, 0
+    write_json(_note(copy), _BEGUN)
     with npy_rows(copy, (shard.rows, shard.dim), shard.dtype) as write:
-        _note(copy).unlink(missing_ok=True)
         for block in blocks(shard.path, shard.vectors, allow_missing):
             write(block)
             rows += len(block)

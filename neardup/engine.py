@@ -1,38 +1,31 @@
-"""Tasks side by side with Dask, threads shared out in one place.
+"""Tasks side by side, with Dask.
 
 Tasks are threads of the script, or in processes of its own (`neardup.pool`), or on the workers of a cluster
 (`neardup.workers`) for as long as one is in use.
 """
 
-import math
 import os
 import re
 import resource
 import sys
 import time
-import warnings
-from contextlib import contextmanager
-from functools import lru_cache, partial
+from contextlib import contextmanager, suppress
+from functools import partial
 from importlib import import_module
 from pathlib import Path
-from threading import Thread, local
+from threading import Thread
 from uuid import uuid4
 
 import dask
-import numpy as np
 from dask import threaded
-from threadpoolctl import ThreadpoolController
 from tqdm.dask import TqdmCallback
 
 from neardup import mirror
 from neardup.checksums import digest_of_bytes
 from neardup.files import write_beside_others
 from neardup.npy import PARSING
+from neardup.threads import cores, limit_threads, limited
 
-# of OpenBLAS, which multiplies what happens to lie on the stack, too, for results that it doesn't keep
-warnings.filterwarnings("ignore", "invalid value encountered in matmul", RuntimeWarning)
-
-_of_thread = local()
 _workers = None  # that tasks run on; None: they are threads of this process
 _of_folder = ""  # in the names of a cluster's tasks: which work folder they write to, of two sets that of either
 _pool = None  # of processes that tasks run on
@@ -51,7 +44,7 @@ def scheduled(config):
     from neardup.workers import connected  # takes half a second
 
     folders = [config.work_dir] if config.against_dir is None else [config.work_dir, config.reference.work_dir]
-    marks = [digest_of_bytes(str(mirror.shown(folder)).encode())[:16] for folder in folders]
+    marks = [digest_of_bytes(os.fsencode(mirror.shown(folder)))[:16] for folder in folders]
     _of_folder = "-".join(marks)
     with connected(config, marks) as workers:
         _workers = workers
@@ -111,11 +104,6 @@ def task_slots(n_workers):
 def worker_count(n_workers):
     """Tasks at a time in a process: as set, or one a core it may use; on a cluster one, for a worker is a process."""
     return 1 if _workers else n_workers or cores()
-
-
-def cores():
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0))
 
 
 def compute(tasks, n_workers, label):
@@ -221,12 +209,6 @@ def apart(function):
     return partial(_pool.call, function) if _pool else function
 
 
-def limited(function, threads, *arguments):
-    """Call a task with its share of the cores."""
-    limit_threads(threads)  # pools that a thread has of its own (OpenMP); the shared ones are `compute`'s
-    return function(*arguments)
-
-
 def on_worker(function, threads, mirrors, environment, *arguments):
     """As `limited`, beside other processes, perhaps on another host, which may have come since the script began.
 
@@ -241,14 +223,6 @@ def on_worker(function, threads, mirrors, environment, *arguments):
     return limited(function, threads, *arguments)
 
 
-def scratch(shape):
-    """A float32 array to overwrite, the same memory each time in a thread: new memory costs as much as filling it."""
-    size = math.prod(shape)
-    if getattr(_of_thread, "scratch", np.empty(0)).size < size:
-        _of_thread.scratch = np.empty(size, dtype=np.float32)
-    return _of_thread.scratch[:size].reshape(shape)
-
-
 def preload(module):
     """Begin to import what is needed only at the end, while the cores are busy without the interpreter.
 
@@ -259,27 +233,7 @@ def preload(module):
         return
 
     def load():
-        with PARSING:
+        with PARSING, suppress(ImportError, OSError, MemoryError):  # whoever needs it will be told
             import_module(module)
 
     Thread(target=load).start()
-
-
-def limit_threads(threads):
-    """Let a task have so many BLAS and OpenMP threads, or one.
-
-    Takes effect at once; as a context manager it also gives them back.
-    """
-    return _controller(_n_libraries(len(sys.modules))).limit(limits=max(1, threads))
-
-
-@lru_cache(maxsize=1)
-def _n_libraries(_n_modules):
-    """How many modules loaded by now are libraries; counted anew when a module has come since."""
-    return sum(str(getattr(module, "__file__", "")).endswith(".so") for module in [*sys.modules.values()])
-
-
-@lru_cache(maxsize=1)
-def _controller(_count):
-    """The thread pools of the libraries loaded by now; looked for anew, in 10 ms, when one has come since."""
-    return ThreadpoolController()

@@ -13,7 +13,7 @@ import numpy as np
 from neardup import NeardupError, engine
 from neardup.chains import pairs_of_groups
 from neardup.embeddings import total_rows
-from neardup.files import LONGEST_CELL, atomic, resolved, write_json, write_npy
+from neardup.files import LONGEST_CELL, atomic, is_file, resolved, write_json, write_npy
 from neardup.formats import npy, tables
 from neardup.formats.by_suffix import write_kept
 from neardup.ids import BLOCK_ROWS, bytes_of
@@ -90,7 +90,7 @@ def _names_beside(shard, paths):
         found += [above / other / name.name.replace(folder, other) for other in CLIP]
         found.append(above / "metadata" / f"metadata_{re.search(r'[0-9]*$', name.stem)[0]}.parquet")
     found += [path.relative_to(root) for path in (shard.ids_path, shard.table) if path]
-    return [n.as_posix() for n in dict.fromkeys(found) if (root / n).is_file() and root / n not in paths]
+    return [n.as_posix() for n in dict.fromkeys(found) if is_file(root / n) and root / n not in paths]
 
 
 def _names_about(shards):

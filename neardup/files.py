@@ -69,6 +69,11 @@ def resolved(path):
     return Path(os.path.realpath(path))
 
 
+def is_file(path):
+    """Whether there is such a file; where a name is too long there is none, and Path.is_file raises OSError."""
+    return os.path.isfile(path)  # noqa: PTH113
+
+
 def link(source, path):
     """Have a finished file under another name, too: the same file, or a copy where the file system has no links."""
     with atomic(path) as temporary:

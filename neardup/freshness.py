@@ -2,16 +2,12 @@
 
 import os
 from functools import partial
-from itertools import groupby
 
 from neardup import NeardupError, engine
 from neardup.checksums import Digest, digest_of_bytes, digest_of_file, digest_of_sample
 from neardup.embeddings import open_shards, piece_groups, pieces
-from neardup.export import copied_too
 from neardup.files import read_json, write_json
 from neardup.ids import bytes_of, id_blocks
-from neardup.metadata import BESIDE, digest_of_column
-from neardup.preview import Preview
 
 _MEMO = ".input.json"  # in the work folder: when which shard was last seen to hold what
 _BLOCK_ROWS = 8192  # rows hashed together
@@ -32,27 +28,6 @@ def fingerprint(shards):
         }
         for shard in shards
     ]
-
-
-def tables_digest(run):
-    """What identifies the texts and the metadata that a run's settings name. Memory: a column of a shard, twice.
-
-    Of tables just those columns, wherever they are; where a copy is made all that is copied, of vectors and of shards
-    that are decoded a sample. Raises as `read_column`.
-    """
-    config, shards = run.config, run.shards
-    preview, columns = Preview(config.preview, shards, ids=None), set()
-    if config.against_dir is None:  # else there are no groups
-        columns = {*config.tabulated, config.representative.partition(":")[2]} - {""}
-    columns |= {preview.setting} if preview.is_column else set()
-    tables = [shard for shard in shards if shard.table]
-    texts = {path: digest_of_file(path) for path in dict.fromkeys(preview.files) if path}
-    found = [texts.get(path) for path, _ in groupby(preview.files)]  # of each folder in turn
-    paths = {shard.path for shard in shards}
-    for path in copied_too(run.own_shards) if config.export else ():
-        is_whole = path.suffix in (".json", *BESIDE) and path not in paths
-        found.append(digest_of_file(path) if is_whole else digest_of_sample(path))
-    return found + [digest_of_column(s.table, column, s.rows) for column in sorted(columns) for s in tables]
 
 
 def times(shards):

@@ -3,6 +3,7 @@
 import numpy as np
 
 from neardup import engine
+from neardup.threads import scratch
 
 _NOISE = 2.0**-20, 2.0**-44  # variance that rounding makes, of the largest in the products, of 1 in the unit rows
 
@@ -15,7 +16,7 @@ class Moments:
 
     def __init__(self, origin, block_rows):
         self.count, self._origin, self._held = 0, origin, 0
-        self._rows = engine.scratch((block_rows, len(origin)))
+        self._rows = scratch((block_rows, len(origin)))
         self._sums = np.zeros((len(origin) + 1, len(origin)))
 
     def add(self, values, scales, chosen):

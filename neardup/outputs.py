@@ -159,9 +159,9 @@ def write_thresholds(path, table):
     write_csv(path, [list(table[0]), *(list(line.values()) for line in table)])
 
 
-def write_examples(path, pair_blocks, thresholds, ids, preview):
-    """examples.csv: pairs to look at, the least similar ones at each of the thresholds, descending."""
-    found = examples(pair_blocks, thresholds, _EXAMPLES)
+def write_examples(path, pair_blocks, thresholds, preview):
+    """examples.csv: pairs to look at, the least similar ones at each of the thresholds. thresholds: descending."""
+    found, ids = examples(pair_blocks, thresholds, _EXAMPLES), preview.ids
     pairs, of = np.concatenate(found), np.repeat(thresholds, [len(some) for some in found]).tolist()
     texts = preview.texts(np.concatenate([pairs["row_a"], pairs["row_b"]]))
     columns = [pairs[name].tolist() for name in ("similarity", "row_a", "row_b")]

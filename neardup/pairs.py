@@ -70,6 +70,7 @@ def together(parts):
 
 def among(packed, listed):
     """Which of some packed pairs, or rows, are among others, (p,) bool, and where there. listed: (l,), ascending."""
+    packed = np.asarray(packed)
     at = np.searchsorted(listed, packed)
     found = at < len(listed)
     found[found] = listed[at[found]] == packed[found]

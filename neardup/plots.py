@@ -2,13 +2,18 @@
 
 import io
 import logging
+import os
 import re
+from importlib.util import find_spec
+from pathlib import Path
 
 import numpy as np
 
 from neardup.files import atomic
 from neardup.words import counted, exact
 
+# nothing that was set for other programs changes a picture: the file of settings that matplotlib comes with, no screen
+os.environ |= {"MATPLOTLIBRC": str(Path(find_spec("matplotlib").origin).parent / "mpl-data"), "MPLBACKEND": "agg"}
 logging.getLogger("matplotlib").setLevel(logging.ERROR)  # a home that it can't keep its fonts in is no matter here
 
 _INK, _BLUE, _RED = "#010203", "#1f77b4", "#d62728"  # of an SVG, to be exchanged for those of the page

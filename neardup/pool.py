@@ -15,8 +15,9 @@ from uuid import uuid4
 
 from tqdm import tqdm
 
-from neardup import NeardupError, engine
+from neardup import NeardupError
 from neardup.files import write_beside_others
+from neardup.threads import limited
 
 PROCESS_BYTES = 200 * 10**6  # that one takes beside its blocks
 
@@ -58,11 +59,11 @@ _called = {}  # in a process: the function that it calls, by what tells it from 
 
 
 def _call(which, function, threads, *arguments):
-    """As `engine.limited`, with the same object for all tasks of a run: what that opened and looked at stays so."""
+    """As `limited`, with the same object for all tasks of a run: what that opened and looked at stays so."""
     if which not in _called:
         _called.clear()
         _called[which] = function
-    return engine.limited(_called[which], threads, *arguments)
+    return limited(_called[which], threads, *arguments)
 
 
 @contextmanager

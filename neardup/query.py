@@ -23,10 +23,11 @@ from neardup.candidates import within
 from neardup.clusters import cluster_name, data_sets
 from neardup.embeddings import open_shards
 from neardup.files import write_beside_others
-from neardup.ids import IdTable
+from neardup.ids import IdTable, has_surrogate
 from neardup.mirror import here
 from neardup.npy import UNREADABLE, map_array, read_ahead, read_array, read_header, read_npy, read_npz
 from neardup.outputs import read_groups
+from neardup.pairs import among
 from neardup.runs import open_finished
 from neardup.script import command_line, on_this_machine, report_errors
 from neardup.summary import for_terminal
@@ -49,7 +50,8 @@ class FinishedRun:
 
     def rows_of(self, names):
         """The rows of these ids, in their order, [(id, row)]. Raises NeardupError where an id has none to compare."""
-        wanted, found, start = pa.array(names, pa.large_string()), [], 0
+        known = [name for name in names if not has_surrogate(name)]  # half a character is in no id
+        wanted, found, start = pa.array(known, pa.large_string()), [], 0
         for chunk in self.ids.chunks:
             rows = np.nonzero(pc.is_in(chunk, wanted).to_numpy(zero_copy_only=False))[0]
             found += zip(chunk.take(pa.array(rows)).to_pylist(), (start + rows).tolist(), strict=True)
@@ -109,12 +111,9 @@ class FinishedRun:
     def groups_of(self, rows):
         """The names of the groups of some rows, None of single ones."""
         groups, order = self._groups
-        if not len(order):
-            return [None] * len(rows)
-        places = np.searchsorted(groups.rows[order], rows)
-        known = (places < len(order)) & (groups.rows[order[np.minimum(places, len(order) - 1)]] == rows)
-        numbers = np.searchsorted(groups.bounds, order[np.minimum(places, len(order) - 1)], side="right") - 1
-        return [groups.name(n) if k else None for n, k in zip(numbers.tolist(), known.tolist(), strict=True)]
+        known, places = among(rows, groups.rows[order])
+        names = map(groups.name, np.searchsorted(groups.bounds, order[places], side="right") - 1)
+        return [next(names) if k else None for k in known.tolist()]
 
 
 def visited_clusters(sketches, centroids, radius, error):
@@ -167,10 +166,13 @@ def read_vectors(path, dim):
         read_header(Path(path))  # np.load also reads other kinds of files
         vectors = np.load(path, allow_pickle=False)
     except UNREADABLE as error:
-        raise NeardupError(f"{path} is no .npy file of vectors ({error})") from error
+        raise NeardupError(f"{path} is no .npy file of vectors ({error}): write it with numpy.save") from error
     vectors = vectors[None] if vectors.ndim == 1 else vectors
     if vectors.ndim != 2 or vectors.shape[1] != dim or vectors.dtype.kind not in "fiu":
-        raise NeardupError(f"{path} holds {vectors.dtype} of shape {vectors.shape}, not vectors of {dim} numbers")
+        raise NeardupError(
+            f"{path} holds {vectors.dtype} of shape {vectors.shape}, not vectors of {dim} numbers, as the run's: make "
+            "them with the same model"
+        )
     return vectors
 
 

@@ -1,6 +1,5 @@
 """Which row of a group is kept, and how similar the others are to it."""
 
-import sys
 from functools import lru_cache, partial
 
 import numpy as np
@@ -12,10 +11,11 @@ from neardup.embeddings import total_rows
 from neardup.files import write_npy
 from neardup.groups import Groups
 from neardup.metadata import read_column
+from neardup.notices import notice
 from neardup.npy import read_npy
 from neardup.ranges import size_ranges
 
-_TIE = 1e-12  # mean similarities closer than this are equal: float64 sums over d <= 4096 are off by less
+_TIE = 1e-12  # mean similarities closer than this are equal; float64 sums over 4,096 values are off by less
 _BLOCK_ROWS = 2048  # members of groups that a task reads, at most, of several groups
 _NUMBER = r"^\s*[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?\s*$"
 _DATE = r"^\d{4}-\d\d"  # which letters put in order
@@ -99,7 +99,7 @@ def _as_numbers(column, values, shards):
             f"{n_numbers:,} of {n_values:,} are numbers: mend it, leave it empty, or set representative to another"
         )
     if not pc.all(pc.match_substring_regex(values, _DATE)).as_py():
-        print(f"column {column!r} is text: compared letter by letter, '10' before '9'", file=sys.stderr, flush=True)
+        notice(f"column {column!r} is text: compared letter by letter, '10' before '9'")
     return values
 
 
@@ -125,7 +125,7 @@ class Representatives:
         self.similarity[groups.rows] = groups.similarity
 
     def of(self, members, bounds):
-        """The `Groups` of these members. members, bounds: as there."""
+        """The `Groups` of these members. members, bounds: as of `members_and_bounds`."""
         smallest, sizes = members[bounds[:-1]], np.diff(bounds)
         new = self.size[smallest] != sizes
         if self.strongest is not None:

@@ -1,8 +1,8 @@
 """What a script begins with: its settings, its input, the stages before it, and what is left of earlier runs."""
 
-import sys
 import time
 from functools import partial
+from itertools import groupby
 from pathlib import Path
 
 import numpy as np
@@ -22,12 +22,16 @@ from neardup.artifacts import (
     stage_folders,
     tidy,
 )
-from neardup.checksums import digest_of_sources, digest_of_values
+from neardup.checksums import digest_of_file, digest_of_sample, digest_of_sources, digest_of_values
 from neardup.embeddings import shard_starts, total_rows
+from neardup.export import copied_too
 from neardup.files import read_json, resolved, write_json
-from neardup.freshness import changed_shards, fingerprint, tables_digest, times
+from neardup.freshness import changed_shards, fingerprint, times
 from neardup.growth import Growth, growth_of
 from neardup.manifests import FORMAT, MANIFEST, differences, read_manifest, searched_lower, some_of
+from neardup.metadata import BESIDE, digest_of_column
+from neardup.notices import notice
+from neardup.preview import Preview
 from neardup.shards import Reading, find_shards, joined, wanted
 
 N_REFERENCE = 3  # the first stages, which a second set has of its own
@@ -106,7 +110,7 @@ def _earlier(run, name):
         key = {"stage": stage, "format": FORMAT, "settings": {s: getattr(run.config, s) for s in settings}}
         key["source"] = source
         if stage == _CHOOSES:
-            key["settings"]["tables"] = tables_digest(run)
+            key["settings"]["tables"] = _tables_digest(run)
         if run.reference:
             key["settings"] = {s: v for s, v in key["settings"].items() if s not in _OF_GROUPS}
             second = run.reference.get(stage)
@@ -120,6 +124,27 @@ def _earlier(run, name):
         run.content = run.content or earlier[stage].results["content"]
         source = digest_of_values([key, run.content, earlier[stage].files])
     return earlier, key
+
+
+def _tables_digest(run):
+    """What identifies the texts and the metadata that a run's settings name. Memory: a column of a shard, twice.
+
+    Of tables just those columns, wherever they are; where a copy is made all that is copied, of vectors and of shards
+    that are decoded a sample. Raises as `read_column`.
+    """
+    config, shards = run.config, run.shards
+    preview, columns = Preview(config.preview, shards, ids=None), set()
+    if config.against_dir is None:  # else there are no groups
+        columns = {*config.tabulated, config.representative.partition(":")[2]} - {""}
+    columns |= {preview.setting} if preview.is_column else set()
+    tables = [shard for shard in shards if shard.table]
+    texts = {path: digest_of_file(path) for path in dict.fromkeys(preview.files) if path}
+    found = [texts.get(path) for path, _ in groupby(preview.files)]  # of each folder in turn
+    paths = {shard.path for shard in shards}
+    for path in copied_too(run.own_shards) if config.export else ():
+        is_whole = path.suffix in (".json", *BESIDE) and path not in paths
+        found.append(digest_of_file(path) if is_whole else digest_of_sample(path))
+    return found + [digest_of_column(s.table, column, s.rows) for column in sorted(columns) for s in tables]
 
 
 def reading_of(config):
@@ -143,7 +168,11 @@ def find_input(config):
 
 def our_folders(config):
     """Folders that hold no input, though they may lie in its folder."""
-    return [folder for work in config.work_dirs for folder in (*stage_folders(work), work / copies.FOLDER)]
+    return [folder for work in config.work_dirs for folder in (*stage_folders(work), *_folders_of_copies(work))]
+
+
+def _folders_of_copies(work_dir):
+    return [work_dir / copies.FOLDER / name for name in (copies.FETCHED, copies.DECODED)]
 
 
 def check_folders(config):
@@ -160,11 +189,17 @@ def check_folders(config):
         for folder in folders:
             if folder.is_symlink():
                 raise NeardupError(f"{folder} is a link, and stages replace their folders: make work_dir one instead")
-            if isinstance(place, Path) and resolved(place).is_relative_to(resolved(folder)):
-                raise NeardupError(f"{setting} {place} lies in {folder}, which a stage replaces: set another work_dir")
+            _check_outside(setting, place, folder, "which a stage replaces")
+        for folder in (copy for work_dir in work_dirs for copy in _folders_of_copies(work_dir)):
+            _check_outside(setting, place, folder, "where copies of input are kept")
     for folder in (work_dir / name for work_dir in work_dirs for name in STAGES):
         if folder.exists() and not ((folder / MANIFEST).exists() or hidden(folder, OLD).exists()):
             raise NeardupError(f"{folder} exists but no stage made it: move it away, or set another work_dir")
+
+
+def _check_outside(setting, place, folder, why):
+    if isinstance(place, Path) and resolved(place).is_relative_to(resolved(folder)):
+        raise NeardupError(f"{setting} {place} lies in {folder}, {why}: set another work_dir")
 
 
 def _finished_stage(run, name, key):
@@ -203,12 +238,11 @@ def _open(run, name, key):
             tidy(final)
             gone = [name for name in manifest["files"] if not (final / name).exists()]
             if gone and mirror.shown(final) == final:  # else they are elsewhere
-                print(f"{mirror.shown(final)} lacks {some_of(gone)}: remove it to have all made again", file=sys.stderr)
+                notice(f"{mirror.shown(final)} lacks {some_of(gone)}: remove it to have all made again")
             return Stage(name, final, key, manifest)
         if ("against" in manifest.get("settings", {})) != ("against" in key["settings"]):
             kind = "of one set alone" if run.reference else "against a second set"
-            told = f"{mirror.shown(final)} is of a run {kind}, and is replaced: to keep it set another work_dir"
-            print(told, file=sys.stderr)
+            notice(f"{mirror.shown(final)} is of a run {kind}, and is replaced: to keep it set another work_dir")
     previous = _previous(run, final, key)
     begun, what = folder / BEGUN, key | {"sources": digest_of_sources()}  # another version may cut its tasks otherwise
     if not run.content:

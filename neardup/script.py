@@ -1,5 +1,6 @@
 """How each script starts and ends: settings in, one line and an exit status where something is wrong."""
 
+import errno
 import gc
 import json
 import os
@@ -7,6 +8,7 @@ import signal
 import sys
 from argparse import ArgumentError
 from contextlib import contextmanager, suppress
+from io import BufferedWriter, FileIO, TextIOWrapper
 from pathlib import Path
 from uuid import uuid4
 
@@ -78,10 +80,13 @@ def report_errors(name):
         if getattr(sys, stream) is None:  # it was closed
             setattr(sys, stream, Path(os.devnull).open("w"))  # noqa: SIM115
         getattr(sys, stream).reconfigure(errors="backslashreplace")  # ids may hold what a terminal can't show
+    if sys.stdout is sys.__stdout__:
+        sys.stdout = _named(sys.stdout)
     signal.signal(signal.SIGINT, lambda *_: _leave(name, EXIT_INTERRUPTED, "interrupted"))
     signal.signal(signal.SIGTERM, lambda *_: _leave(name, EXIT_TERMINATED, "terminated"))
     try:
         yield places
+        sys.stdout.flush()
     except ValidationError as error:
         _fail(name, EXIT_SETTING, _setting_message(error))
     except (SettingsError, ArgumentError) as error:
@@ -91,10 +96,34 @@ def report_errors(name):
     except NeardupError as error:
         _fail(name, EXIT_ERROR, str(error))
     except OSError as error:
-        where = error.filename or places[-1]
-        _fail(name, EXIT_ERROR, f"{where}: {error.strerror or error}; mend that, then start it again to go on")
+        _fail(name, EXIT_ERROR, f"{_about(error, places)}; mend that, then start it again to go on")
     except MemoryError:
         _fail(name, EXIT_ERROR, "out of memory: set a lower memory_limit or n_workers, then start it again to go on")
+
+
+class _StandardOutput(FileIO):
+    """Tells its name where it can't be written."""
+
+    def write(self, data):
+        """As FileIO.write."""
+        try:
+            return super().write(data)
+        except OSError as error:
+            error.filename = "standard output"
+            raise
+
+
+def _named(stream):
+    """The same text stream, as a `_StandardOutput`."""
+    file = BufferedWriter(_StandardOutput(stream.fileno(), "w", closefd=False))
+    return TextIOWrapper(file, stream.encoding, stream.errors, line_buffering=stream.isatty())
+
+
+def _about(error, places):
+    """What failed, and why: of two files the one that is written. places: of `report_errors`."""
+    if error.errno == errno.EMFILE:
+        return "more files are open than a process may have: raise that (ulimit -n)"
+    return f"{error.filename2 or error.filename or places[-1]}: {error.strerror or error}"
 
 
 def on_this_machine(config):
@@ -152,13 +181,18 @@ def _setting_message(error):
         return first["msg"].removeprefix("Value error, ")
     setting = str(first["loc"][0])
     about = getattr(Config.model_fields.get(setting), "description", "")
-    message = f"{first['msg']} ({about})" if about and first["type"] != "string_pattern_mismatch" else about
+    found = first["msg"].removeprefix("Value error, ")
+    message = f"{found} ({about})" if about and first["type"] != "string_pattern_mismatch" else about
     return (
-        f"setting {setting} = {first['input']!r}: {message or first['msg']}; give --{setting.replace('_', '-')}, "
+        f"setting {setting} = {first['input']!r}: {message or found}; give --{setting.replace('_', '-')}, "
         f"NEARDUP_{setting.upper()} or the default in config.py another value"
     )
 
 
 def _fail(name, status, message):
     sys.stderr.write(f"{name}: error: {' '.join(message.split())}\n")
+    try:
+        sys.stdout.flush()
+    except OSError:  # nor at the end, when Python would try again
+        os._exit(status)
     sys.exit(status)

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from neardup import NeardupError, copies
 from neardup.embeddings import MOST_ROWS, Shard
-from neardup.files import resolved
+from neardup.files import is_file, resolved
 from neardup.formats import flat, vecs
 from neardup.formats.by_suffix import MODULES, describe
 from neardup.ids import ANOTHER, can_be_ids, has_surrogate
@@ -47,6 +47,14 @@ class Reading(NamedTuple):
 AS_FOUND = Reading()
 
 
+class Chosen(NamedTuple):
+    """The shards of a folder, in order, their format, and tables that lie beside none of them: [(format, name)]."""
+
+    names: list
+    kind: str
+    lone: list
+
+
 def wanted(reading, url, names, single=None, export=False, setting="data_dir"):
     """Those files of a remote folder, by their names below it, that are shards, or hold ids, metadata or texts of some.
 
@@ -56,7 +64,7 @@ def wanted(reading, url, names, single=None, export=False, setting="data_dir"):
     if single:
         reading = _only(single, f"{setting} {url}", reading)
     glob = partial(among, names)
-    chosen, kind, _, _ = choose(glob, url, reading, setting)
+    chosen, kind, _ = choose(glob, url, reading, setting)
     _check_lists(glob, url, chosen)
     near = [n for name in chosen for n in (name, *map(name.with_suffix, BESIDE), *_tables(name, kind))]
     about = [folder / name for folder in dict.fromkeys(n.parent for n in chosen) for name in ABOUT]
@@ -78,8 +86,8 @@ def find_shards(data_dir, reading=AS_FOUND, copy_dir=None, ours=(), setting="dat
     if not data_dir.is_dir():
         raise NeardupError(f"{setting} {data_dir} is not a folder or file: set it to the folder of your embeddings")
     glob = partial(on_disk, data_dir, set(map(resolved, ours)))
-    names, kind, vectors, _ = choose(glob, data_dir, reading, setting)
-    shards, start = [], 0
+    names, kind, _ = choose(glob, data_dir, reading, setting)
+    vectors, shards, start = reading.vectors, [], 0
     for name in names:
         path = data_dir / name
         if has_surrogate(str(name)):
@@ -95,7 +103,7 @@ def find_shards(data_dir, reading=AS_FOUND, copy_dir=None, ours=(), setting="dat
                 f"{path} has rows of {found.dim} values and {shards[0].path.name} of {shards[0].dim}: "
                 "leave one of them out with shard_pattern"
             )
-        table = next((data_dir / t for t in _tables(name, kind) if (data_dir / t).is_file()), None)
+        table = next((data_dir / t for t in _tables(name, kind) if is_file(data_dir / t)), None)
         where = {"stored": found.layout, "copy": None if found.layout else copy, "table": table}
         shards.append(Shard(path, start, found.rows, found.dim, found.dtype, name.as_posix(), vectors, **where))
         start += found.rows
@@ -139,7 +147,7 @@ def _only(name, place, reading):
 
 
 def choose(glob, place, reading, setting="data_dir"):
-    """The shards' names, in order, their format, the name of their vectors, and tables that are beside none of them.
+    """Which files of a folder are its shards, by names alone, as `Chosen`.
 
     glob(pattern): what is there, as of `patterns.on_disk`; place: the folder or URL, for errors; setting: that
     names it.
@@ -152,13 +160,11 @@ def choose(glob, place, reading, setting="data_dir"):
         names = [n for n in glob(pattern or f"{folder}/*.npy") if n.suffix == ".npy"]
         if not names:
             raise NeardupError(f"{setting} {place} has no {folder}/*.npy: set vectors to one of {', '.join(CLIP)}")
-        return names, "clip-retrieval", reading.vectors, []
+        return Chosen(names, "clip-retrieval", [])
     formats = FORMATS if kind is None else {kind: FORMATS[kind]}
     names = glob(pattern or "*")
-    if pattern is None and not {*map(PurePath, _OF_DATASET)}.isdisjoint(
-        names
-    ):  # caches of what was done to it, rows once more
-        names = [n for n in names if not n.match("cache-*.arrow")]
+    if pattern is None and not {*map(PurePath, _OF_DATASET)}.isdisjoint(names):
+        names = [n for n in names if not n.match("cache-*.arrow")]  # of what was done to it: its rows once more
     found = {k: [n for n in names if n.suffix in suffixes] for k, suffixes in formats.items()}
     found = {k: some for k, some in found.items() if some}
     tables = [(k, n) for k in _TABLES for n in found.get(k, ())]
@@ -173,7 +179,7 @@ def choose(glob, place, reading, setting="data_dir"):
     if kind == "vecs" and pattern is None:
         _check_one_set(f"{setting} {place}", names)
     beside = {name.with_suffix("") for name in names}
-    return names, kind, reading.vectors, [t for t in tables if t[1].with_suffix("") not in beside]
+    return Chosen(names, kind, [t for t in tables if t[1].with_suffix("") not in beside])
 
 
 def _check_one_set(place, names):

@@ -113,10 +113,10 @@ def histogram(pair_blocks, lowest):
 
 
 def examples(pair_blocks, thresholds, count):
-    """Some pairs from just above each of the thresholds to the next one, to look at: [(e,) PAIR]. descending.
+    """Some pairs from each of the thresholds on, up to the next higher one, to look at: [(e,) PAIR].
 
-    Those of the lowest similarities in each, for it is these that a threshold decides on. pair_blocks: in order.
-    Memory: a block.
+    Those of the lowest similarities in each, for it is these that a threshold decides on. pair_blocks: in order;
+    thresholds: descending. Memory: a block.
     """
     uppers = [np.inf, *thresholds[:-1]]
     found = [np.empty(0, dtype=PAIR) for _ in thresholds]

@@ -1,7 +1,6 @@
 """What lies in a folder of embeddings and isn't read, though it looks as if it should be, or is read twice."""
 
 import json
-import sys
 from functools import partial
 from pathlib import Path, PurePath
 
@@ -11,10 +10,11 @@ from neardup import NeardupError
 from neardup.embeddings import total_rows
 from neardup.files import resolved
 from neardup.formats import the_one
-from neardup.formats.by_suffix import MODULES, candidates
+from neardup.formats.by_suffix import MODULES, vector_names
 from neardup.formats.tables import has_vectors, schema_and_rows
 from neardup.ids import can_be_ids
 from neardup.metadata import SUFFIXES, column_names, column_type
+from neardup.notices import notice
 from neardup.patterns import on_disk
 from neardup.runs import our_folders, reading_of
 from neardup.shards import CLIP, ID_COLUMNS, choose
@@ -30,28 +30,26 @@ def tell_of_unread(config, shards):
     """
     twice, lone, others = _same_file(shards), _left_out(config, shards[0].dim), _other_vectors(config, shards[0])
     if others:
-        print(f"vectors: {others}; set vectors to the name of another to compare those", file=sys.stderr)
+        notice(f"vectors: {others}; set vectors to the name of another to compare those")
     if twice:
-        print(f"read twice: {twice[0]} and {twice[1]} are one file, whose rows are near-duplicates", file=sys.stderr)
+        notice(f"read twice: {twice[0]} and {twice[1]} are one file, whose rows are near-duplicates")
     if lone:
         kind, name = lone
-        print(
+        notice(
             f"left out: {name}, and others like it, of {config.data_dir}: with vectors, but beside no shard of those "
-            f"that are read. Set input_format to '{kind}' to read such files instead, or convert or remove them",
-            file=sys.stderr,
+            f"that are read. Set input_format to '{kind}' to read such files instead, or convert or remove them"
         )
     elif config.id_column is None and config.against_dir is None and all(s.ids_path is None for s in shards):
         reason = _unused_column(shards) or _lone_ids(shards)
         if reason:
-            print(f"ids: {reason}, so rows are numbered", file=sys.stderr)
-    sys.stderr.flush()
+            notice(f"ids: {reason}, so rows are numbered")
 
 
 def _other_vectors(config, shard):
     """Which vectors of a shard are read, and which aren't, though nobody chose, in words; None where there is one."""
     if config.vectors is not None:
         return None
-    where, found = shard.path, candidates(shard.path)
+    where, found = shard.path, vector_names(shard.path)
     is_clip = PurePath(shard.name).parts[0] == CLIP[0]
     if is_clip:
         where = shard.path.parent.parent
@@ -82,7 +80,7 @@ def _left_out(config, dim):
     if not isinstance(config.data_dir, Path) or not config.data_dir.is_dir():
         return None
     glob = partial(on_disk, config.data_dir, set(map(resolved, our_folders(config))))
-    *_, lone = choose(glob, config.data_dir, reading_of(config))
+    lone = choose(glob, config.data_dir, reading_of(config)).lone
     some = lone[:: -(-len(lone) // _OPENED) or 1]
     return next(((kind, name) for kind, name in some if has_vectors(config.data_dir / name, dim)), None)
 

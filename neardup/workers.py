@@ -4,7 +4,6 @@ import logging
 import os
 import platform
 import socket
-import sys
 import time
 from contextlib import contextmanager
 from functools import lru_cache
@@ -18,6 +17,7 @@ from tqdm import tqdm
 
 from neardup import NeardupError
 from neardup.checksums import digest_of_bytes, digest_of_sources
+from neardup.notices import notice
 
 # what is raised where the scheduler is gone; its own errors are OSErrors
 _GONE = FutureCancelledError, ClosedClientError, OSError
@@ -36,7 +36,7 @@ class Workers:
             logging.getLogger(name).setLevel(logging.CRITICAL + 1)
         self._own = self._start()
         self.client = self._connect()
-        print(f"dashboard: {self.client.dashboard_link}", file=sys.stderr, flush=True)
+        notice(f"dashboard: {self.client.dashboard_link}")
         self.n_workers = self._check_workers()
         if not self._own:
             self._wait_for_earlier(of_folders)
@@ -95,7 +95,7 @@ class Workers:
             if time.monotonic() > deadline:
                 raise NeardupError(f"worker {busy[0]} still runs a task of an earlier script: end that worker")
             if not told:
-                print("waiting for tasks of an earlier script in this work folder", file=sys.stderr, flush=True)
+                notice("waiting for tasks of an earlier script in this work folder")
             told = True
             time.sleep(_LOOK_S)
 
@@ -124,7 +124,7 @@ class Workers:
     def _wait(self):
         if self._own:
             raise NeardupError(f"the scheduler of {self.name} ended: start it again to go on")
-        print(f"the scheduler at {self.name} is gone; waiting for it to come back", file=sys.stderr, flush=True)
+        notice(f"the scheduler at {self.name} is gone; waiting for it to come back")
         self.client.close(timeout=2)
         try:
             self.client = Client(self.name, timeout=_WAIT_S)

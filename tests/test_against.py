@@ -548,6 +548,13 @@ def test_a_query_of_a_run_without_groups(tmp_path):
     assert [run.groups_of(rows) for rows, _ in run.matches(np.eye(5)[:2])] == [[None], [None]]
 
 
+def test_a_query_for_what_can_be_no_id(finished):
+    """A name as a terminal of another encoding gives it."""
+    config, _, _ = finished
+    with pytest.raises(NeardupError, match=r"^no row has the id"):
+        FinishedRun(config).rows_of(["caf\udcff"])
+
+
 def test_a_query_searches_at_the_threshold_that_groups_were_made_at(tmp_path):
     put(tmp_path / "data", "0", np.arange(1500))
     config = settings_of(tmp_path / "data", tmp_path / "work", target_rows=1300, report_threshold=0.8)

@@ -14,6 +14,8 @@ from pathlib import Path
 
 import h5py
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from conftest import (
     EXAMPLE,
@@ -528,6 +530,63 @@ def test_streams_that_are_closed(good):
     assert (done.returncode, done.stderr) == (0, "")
     done = in_shell(f"{run} --threshold 2 2>&-")
     assert (done.returncode, done.stdout) == (2, "")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+def test_streams_that_are_full(good, tmp_path):
+    """What can't be printed is told; what can't be told ends no run."""
+    data = shutil.copytree(good / "data", tmp_path / "data")
+    work = shutil.copytree(good / "work", tmp_path / "work")
+    run = f"{shlex.quote(sys.executable)} {SCRIPTS[4]} --data-dir {data} --work-dir {work}"
+    in_shell = partial(subprocess.run, shell=True, cwd=ROOT, capture_output=True, text=True, check=False)
+    for unbuffered in ("", "1"):
+        done = in_shell(f"PYTHONUNBUFFERED={unbuffered} {run} >/dev/full")
+        assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+        assert "error: standard output: No space left on device; mend that" in done.stderr
+    shard = next(data.glob("*.npy"))
+    (data / f"again-{shard.name}").symlink_to(shard)  # which is said
+    numbered = run.replace(SCRIPTS[4], SCRIPTS[0]) + "-of-twice --id-column ''"
+    assert "read twice" in in_shell(numbered).stderr
+    done = in_shell(f"{numbered} 2>/dev/full")
+    assert (done.returncode, done.stdout.count("\n")) == (0, 3)
+
+
+@pytest.mark.parametrize("setting", ["data-dir", "work-dir"])
+def test_no_folder_at_all(setting):
+    line = refused(command(SCRIPTS[0], f"--{setting}", "None"), 2)
+    assert f"setting {setting.replace('-', '_')} = None: is empty: give a folder or URL" in line
+
+
+@pytest.mark.parametrize("length", [252, 255])
+def test_names_as_long_as_they_may_be(tmp_path, length):
+    """Beside which there can be no table."""
+    name = "x" * (length - 4)
+    (tmp_path / "data").mkdir()
+    np.save(tmp_path / "data" / f"{name}.npy", np.eye(4, dtype=np.float32))
+    run_stages(tmp_path / "data", tmp_path / "work", SCRIPTS[:1])
+    assert read_ids(tmp_path / "work")[0] == f"{name}:0"
+
+
+def test_files_of_others_in_the_folder_of_copies_stay(tmp_path):
+    """And no input is there, for what isn't a shard's copy any more is removed; but beside that there may be some."""
+    data, work = lay_out(tmp_path / "data", np.eye(4, dtype=np.float32)), tmp_path / "work"
+    kept = lay_out(work / "input" / "decoded", np.eye(5, dtype=np.float32))
+    before = tree_bytes(kept)
+    with pytest.raises(
+        NeardupError, match=r"data_dir .*decoded lies in .*decoded, where copies of input are kept: set"
+    ):
+        run_stages(kept, work, SCRIPTS[:1])
+    for name in ("a", "b"):
+        pq.write_table(pa.table({"id": [name], "emb": [[1.0, 0]]}), data / f"{name}.parquet")
+    run_stages(data, work, SCRIPTS[:1], input_format="parquet")
+    assert len(tree_bytes(kept)) == len(before) + 4
+    (data / "b.parquet").unlink()
+    run_stages(data, work, SCRIPTS[:1], input_format="parquet")
+    run_stages(data, work, SCRIPTS[:1])
+    assert tree_bytes(kept) == before
+    np.save(work / "input" / "mine.npy", np.eye(5, dtype=np.float32))
+    run_stages(work, work, SCRIPTS[:1], shard_pattern="**/*.npy")
+    assert read_ids(work) == [f"input/mine:{i}" for i in range(5)]
 
 
 def test_names_that_are_no_names(good, tmp_path):

@@ -29,6 +29,7 @@ from conftest import (
 )
 
 import faiss_01_pca_variance
+import faiss_04_neighbor_search
 from config import ROOT
 from neardup import NeardupError, embeddings
 from neardup.artifacts import STAGES, Stage
@@ -194,6 +195,20 @@ def test_input_that_changes_while_it_is_read(copy, monkeypatch, stage):
     fresh = copy.with_name("fresh")
     run_stages(copy / "data", fresh, **SETTINGS)
     assert answer(copy / "work") == answer(fresh)
+
+
+def test_pairs_that_are_missed_because_the_input_changed(copy, monkeypatch):
+    """Of which the audit tells nothing else."""
+    shutil.rmtree(copy / "work" / NAMES[3])
+    audit, shard = faiss_04_neighbor_search.audit_pairs, copy / "data" / "part_0.npy"
+
+    def change_first(*arguments):
+        np.save(shard, np.load(shard)[::-1])
+        return audit(*arguments) | {"missed": 1}
+
+    monkeypatch.setattr(faiss_04_neighbor_search, "audit_pairs", change_first)
+    with pytest.raises(NeardupError, match=r"\(part_0.npy\) changed while it was read: run faiss_01"):
+        again(copy, SCRIPTS[3:4])
 
 
 def test_input_that_is_touched_while_it_is_read(copy, monkeypatch):

@@ -526,3 +526,16 @@ def test_no_secrets_are_shown(tmp_path, monkeypatch):
     assert settings["scheduler_options"] == ["env", "image"]
     assert settings["against_work_dir"] == "s3://host/a"
     assert "hunter" not in json.dumps(settings)
+
+
+def test_pictures_do_not_depend_on_settings_made_for_others(tmp_path):
+    """As notebooks make some of matplotlib's for all that they start, and people have a file of theirs."""
+    data = lay_out(tmp_path / "data", np.random.default_rng(0).normal(size=(50, 4)).astype(np.float32))
+    (tmp_path / "matplotlibrc").write_bytes(b"text.usetex: True\nsavefig.bbox: tight\n# \xff\n")
+    settings = {"MATPLOTLIBRC": str(tmp_path), "MPLBACKEND": "module://matplotlib_inline.backend_inline"}
+    for name, environment in (("plain", {}), ("other", settings)):
+        for script in SCRIPTS:
+            done = command(script, "--data-dir", data, "--work-dir", tmp_path / name, **environment)
+            assert (done.returncode, done.stderr) == (0, "")
+    for picture in ("01_pca_variance/scree.png", "045_merge/groups.png"):
+        assert (tmp_path / "plain" / picture).read_bytes() == (tmp_path / "other" / picture).read_bytes()

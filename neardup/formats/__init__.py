@@ -2,8 +2,8 @@
 
 Each has `describe(path, name)`, which returns `Vectors` without reading them, and, where they may have to be decoded,
 `blocks(path, name)`, which yields them in order, (r, d) as stored; name: which of several (a column, an array, a data
-set), or None; where a file may hold several, `candidates(path)`, their names. `write_kept` copies a file with just some
-of its rows.
+set), or None; where a file may hold several, `vector_names(path)`, their names. `write_kept` copies a file with just
+some of its rows.
 """
 
 from typing import NamedTuple

@@ -11,10 +11,10 @@ def describe(path, name):
     return MODULES[path.suffix].describe(path, name)
 
 
-def candidates(path):
+def vector_names(path):
     """The names of what may be the vectors of a file; of one that holds nothing else none."""
     module = MODULES[path.suffix]
-    return module.candidates(path) if module in (npz, hdf5, tables) else []
+    return module.vector_names(path) if module in (npz, hdf5, tables) else []
 
 
 def blocks(path, name, allow_missing=False):

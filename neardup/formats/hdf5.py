@@ -40,10 +40,10 @@ def blocks(path, name=None):
             yield data[start : start + step]
 
 
-def candidates(path):
+def vector_names(path):
     """The names of the data sets that may be the vectors."""
     with opened(path) as file:
-        return _candidates(file)
+        return _vector_names(file)
 
 
 def others(path, name=None):
@@ -154,10 +154,10 @@ def _name(path, file, name):
     name = name and name.strip("/")
     if name and _is_vectors(file.get(name)):
         return name
-    return the_one(path, name, _candidates(file), "data set")
+    return the_one(path, name, _vector_names(file), "data set")
 
 
-def _candidates(file):
+def _vector_names(file):
     found = []
     file.visititems(lambda n, o: found.append(n) if _is_vectors(o) else None)
     return found

@@ -41,7 +41,8 @@ def describe(path, name=None):
     size = header.offset + header.shape[0] * header.shape[1] * header.dtype.itemsize
     if size != member.file_size:
         raise NeardupError(
-            f"{path} ({member.filename}) has {member.file_size} bytes where its header promises {size}: it is damaged"
+            f"{path} ({member.filename}) has {member.file_size} bytes where its header promises {size}: it is damaged, "
+            "copy it again"
         )
     return Vectors(*header.shape, header.dtype, layout)
 
@@ -59,10 +60,10 @@ def blocks(path, name=None):
             yield values
 
 
-def candidates(path):
+def vector_names(path):
     """The names of the arrays that may be the vectors."""
     with _opened(path) as archive:
-        return _candidates(_arrays(path, archive))
+        return _vector_names(_arrays(path, archive))
 
 
 def column_headers(path):
@@ -146,10 +147,10 @@ def _opened(path):
 def _member(path, archive, name):
     """The entry of the array of this name."""
     arrays = _arrays(path, archive)
-    return arrays[the_one(path, name, _candidates(arrays), "array")][1]
+    return arrays[the_one(path, name, _vector_names(arrays), "array")][1]
 
 
-def _candidates(arrays):
+def _vector_names(arrays):
     return [name for name, (header, _) in arrays.items() if len(header.shape) == 2]
 
 

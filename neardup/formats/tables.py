@@ -33,9 +33,9 @@ def describe(path, name=None):
     return Vectors(rows, dim, dtype)
 
 
-def candidates(path):
+def vector_names(path):
     """The names of the columns that may be the vectors."""
-    return _candidates(schema_and_rows(path)[0])
+    return _vector_names(schema_and_rows(path)[0])
 
 
 def blocks(path, name=None, allow_missing=False):
@@ -198,7 +198,7 @@ def schema_and_rows(path):
 def has_vectors(path, dim):
     """Whether a file has a column of vectors of so many values, as far as it can be read."""
     try:
-        return any(describe(path, name).dim == dim for name in candidates(path))
+        return any(describe(path, name).dim == dim for name in vector_names(path))
     except (NeardupError, OSError):
         return False
 
@@ -252,7 +252,7 @@ def _reader(source, options=None):
 
 
 def _name(path, schema, name):
-    found = _candidates(schema)
+    found = _vector_names(schema)
     other = name or next((n for n in NAMES if n in schema.names), None)
     if other in schema.names and other not in found and (name or not found):
         kind = schema.field(schema.names.index(other)).type
@@ -260,7 +260,7 @@ def _name(path, schema, name):
     return the_one(path, name, found, "column")
 
 
-def _candidates(schema):
+def _vector_names(schema):
     return [field.name for field in schema if _is_vectors(field.type)]
 
 

@@ -25,11 +25,15 @@ def describe(path, _name=None):
         dim = int.from_bytes(head[:4], "little", signed=True)
         record = 4 + dim * dtype.itemsize
         if dim < 1 or size % record:
-            raise NeardupError(f"{path} has {size} bytes, which are no rows of {dim} values: it is damaged")
+            raise NeardupError(
+                f"{path} has {size} bytes, which are no rows of {dim} values: it is damaged, copy it again"
+            )
         return Vectors(size // record, dim, dtype, Layout(path, (size // record, dim), dtype, lead=4))
     rows, dim = np.frombuffer(head.ljust(8, b"\0"), "<u4").tolist()
     if dim < 1 or size != 8 + rows * dim * dtype.itemsize:
-        raise NeardupError(f"{path} has {size} bytes, which are no {rows} rows of {dim} values: it is damaged")
+        raise NeardupError(
+            f"{path} has {size} bytes, which are no {rows} rows of {dim} values: it is damaged, copy it again"
+        )
     return Vectors(rows, dim, dtype, Layout(path, (rows, dim), dtype, offset=8))
 
 

@@ -1,0 +1,55 @@
+"""Threads of BLAS and OpenMP, shared out in this one place, and memory that each thread keeps."""
+
+import math
+import os
+import sys
+import warnings
+from functools import lru_cache
+from threading import local
+
+import numpy as np
+from threadpoolctl import ThreadpoolController
+
+# of OpenBLAS, which multiplies what happens to lie on the stack, too, for results that it doesn't keep
+warnings.filterwarnings("ignore", "invalid value encountered in matmul", RuntimeWarning)
+
+_of_thread = local()
+
+
+def cores():
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+def limited(function, threads, *arguments):
+    """Call a task with its share of the cores."""
+    limit_threads(threads)  # pools that a thread has of its own (OpenMP); the shared ones are `engine.compute`'s
+    return function(*arguments)
+
+
+def limit_threads(threads):
+    """Let a task have so many BLAS and OpenMP threads, or one.
+
+    Takes effect at once; as a context manager it also gives them back.
+    """
+    return _controller(_n_libraries(len(sys.modules))).limit(limits=max(1, threads))
+
+
+@lru_cache(maxsize=1)
+def _n_libraries(_n_modules):
+    """How many modules loaded by now are libraries; counted anew when a module has come since."""
+    return sum(str(getattr(module, "__file__", "")).endswith(".so") for module in [*sys.modules.values()])
+
+
+@lru_cache(maxsize=1)
+def _controller(_count):
+    """The thread pools of the libraries loaded by now; looked for anew, in 10 ms, when one has come since."""
+    return ThreadpoolController()
+
+
+def scratch(shape):
+    """A float32 array to overwrite, the same memory each time in a thread: new memory costs as much as filling it."""
+    size = math.prod(shape)
+    if getattr(_of_thread, "scratch", np.empty(0)).size < size:
+        _of_thread.scratch = np.empty(size, dtype=np.float32)
+    return _of_thread.scratch[:size].reshape(shape)
