@@ -7,9 +7,9 @@ from typing import NamedTuple
 import numpy as np
 
 from neardup import NeardupError, budget, engine, geometry, pairs
+from neardup.components import components
 from neardup.embeddings import piece_groups
 from neardup.files import atomic
-from neardup.groups import components
 from neardup.npy import map_array
 from neardup.threads import scratch
 

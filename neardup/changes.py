@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from neardup.groups import components, numbered
+from neardup.components import components, numbered
 from neardup.outputs import read_groups
 
 

@@ -7,8 +7,8 @@ import numpy as np
 
 from neardup import pairs
 from neardup.candidates import search
+from neardup.components import joining
 from neardup.files import write_npy
-from neardup.groups import joining
 from neardup.npy import read_npy
 from neardup.opened import longer_sketches
 

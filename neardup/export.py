@@ -11,15 +11,14 @@ from pathlib import PurePath
 import numpy as np
 
 from neardup import NeardupError, engine
+from neardup.beside import STATE, names_about, names_beside, root_of
 from neardup.chains import pairs_of_groups
 from neardup.embeddings import total_rows
-from neardup.files import LONGEST_CELL, atomic, is_file, resolved, write_json, write_npy
+from neardup.files import LONGEST_CELL, atomic, resolved, write_json, write_npy
 from neardup.formats import npy, tables
 from neardup.formats.by_suffix import write_kept
 from neardup.ids import BLOCK_ROWS, bytes_of
-from neardup.metadata import BESIDE
 from neardup.outputs import id_line
-from neardup.shards import ABOUT, CLIP, STATE
 
 # what without rows doesn't say how many values a row has
 _NEVER_EMPTY = ".fvecs", ".bvecs", ".index", ".faiss", ".parquet", ".arrow", ".feather"
@@ -57,46 +56,15 @@ def write_copy(shards, keep, folder, n_workers):
     """
     assert keep.shape == (total_rows(shards),)
     paths = {s.path for s in shards}
-    beside, about = [_names_beside(s, paths) for s in shards], _names_about(shards)
+    beside, about = [names_beside(s, paths) for s in shards], names_about(shards)
     _make_way(shards, beside, about, folder)
     masks = [keep[s.start : s.stop] for s in shards]
     arguments = [(*a, folder) for a in zip(shards, masks, beside, strict=True)]
     left_out = [name for some in engine.run(_write_shard, arguments, n_workers, "045 export") for name in some]
     copied = [PurePath(s.name) for s in shards if s.name not in left_out]
     for name in about:
-        _write_about(_root(shards[0]), name, folder, {c.name for c in copied if c.parent == PurePath(name).parent})
+        _write_about(root_of(shards[0]), name, folder, {c.name for c in copied if c.parent == PurePath(name).parent})
     return left_out
-
-
-def copied_too(shards):
-    """Paths of all that a copy holds beside rows that are memory-mapped, one a file, in order."""
-    paths = {s.path for s in shards}
-    found = [_root(s) / name for s in shards for name in _names_beside(s, paths)]
-    found += [_root(s) / name for s in shards for name in _names_about([s])] + [s.path for s in shards if s.copy]
-    return [*dict.fromkeys(found)]
-
-
-def _root(shard):
-    """The folder that its name starts from."""
-    return shard.path.parents[len(PurePath(shard.name).parts) - 1]
-
-
-def _names_beside(shard, paths):
-    """Names of the files that have a row for each of a shard's, as far as they are no shards. paths: of all shards."""
-    root, name = _root(shard), PurePath(shard.name)
-    found = [name.with_suffix(suffix) for suffix in BESIDE]
-    folder, above = name.parent.name, name.parent.parent
-    if folder in CLIP:
-        found += [above / other / name.name.replace(folder, other) for other in CLIP]
-        found.append(above / "metadata" / f"metadata_{re.search(r'[0-9]*$', name.stem)[0]}.parquet")
-    found += [path.relative_to(root) for path in (shard.ids_path, shard.table) if path]
-    return [n.as_posix() for n in dict.fromkeys(found) if is_file(root / n) and root / n not in paths]
-
-
-def _names_about(shards):
-    """Names of the files that are about all shards of a folder."""
-    root, folders = _root(shards[0]), dict.fromkeys(PurePath(s.name).parent for s in shards)
-    return [(f / name).as_posix() for f in folders for name in ABOUT if (root / f / name).is_file()]
 
 
 def _make_way(shards, beside, about, folder):
@@ -107,11 +75,11 @@ def _make_way(shards, beside, about, folder):
             other = owner.setdefault(name, shard)
             if other is not shard:
                 raise NeardupError(
-                    f"{_root(shard) / name} lies beside both {other.name} and {shard.name}, which keep different rows: "
-                    "leave one of the two out with shard_pattern"
+                    f"{root_of(shard) / name} lies beside both {other.name} and {shard.name}, which keep different "
+                    "rows: leave one of the two out with shard_pattern"
                 )
     names = *owner, *about
-    sources = {resolved(_root(shards[0]) / name) for name in names}
+    sources = {resolved(root_of(shards[0]) / name) for name in names}
     if any(resolved(folder / name) in sources for name in names):
         raise NeardupError(f"{folder} is the folder of the input, which is never written to: choose another one")
     for name in names:
@@ -122,7 +90,7 @@ def _write_shard(shard, keep, beside, folder):
     """Copy what lies beside a shard, then the shard: never there without. Returns the names of what is left out."""
     if shard.path.suffix in _NEVER_EMPTY and not keep.any():
         return [shard.name, *beside]
-    left_out = [name for name in beside if not _write_beside(_root(shard) / name, folder / name, keep)]
+    left_out = [name for name in beside if not _write_beside(root_of(shard) / name, folder / name, keep)]
     write_kept(shard.path, folder / shard.name, keep)
     return left_out
 

@@ -22,9 +22,9 @@ from neardup.artifacts import (
     stage_folders,
     tidy,
 )
+from neardup.beside import copied_too
 from neardup.checksums import digest_of_file, digest_of_sample, digest_of_sources, digest_of_values
 from neardup.embeddings import shard_starts, total_rows
-from neardup.export import copied_too
 from neardup.files import read_json, resolved, write_json
 from neardup.freshness import changed_shards, fingerprint, times
 from neardup.growth import Growth, growth_of

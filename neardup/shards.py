@@ -10,12 +10,13 @@ from pathlib import PurePath
 from typing import NamedTuple
 
 from neardup import NeardupError, copies
+from neardup.beside import ABOUT, CLIP, OF_DATASET, TABLES, of_clip, tables_of
 from neardup.embeddings import MOST_ROWS, Shard
 from neardup.files import is_file, resolved
 from neardup.formats import flat, vecs
 from neardup.formats.by_suffix import MODULES, describe
 from neardup.ids import ANOTHER, can_be_ids, has_surrogate
-from neardup.metadata import BESIDE, SUFFIXES, TEXTS, column_names
+from neardup.metadata import BESIDE, column_names
 from neardup.patterns import among, on_disk
 
 FORMATS = {  # by the name of the setting, what its shards' names end in; tables last, for they may be the ids of others
@@ -27,11 +28,6 @@ FORMATS = {  # by the name of the setting, what its shards' names end in; tables
     "arrow": (".arrow", ".feather"),
     "parquet": (".parquet",),
 }
-_TABLES = "arrow", "parquet"
-CLIP = "img_emb", "text_emb"  # folders of clip-retrieval
-STATE = "state.json"  # in which `datasets` of Hugging Face lists the files of a folder
-_OF_DATASET = STATE, "dataset_info.json"  # what tells a folder of `datasets`
-ABOUT = *_OF_DATASET, TEXTS  # what lies beside all shards of a folder
 ID_COLUMNS = "id", "ids", "uid", "key", "image_id", "image_path", "doc_id", "path", "filename", "url"
 
 
@@ -66,10 +62,10 @@ def wanted(reading, url, names, single=None, export=False, setting="data_dir"):
     glob = partial(among, names)
     chosen, kind, _ = choose(glob, url, reading, setting)
     _check_lists(glob, url, chosen)
-    near = [n for name in chosen for n in (name, *map(name.with_suffix, BESIDE), *_tables(name, kind))]
+    near = [n for name in chosen for n in (name, *map(name.with_suffix, BESIDE), *tables_of(name, kind))]
     about = [folder / name for folder in dict.fromkeys(n.parent for n in chosen) for name in ABOUT]
     if export and kind == "clip-retrieval":
-        near += [n.parent.parent / other / n.name.replace(n.parent.name, other) for n in chosen for other in CLIP]
+        near += [other for name in chosen for other in of_clip(name)]
     there = {PurePath(name): name for name in names}
     return [there[n] for n in dict.fromkeys([*near, *about]) if n in there]
 
@@ -103,7 +99,7 @@ def find_shards(data_dir, reading=AS_FOUND, copy_dir=None, ours=(), setting="dat
                 f"{path} has rows of {found.dim} values and {shards[0].path.name} of {shards[0].dim}: "
                 "leave one of them out with shard_pattern"
             )
-        table = next((data_dir / t for t in _tables(name, kind) if is_file(data_dir / t)), None)
+        table = next((data_dir / t for t in tables_of(name, kind) if is_file(data_dir / t)), None)
         where = {"stored": found.layout, "copy": None if found.layout else copy, "table": table}
         shards.append(Shard(path, start, found.rows, found.dim, found.dtype, name.as_posix(), vectors, **where))
         start += found.rows
@@ -163,13 +159,13 @@ def choose(glob, place, reading, setting="data_dir"):
         return Chosen(names, "clip-retrieval", [])
     formats = FORMATS if kind is None else {kind: FORMATS[kind]}
     names = glob(pattern or "*")
-    if pattern is None and not {*map(PurePath, _OF_DATASET)}.isdisjoint(names):
+    if pattern is None and not {*map(PurePath, OF_DATASET)}.isdisjoint(names):
         names = [n for n in names if not n.match("cache-*.arrow")]  # of what was done to it: its rows once more
     found = {k: [n for n in names if n.suffix in suffixes] for k, suffixes in formats.items()}
     found = {k: some for k, some in found.items() if some}
-    tables = [(k, n) for k in _TABLES for n in found.get(k, ())]
-    if any(k not in _TABLES for k in found):  # then tables are their metadata
-        found = {k: some for k, some in found.items() if k not in _TABLES}
+    tables = [(k, n) for k in TABLES for n in found.get(k, ())]
+    if any(k not in TABLES for k in found):  # then tables are their metadata
+        found = {k: some for k, some in found.items() if k not in TABLES}
     if not found:
         _raise_none(glob, place, reading.shard_pattern, formats, setting=setting)
     if len(found) > 1:
@@ -210,16 +206,6 @@ def _raise_none(glob, place, pattern, formats, *, setting):
     if below is not None:
         hint = f"{str(place).rstrip('/')}/{below.parent}, or shard_pattern to '**/*{below.suffix}'"
     raise NeardupError(f"{setting} {place} holds no embeddings ({looked} were looked for): set {setting} to {hint}")
-
-
-def _tables(name, kind):
-    """Where the table of a shard's metadata may be, the best place first. name: of the shard."""
-    if kind == "clip-retrieval":
-        number = re.search(r"\d*$", name.stem)[0]
-        return [PurePath("metadata", f"metadata_{number}.parquet")]
-    if kind in (*_TABLES, "hdf5"):
-        return [name]
-    return [name.with_suffix(suffix) for suffix in SUFFIXES] + [name] * (kind == "npz")
 
 
 def _with_ids(shards, id_column):

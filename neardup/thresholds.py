@@ -3,7 +3,8 @@
 import numpy as np
 
 from neardup import NeardupError
-from neardup.groups import components, members_and_bounds, numbered
+from neardup.components import components, numbered
+from neardup.groups import members_and_bounds
 from neardup.pairs import PAIR
 
 STEPS = 0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.92, 0.94, 0.95, 0.96, 0.97, 0.98, 0.99, 0.995, 1.0

@@ -7,6 +7,7 @@ from pathlib import Path, PurePath
 import pyarrow as pa
 
 from neardup import NeardupError
+from neardup.beside import CLIP
 from neardup.embeddings import total_rows
 from neardup.files import resolved
 from neardup.formats import the_one
@@ -17,7 +18,7 @@ from neardup.metadata import SUFFIXES, column_names, column_type
 from neardup.notices import notice
 from neardup.patterns import on_disk
 from neardup.runs import our_folders, reading_of
-from neardup.shards import CLIP, ID_COLUMNS, choose
+from neardup.shards import ID_COLUMNS, choose
 
 _OPENED = 16  # files at most that are asked whether they hold vectors, or ids
 _READ_BYTES = 1 << 24  # of a text that is asked whether it holds ids, at most

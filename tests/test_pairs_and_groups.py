@@ -23,9 +23,9 @@ from hypothesis import strategies as st
 from faiss_03_kmeans import nearest_centroids
 from neardup import candidates, geometry, npy, pairs
 from neardup.artifacts import Stage
+from neardup.components import components as smallest_of_each
+from neardup.components import joining
 from neardup.couples import couples_across, couples_inside, search_two
-from neardup.groups import components as smallest_of_each
-from neardup.groups import joining
 from neardup.opened import OpenCluster, Prepared, prepare_cluster
 
 SEEDS = st.integers(0, 2**32 - 1)
