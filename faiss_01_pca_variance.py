@@ -11,17 +11,20 @@ from itertools import pairwise
 
 import numpy as np
 
-from neardup import NeardupError, budget, engine, geometry, plots
-from neardup.checksums import Digest
-from neardup.embeddings import open_shards, piece_groups, shard_starts, total_rows
-from neardup.files import atomic, npy_rows, read_csv, read_json, write_csv, write_json, write_npy, write_npz
-from neardup.freshness import content
-from neardup.ids import IdTable, expected_bytes, repeated_rows, sources, write_table
-from neardup.moments import Moments, component_count, components_of, mean_and_covariance, spectrum
-from neardup.npy import read_npy, read_npz
-from neardup.runs import begin
+from neardup import NeardupError
+from neardup.grouping import plots
+from neardup.input.embeddings import open_shards, piece_groups, shard_starts, total_rows
+from neardup.input.freshness import content
+from neardup.input.ids import IdTable, expected_bytes, repeated_rows, sources, write_table
+from neardup.machine import budget, engine
+from neardup.machine.checksums import Digest
+from neardup.machine.files import atomic, npy_rows, read_csv, read_json, write_csv, write_json, write_npy, write_npz
+from neardup.machine.npy import read_npy, read_npz
 from neardup.script import main, tell
-from neardup.unread import tell_of_unread
+from neardup.search import geometry
+from neardup.search.moments import Moments, component_count, components_of, mean_and_covariance, spectrum
+from neardup.stages.runs import begin
+from neardup.stages.unread import tell_of_unread
 from neardup.words import counted, percent
 
 _BLOCK_ROWS = 4096  # rows of a block at most: a d x d float64 sum a block costs little beside its product

@@ -9,14 +9,15 @@ from functools import partial
 
 import numpy as np
 
-from neardup import budget, engine, geometry
-from neardup.checksums import Digest
-from neardup.embeddings import open_shards, pieces, shard_starts, total_rows
-from neardup.files import atomic, damaged, npy_rows, read_json, write_json, write_npz
-from neardup.freshness import digests_of_rows
-from neardup.npy import read_npz
-from neardup.runs import begin
+from neardup.input.embeddings import open_shards, pieces, shard_starts, total_rows
+from neardup.input.freshness import digests_of_rows
+from neardup.machine import budget, engine
+from neardup.machine.checksums import Digest
+from neardup.machine.files import atomic, damaged, npy_rows, read_json, write_json, write_npz
+from neardup.machine.npy import read_npz
 from neardup.script import main, tell
+from neardup.search import geometry
+from neardup.stages.runs import begin
 from neardup.words import counted, percent
 
 _MUCH_LESS = 0.02  # of the variance: new rows then take more candidates

@@ -9,17 +9,18 @@ from functools import partial
 import faiss
 import numpy as np
 
-from neardup import NeardupError, budget, engine
-from neardup.embeddings import open_pieces, pieces, shard_starts
-from neardup.files import write_npy
-from neardup.ids import IdTable
-from neardup.kept import Kept, gain, keep_clusters
-from neardup.npy import read_npy
+from neardup import NeardupError
+from neardup.input.embeddings import open_pieces, pieces, shard_starts
+from neardup.input.ids import IdTable
+from neardup.machine import budget, engine
+from neardup.machine.files import write_npy
+from neardup.machine.npy import read_npy
 from neardup.ranges import equal_parts
-from neardup.runs import begin
 from neardup.script import main, tell
-from neardup.shuffle import Shuffle, write_run
-from neardup.visits import MOST_CLUSTERS
+from neardup.search.kept import Kept, gain, keep_clusters
+from neardup.search.shuffle import Shuffle, write_run
+from neardup.search.visits import MOST_CLUSTERS
+from neardup.stages.runs import begin
 from neardup.words import counted
 
 _SAMPLE_PER_CLUSTER = 256  # training rows a centroid: what faiss.Kmeans keeps by default, too

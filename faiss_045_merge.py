@@ -4,18 +4,13 @@ from functools import partial
 
 import numpy as np
 
-from neardup import NeardupError, contamination, engine, plots
-from neardup.artifacts import REPORT
-from neardup.chains import explain_chains, sparse, split_chains
-from neardup.changes import Decisions, apart
-from neardup.embeddings import open_shards
-from neardup.export import write_copies, write_graph
-from neardup.files import write_csv, write_json_items
-from neardup.guard import losses, warnings
-from neardup.ids import IdTable
-from neardup.mirror import here
-from neardup.npy import map_npy, read_npy
-from neardup.outputs import (
+from neardup import NeardupError
+from neardup.grouping import contamination, plots
+from neardup.grouping.chains import explain_chains, sparse, split_chains
+from neardup.grouping.changes import Decisions, apart
+from neardup.grouping.export import write_copies, write_graph
+from neardup.grouping.guard import losses, warnings
+from neardup.grouping.outputs import (
     read_groups,
     write_examples,
     write_hdf5,
@@ -24,15 +19,11 @@ from neardup.outputs import (
     write_pickle,
     write_thresholds,
 )
-from neardup.pairs import found_pairs
-from neardup.preview import Preview
-from neardup.report import write_report
-from neardup.representatives import Representatives, preference
-from neardup.runs import begin
-from neardup.script import main, tell
-from neardup.stars import stars
-from neardup.summary import report, summary
-from neardup.thresholds import (
+from neardup.grouping.report import write_report
+from neardup.grouping.representatives import Representatives, preference
+from neardup.grouping.stars import stars
+from neardup.grouping.summary import report, summary
+from neardup.grouping.thresholds import (
     groups_at,
     histogram,
     pair_counts,
@@ -41,6 +32,17 @@ from neardup.thresholds import (
     strongest_pairs,
     threshold_for,
 )
+from neardup.input.embeddings import open_shards
+from neardup.input.ids import IdTable
+from neardup.input.preview import Preview
+from neardup.machine import engine
+from neardup.machine.files import write_csv, write_json_items
+from neardup.machine.mirror import here
+from neardup.machine.npy import map_npy, read_npy
+from neardup.script import main, tell
+from neardup.search.pairs import found_pairs
+from neardup.stages.artifacts import REPORT
+from neardup.stages.runs import begin
 from neardup.words import counted
 
 

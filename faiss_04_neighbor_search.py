@@ -9,23 +9,25 @@ from functools import partial
 
 import numpy as np
 
-from neardup import NeardupError, budget, engine, geometry, mirror, pairs
-from neardup.audit import audit_pairs, begin_audit
-from neardup.candidates import are_dense, first_dims, n_longer
-from neardup.clusters import Clusters, cluster_name
-from neardup.couples import search_task, visitors
-from neardup.embeddings import open_shards, pieces
-from neardup.files import damaged, hdf5, write_json
-from neardup.ids import IdTable, store_ids
+from neardup import NeardupError
+from neardup.grouping.outputs import write_neighbors_pickle
+from neardup.input.embeddings import open_shards, pieces
+from neardup.input.ids import IdTable, store_ids
+from neardup.machine import budget, engine, mirror
+from neardup.machine.files import damaged, hdf5, write_json
+from neardup.machine.npy import read_npy, rows_in
 from neardup.notices import notice
-from neardup.npy import read_npy, rows_in
-from neardup.opened import OpenCluster, Prepared, open_projection, open_reduced, prepare_cluster
-from neardup.outputs import write_neighbors_pickle
-from neardup.pairs import BYTES_A_PAIR, BYTES_A_ROW, PAIR, read_pairs
-from neardup.runs import begin
 from neardup.script import main, tell
-from neardup.search_tasks import search_tasks
-from neardup.verification import are_pairs, verified_at_once, verify_candidates
+from neardup.search import geometry, pairs
+from neardup.search.audit import audit_pairs, begin_audit
+from neardup.search.candidates import are_dense, first_dims, n_longer
+from neardup.search.clusters import Clusters, cluster_name
+from neardup.search.couples import search_task, visitors
+from neardup.search.opened import OpenCluster, Prepared, open_projection, open_reduced, prepare_cluster
+from neardup.search.pairs import BYTES_A_PAIR, BYTES_A_ROW, PAIR, read_pairs
+from neardup.search.tasks import search_tasks
+from neardup.search.verification import are_pairs, verified_at_once, verify_candidates
+from neardup.stages.runs import begin
 from neardup.words import counted
 
 _LISTED, _LISTED_ROWS = 1 << 18, 256  # margins computed at a time, which caches hold; and rows, at least

@@ -11,12 +11,12 @@ import numpy as np
 from scipy.optimize import nnls
 
 from faiss_03_kmeans import MOST_RUNS, RUN_ROWS, default_clusters
-from neardup.budget import SCRIPT_BYTES_A_ROW
-from neardup.embeddings import MOST_TASKS, PIECE_ROWS, TASK_ROWS
-from neardup.pairs import BYTES_A_ROW
+from neardup.input.embeddings import MOST_TASKS, PIECE_ROWS, TASK_ROWS
+from neardup.machine.budget import SCRIPT_BYTES_A_ROW
 from neardup.plan import disk_of_a_row
-from neardup.search_tasks import most_work
-from neardup.verification import BLOCK_PAIRS
+from neardup.search.pairs import BYTES_A_ROW
+from neardup.search.tasks import most_work
+from neardup.search.verification import BLOCK_PAIRS
 
 DIM, _SKETCH = 1024, 65
 COSTS = {  # label of tasks: what their core-seconds are made of

@@ -1,4 +1,4 @@
-"""The range search over sketches of two clusters: neardup.candidates.search against FAISS, one thread each.
+"""The range search over sketches of two clusters: neardup.search.candidates.search against FAISS, one thread each.
 
 python benchmarks/kernel.py
 """
@@ -15,7 +15,7 @@ def main():
     import faiss
     from threadpoolctl import threadpool_limits
 
-    from neardup.candidates import lay_out, search, swapped
+    from neardup.search.candidates import lay_out, search, swapped
 
     threadpool_limits(1)
     faiss.omp_set_num_threads(1)

@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 sys.path.insert(0, str(ROOT))
 
-from neardup.artifacts import STAGES  # noqa: E402
+from neardup.stages.artifacts import STAGES  # noqa: E402
 
 SCRIPTS = [script for script, _ in STAGES.values()]
 _LOOK_S = 0.1  # how often the memory of a process and of those that it started is added up

@@ -24,10 +24,10 @@ from distributed.utils import open_port
 
 from config import Config
 from faiss_03_kmeans import default_clusters
-from neardup import engine
-from neardup.ids import IdTable, repeated_rows, write_table
-from neardup.outputs import write_neighbors_pickle
-from neardup.shards import find_shards
+from neardup.grouping.outputs import write_neighbors_pickle
+from neardup.input.ids import IdTable, repeated_rows, write_table
+from neardup.input.shards import find_shards
+from neardup.machine import engine
 
 _THRESHOLD = 0.98
 _TASKS = 5_000  # that do nothing

@@ -144,9 +144,9 @@ CONTENDERS = {
 
 def unit_rows(data):
     """All rows of a folder of shards at unit length, float32."""
-    from neardup.embeddings import open_shards
-    from neardup.geometry import unit_rows32
-    from neardup.shards import find_shards
+    from neardup.input.embeddings import open_shards
+    from neardup.input.shards import find_shards
+    from neardup.search.geometry import unit_rows32
 
     shards = find_shards(Path(data))
     rows = open_shards(shards)
@@ -228,7 +228,7 @@ def time_ours(data, work, settings):
     import faiss_03_kmeans
     import faiss_04_neighbor_search
     from config import Config
-    from neardup import engine
+    from neardup.machine import engine
 
     config = Config(_cli_parse_args=[], data_dir=data, work_dir=work, **settings)
     gc.freeze()  # as each script does when it begins

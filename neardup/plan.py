@@ -6,15 +6,17 @@ from pathlib import Path
 
 import numpy as np
 
-from neardup import budget, copies, geometry
-from neardup.embeddings import open_shards, total_rows
-from neardup.files import resolved
-from neardup.ids import expected_bytes
-from neardup.mirror import folder_for
-from neardup.moments import component_count
-from neardup.pairs import BYTES_A_PAIR, BYTES_A_ROW
-from neardup.runs import find_input, reading_of, wanted_by
-from neardup.shards import find_shards
+from neardup.input import copies
+from neardup.input.embeddings import open_shards, total_rows
+from neardup.input.ids import expected_bytes
+from neardup.input.shards import find_shards
+from neardup.machine import budget
+from neardup.machine.files import resolved
+from neardup.machine.mirror import folder_for
+from neardup.search import geometry
+from neardup.search.moments import component_count
+from neardup.search.pairs import BYTES_A_PAIR, BYTES_A_ROW
+from neardup.stages.runs import find_input, reading_of, wanted_by
 from neardup.words import counted
 
 _SAMPLE, _RUN = 4096, 256  # rows that are read and multiplied; of them that follow each other

@@ -18,20 +18,21 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from config import Config
-from neardup import NeardupError, geometry
-from neardup.candidates import within
-from neardup.clusters import cluster_name, data_sets
-from neardup.embeddings import open_shards
-from neardup.files import write_beside_others
-from neardup.ids import IdTable, has_surrogate
-from neardup.mirror import here
-from neardup.npy import UNREADABLE, map_array, read_ahead, read_array, read_header, read_npy, read_npz
-from neardup.outputs import read_groups
-from neardup.pairs import among
-from neardup.runs import open_finished
+from neardup import NeardupError
+from neardup.grouping.outputs import read_groups
+from neardup.grouping.summary import for_terminal
+from neardup.input.embeddings import open_shards
+from neardup.input.ids import IdTable, has_surrogate
+from neardup.machine.files import write_beside_others
+from neardup.machine.mirror import here
+from neardup.machine.npy import UNREADABLE, map_array, read_ahead, read_array, read_header, read_npy, read_npz
 from neardup.script import command_line, on_this_machine, report_errors
-from neardup.summary import for_terminal
-from neardup.visits import CLUSTER_SHIFT, list_visits
+from neardup.search import geometry
+from neardup.search.candidates import within
+from neardup.search.clusters import cluster_name, data_sets
+from neardup.search.pairs import among
+from neardup.search.visits import CLUSTER_SHIFT, list_visits
+from neardup.stages.runs import open_finished
 from neardup.words import in_words
 
 _AHEAD = 16  # clusters, whose rows are being read

@@ -16,12 +16,13 @@ from pydantic import ValidationError
 from pydantic_settings import CliSettingsSource, SettingsError
 
 from config import SECTIONS, Config
-from neardup import NeardupError, engine, mirror
-from neardup.artifacts import LEADING, STAGES
-from neardup.files import write_beside_others
-from neardup.lock import lock
+from neardup import NeardupError
+from neardup.machine import engine, mirror
+from neardup.machine.files import write_beside_others
+from neardup.machine.lock import lock
 from neardup.plan import plan, print_plan
-from neardup.runs import N_REFERENCE, check_folders
+from neardup.stages.artifacts import LEADING, STAGES
+from neardup.stages.runs import N_REFERENCE, check_folders
 
 _OF_EACH_SET = [script for script, _ in STAGES.values()][:N_REFERENCE]
 EXIT_ERROR, EXIT_SETTING, EXIT_INTERRUPTED, EXIT_TERMINATED = 1, 2, 130, 143

@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from config import ROOT, Config
-from neardup.artifacts import STAGES
+from neardup.stages.artifacts import STAGES
 
 SCRIPTS = [script for script, _ in STAGES.values()]
 NOTES = {".lock", ".lock.json", ".input.json", "times.json", "report.html"}
@@ -235,7 +235,7 @@ def no_pictures():
             path.write_bytes(b"PNG")
 
     drawn = {"scree": lambda *_, **__: Figure(), "groups": lambda *_, **__: Figure(), "page_svg": lambda *_: ""}
-    with mock.patch.multiple("neardup.plots", **drawn):
+    with mock.patch.multiple("neardup.grouping.plots", **drawn):
         yield
 
 

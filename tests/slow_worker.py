@@ -8,7 +8,7 @@ import os
 import time
 from pathlib import Path
 
-from neardup import engine
+from neardup.machine import engine
 
 
 def dask_setup(_worker):

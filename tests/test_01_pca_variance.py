@@ -25,9 +25,9 @@ from conftest import (
 
 from faiss_01_pca_variance import sample_of
 from neardup import NeardupError
-from neardup.freshness import _digest_of_ids
-from neardup.ids import IdTable, repeated_rows, write_table
-from neardup.shards import find_shards
+from neardup.input.freshness import _digest_of_ids
+from neardup.input.ids import IdTable, repeated_rows, write_table
+from neardup.input.shards import find_shards
 
 
 def stage_1(tmp_path, rows, cuts=(), ids=None, **settings):
@@ -167,8 +167,8 @@ BESIDE = {  # what lies beside the vectors, or holds them, and how to write ids 
 @pytest.mark.parametrize("kind", BESIDE)
 def test_ids_are_gathered_block_by_block(tmp_path, monkeypatch, kind):
     """In 8 bytes a row for hashes, and 3 MB; as strings of Python all would take 20."""
-    monkeypatch.setattr("neardup.ids.BLOCK_ROWS", 4096)
-    monkeypatch.setattr("neardup.metadata._BATCH", 5000)
+    monkeypatch.setattr("neardup.input.ids.BLOCK_ROWS", 4096)
+    monkeypatch.setattr("neardup.input.metadata._BATCH", 5000)
     name, write = BESIDE[kind]
     ids = [f"{i:020}" for i in range(N_IDS)] if kind != "nothing" else [f"p:{i}" for i in range(N_IDS)]
     write(tmp_path / name, ids)

@@ -137,7 +137,7 @@ def test_runs_of_any_size_give_the_same_files(tmp_path, monkeypatch, run_rows, c
 
 def test_a_cluster_that_is_most_of_the_rows_has_several_files(tmp_path, monkeypatch):
     """No file has more than a twentieth of the distances within clusters; parts are equal, their centroids too."""
-    monkeypatch.setattr("neardup.shuffle._LEAST_CUT", 10)
+    monkeypatch.setattr("neardup.search.shuffle._LEAST_CUT", 10)
     rows = np.concatenate([1 + normal(700, 8) * 0.01, normal(300, 8)])[np.random.default_rng(1).permutation(1000)]
     work = stages_1_to_3(tmp_path, rows, cuts=[300], n_clusters=12)
     centroids = np.load(work / "03_kmeans" / "centroids.npy")

@@ -26,10 +26,11 @@ from conftest import (
 
 import faiss_04_neighbor_search
 from config import ROOT, Config
-from neardup import NeardupError, geometry, opened
-from neardup.audit import audit_tasks, drawn
-from neardup.couples import Visitors
-from neardup.pairs import PAIR
+from neardup import NeardupError
+from neardup.search import couples, geometry, opened
+from neardup.search.audit import audit_tasks, drawn
+from neardup.search.couples import Visitors
+from neardup.search.pairs import PAIR
 from neardup.words import in_words
 
 STAGE = "04_neighbor_search"
@@ -125,8 +126,8 @@ def test_rows_that_are_near_in_a_sketch_nearly_everywhere(tmp_path, monkeypatch,
     if grown:
         run_stages(lay_out(data, rows[:800]), tmp_path / "work", SCRIPTS[:4], **settings)
     lay_out(data, rows, cuts=[800])
-    for module in ("opened", "couples"):
-        monkeypatch.setattr(f"neardup.{module}.longer_sketches", lambda x: used.append(type(x)) or longer_sketches(x))
+    for module in (opened, couples):
+        monkeypatch.setattr(module, "longer_sketches", lambda x: used.append(type(x)) or longer_sketches(x))
     run_stages(data, tmp_path / "work", SCRIPTS[:4], **settings)
     near, unclear = brute_force(rows, threshold)
     assert not unclear

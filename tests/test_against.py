@@ -27,15 +27,16 @@ from conftest import (
 from test_growing import NAMES, SETTINGS, example_rows, put
 
 from config import ROOT
-from neardup import NeardupError, geometry
-from neardup.contamination import find_matches
-from neardup.embeddings import open_shards
-from neardup.manifests import MANIFEST, read_manifest
-from neardup.opened import ProjectedRows
-from neardup.pairs import PAIR, Found
+from neardup import NeardupError
+from neardup.grouping.contamination import find_matches
+from neardup.input.embeddings import open_shards
+from neardup.input.shards import find_shards
 from neardup.query import FinishedRun, read_vectors
 from neardup.query import answer as ask
-from neardup.shards import find_shards
+from neardup.search import geometry
+from neardup.search.opened import ProjectedRows
+from neardup.search.pairs import PAIR, Found
+from neardup.stages.manifests import MANIFEST, read_manifest
 
 
 def run_against(data, work, reference, **settings):
@@ -86,7 +87,7 @@ def test_all_pairs_between_two_sets_and_no_others(tmp_path, sizes, threshold):
 def test_lines_of_several_blocks(tmp_path, monkeypatch):
     """In contaminated.parquet, and in both lists."""
     for module in ("contamination", "outputs"):
-        monkeypatch.setattr(f"neardup.{module}.BLOCK_ROWS", 7)
+        monkeypatch.setattr(f"neardup.grouping.{module}.BLOCK_ROWS", 7)
     check_between(tmp_path, (700, 600), 0.85)
 
 
@@ -184,7 +185,7 @@ def test_coordinates_that_are_not_kept_are_made_again(tmp_path, monkeypatch):
     assert not [*between.glob("reduced*")]
     kept, model = np.load(alone / "reduced_00000.npy"), load_npz(between / "pca.npz")
     shards = find_shards(tmp_path / "b")
-    monkeypatch.setattr("neardup.opened._PROJECTED_ROWS", 300)
+    monkeypatch.setattr("neardup.search.opened._PROJECTED_ROWS", 300)
     projection = ProjectedRows(open_shards(shards), geometry.projection(model["mean_"], model["components_"]))
     made = projection.gather(np.arange(1000)[::-1])
     error = 2 * geometry.projection_error(shards[0].dim, kept.shape[1])

@@ -35,10 +35,10 @@ from test_045_merge import bundles, load_chains, load_groups, load_list, load_pa
 from test_groupings import arc, without_pictures
 
 from neardup import NeardupError
-from neardup.groups import Groups
-from neardup.guard import warnings
+from neardup.grouping.groups import Groups
+from neardup.grouping.guard import warnings
+from neardup.input.shards import find_shards
 from neardup.script import main
-from neardup.shards import find_shards
 from neardup.words import in_words
 
 STAGE, SEARCH, LAST = "045_merge", "04_neighbor_search", SCRIPTS[-1]

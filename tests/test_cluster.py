@@ -35,8 +35,9 @@ from workers import (
 )
 
 from config import ROOT
-from neardup import NeardupError, engine
-from neardup.workers import environment
+from neardup import NeardupError
+from neardup.machine import engine
+from neardup.machine.workers import environment
 
 
 def test_the_commands_for_two_hosts(whole, tmp_path):
@@ -131,7 +132,7 @@ def test_tasks_of_a_script_that_was_killed_are_waited_for(whole, tmp_path):
 
 def test_workers_that_come_later_are_compared_too(monkeypatch):
     """By the first task that they get."""
-    monkeypatch.setattr("neardup.files._writer", "")
+    monkeypatch.setattr("neardup.machine.files._writer", "")
     assert engine.on_worker(pow, 1, [], environment(), 2, 3) == 8
     with pytest.raises(NeardupError, match=r"worker on .* has these scripts .*, not others: install the same"):
         engine.on_worker(pow, 1, [], environment() | {"these scripts": "others"}, 2, 3)

@@ -111,9 +111,21 @@ def test_readme_shows_pictures_and_links_that_exist():
 
 def test_every_module_is_named():
     tree = ARCHITECTURE.split("## What is where")[1].split("\n## ")[0]
-    names = [path.name for path in [*ROOT.glob("*.py"), *ROOT.glob("neardup/*.py")] if path.name != "__init__.py"]
+    paths = [path for pattern in ("*.py", "neardup/*.py", "neardup/*/*.py") for path in ROOT.glob(pattern)]
+    names = [path.name for path in paths if path.name != "__init__.py"]
     assert [name for name in names if f"{name} " not in tree] == []
     assert set(re.findall(r"\w+\.py", tree)) == set(names)
+
+
+def test_folders_import_from_those_above_them():
+    """As the tree of the architecture has them; what lies beside them is for all, or needs all."""
+    tree = ARCHITECTURE.split("## What is where")[1].split("\n## ")[0]
+    folders = re.findall(r"^  (\w+)/", tree, re.MULTILINE)
+    assert sorted(folders) == sorted(path.parent.name for path in ROOT.glob("neardup/*/__init__.py"))
+    for at, folder in enumerate(folders):
+        for path in (ROOT / "neardup" / folder).glob("**/*.py"):
+            imported = re.findall(r"^\s*from neardup\.(\w+)[. ]", path.read_text(encoding="utf-8"), re.MULTILINE)
+            assert not {*imported} & {*folders[at + 1 :]}, path
 
 
 def test_what_is_meant_for_other_programs_is_there(example):

@@ -25,15 +25,15 @@ from conftest import brute_force, components, run_stages, tree_bytes, unit
 from faults import failing
 
 from neardup import NeardupError
-from neardup.export import _records, write_copy, write_datacomp, write_graph
-from neardup.formats import hdf5, npy, npz, tables, vecs
-from neardup.formats.by_suffix import blocks
-from neardup.groups import Groups
-from neardup.ids import IdTable, id_blocks
-from neardup.metadata import read_column
-from neardup.outputs import id_lines
-from neardup.pairs import PAIR, Found
-from neardup.shards import Reading, find_shards
+from neardup.grouping.export import _records, write_copy, write_datacomp, write_graph
+from neardup.grouping.groups import Groups
+from neardup.grouping.outputs import id_lines
+from neardup.input.formats import hdf5, npy, npz, tables, vecs
+from neardup.input.formats.by_suffix import blocks
+from neardup.input.ids import IdTable, id_blocks
+from neardup.input.metadata import read_column
+from neardup.input.shards import Reading, find_shards
+from neardup.search.pairs import PAIR, Found
 
 BOUNDS = 0, 60, 97  # rows, in two shards
 ODD = ["first", "[1]", "{", '"quoted"', "two\nlines", "comma, ünï", "007", " ", "\u2028", "😀", "\r", '""', "'", "a\0b"]
@@ -52,7 +52,7 @@ MASKS["some"][[0, 1, 60]] = False, True, True  # then "[1]" begins a text of lin
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
     """Several blocks a shard."""
-    monkeypatch.setattr("neardup.formats.BLOCK_BYTES", 700)
+    monkeypatch.setattr("neardup.input.formats.BLOCK_BYTES", 700)
 
 
 def numpy_file(folder, number, rows, ids, beside=None):
@@ -669,7 +669,7 @@ VIEWS = {"text": pa.string_view(), "bytes": pa.binary_view()}
 @pytest.mark.parametrize("name", ["t.arrow", "t.parquet"])
 def test_columns_of_views(tmp_path, monkeypatch, name):
     """As Polars writes them; the copy holds no more text than it needs."""
-    monkeypatch.setattr("neardup.formats.BLOCK_BYTES", 1 << 16)
+    monkeypatch.setattr("neardup.input.formats.BLOCK_BYTES", 1 << 16)
     columns = {n: pa.array([f"{i:0200}" for i in range(3000)]).cast(k) for n, k in VIEWS.items()}
     table, keep = pa.table(columns | {"n": np.arange(3000)}), np.arange(3000) % 9 == 0
     write_table(tmp_path / name, table)
@@ -755,9 +755,9 @@ def test_memory_is_that_of_a_block(tmp_path, monkeypatch, name):
     module, suffix, write = MEMORY[name]
     path, rows = tmp_path / f"p{suffix}", np.resize(np.float32(FLOATS), (62_500, 64))
     write(path, rows)
-    monkeypatch.setattr("neardup.formats.BLOCK_BYTES", 1 << 18)
+    monkeypatch.setattr("neardup.input.formats.BLOCK_BYTES", 1 << 18)
     pool, keep = pa.proxy_memory_pool(pa.default_memory_pool()), np.arange(len(rows)) % 3 > 0
-    monkeypatch.setattr("neardup.formats.tables._ROWS", 1 << 10)
+    monkeypatch.setattr("neardup.input.formats.tables._ROWS", 1 << 10)
     usual = pa.default_memory_pool()
     pa.set_memory_pool(pool)
     tracemalloc.start()
@@ -837,7 +837,7 @@ def id_table(ids, cuts=(31, 60)):
 @pytest.mark.parametrize("kept", [0, 0.1, 0.5, 1])
 def test_the_file_of_datacomp(tmp_path, monkeypatch, kept):
     """Byte by byte what numpy writes of the plainest construction."""
-    monkeypatch.setattr("neardup.export.BLOCK_ROWS", 7)
+    monkeypatch.setattr("neardup.grouping.export.BLOCK_ROWS", 7)
     keep = np.random.default_rng(5).random(len(UIDS)) < kept
     assert write_datacomp(tmp_path / "subset.npy", id_table(UIDS), keep)
     pairs = [(int(uid[:16], 16), int(uid[16:32], 16)) for uid in compress(UIDS, keep)]
@@ -853,7 +853,7 @@ def test_the_file_of_datacomp(tmp_path, monkeypatch, kept):
 )
 def test_ids_that_are_no_uids(tmp_path, monkeypatch, other):
     """Wherever one is; if it isn't kept it doesn't matter."""
-    monkeypatch.setattr("neardup.export.BLOCK_ROWS", 7)
+    monkeypatch.setattr("neardup.grouping.export.BLOCK_ROWS", 7)
     for place in (0, 50, len(UIDS)):
         ids = [*UIDS[:place], other, *UIDS[place:]]
         keep = np.arange(len(ids)) % 2 == place % 2
@@ -922,7 +922,7 @@ def test_a_group_that_is_not_there(tmp_path, number):
 
 
 def test_a_group_too_large_for_graphml(tmp_path, monkeypatch):
-    monkeypatch.setattr("neardup.export._GRAPH_PAIRS", 9)
+    monkeypatch.setattr("neardup.grouping.export._GRAPH_PAIRS", 9)
     groups, found = ring(20)
     write_graph(tmp_path / "g.graphml", groups, 0, found, id_table(IDS[:20]))
     with pytest.raises(NeardupError, match="group 1 has over 9 pairs"):

@@ -10,8 +10,8 @@ from conftest import NOTES, finished_run, no_pictures, run_scripts, settings_of,
 from faults import failing
 
 from neardup import NeardupError
-from neardup.artifacts import STAGES
-from neardup.files import atomic, hdf5
+from neardup.machine.files import atomic, hdf5
+from neardup.stages.artifacts import STAGES
 
 NAMES = list(STAGES)
 SETTINGS = {"threshold": 0.9, "n_clusters": 3, "audit_rows": 20, "n_workers": 1}

@@ -37,17 +37,18 @@ from conftest import (
 )
 
 from config import Config
-from neardup import NeardupError, copies, layout, shards
-from neardup.artifacts import STAGES
-from neardup.embeddings import RowFiles
-from neardup.formats import by_suffix
-from neardup.freshness import times
-from neardup.ids import IdTable, expected_bytes, id_blocks
-from neardup.layout import Layout, npy_layout
-from neardup.metadata import column_blocks, column_names, read_column
-from neardup.outputs import id_lines
+from neardup import NeardupError
+from neardup.grouping.outputs import id_lines
+from neardup.input import copies, layout, shards
+from neardup.input.embeddings import RowFiles
+from neardup.input.formats import by_suffix
+from neardup.input.freshness import times
+from neardup.input.ids import IdTable, expected_bytes, id_blocks
+from neardup.input.layout import Layout, npy_layout
+from neardup.input.metadata import column_blocks, column_names, read_column
+from neardup.input.shards import Reading, find_shards
 from neardup.plan import plan
-from neardup.shards import Reading, find_shards
+from neardup.stages.artifacts import STAGES
 
 BOUNDS = 0, 130, 300  # rows of the example, in two shards
 SETTINGS = {"threshold": 0.95, "n_clusters": 3, "audit_rows": 20}
@@ -68,7 +69,7 @@ NAMES = [f"id-{i}" for i in range(20)]
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
     """Several blocks a shard."""
-    monkeypatch.setattr("neardup.formats.BLOCK_BYTES", 1 << 16)
+    monkeypatch.setattr("neardup.input.formats.BLOCK_BYTES", 1 << 16)
 
 
 @pytest.fixture
@@ -685,7 +686,7 @@ def test_a_column_that_can_not_be_ids_is_passed_over(tmp_path, case, suffix):
 @pytest.mark.parametrize("suffix", [".parquet", ".arrow"])
 def test_a_row_without_id_is_named_wherever_it_is(tmp_path, monkeypatch, suffix):
     """Of a table that is read in blocks."""
-    monkeypatch.setattr("neardup.metadata._BATCH", 7)
+    monkeypatch.setattr("neardup.input.metadata._BATCH", 7)
     write_table(tmp_path / f"p{suffix}", {"emb": LISTS, "id": [*NAMES[:17], None, *NAMES[18:]]})
     with pytest.raises(NeardupError, match="row 17 has no id in column 'id'"):
         run_stages(tmp_path, tmp_path / "work", SCRIPTS[:1], id_column="id")
@@ -1544,7 +1545,7 @@ def test_the_table_that_is_read_where_several_lie_beside(tmp_path):
 
 
 def test_cells_of_several_lines_where_blocks_end(tmp_path, monkeypatch):
-    monkeypatch.setattr("neardup.metadata._CSV_BLOCK", 100)
+    monkeypatch.setattr("neardup.input.metadata._CSV_BLOCK", 100)
     texts = [f"a\nb\n\nc-{i}\n" for i in range(200)]
     write_table(tmp_path / "p.csv", {"id": texts, "text": texts})
     assert read_column(tmp_path / "p.csv", "text", 200).to_pylist() == texts

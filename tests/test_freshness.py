@@ -31,14 +31,15 @@ from conftest import (
 import faiss_01_pca_variance
 import faiss_04_neighbor_search
 from config import ROOT
-from neardup import NeardupError, embeddings
-from neardup.artifacts import STAGES, Stage
-from neardup.checksums import digest_of_file
-from neardup.embeddings import open_shards, piece_groups, pieces
-from neardup.formats.by_suffix import blocks
-from neardup.freshness import read_content
-from neardup.runs import open_finished
-from neardup.shards import find_shards
+from neardup import NeardupError
+from neardup.input import embeddings
+from neardup.input.embeddings import open_shards, piece_groups, pieces
+from neardup.input.formats.by_suffix import blocks
+from neardup.input.freshness import read_content
+from neardup.input.shards import find_shards
+from neardup.machine.checksums import digest_of_file
+from neardup.stages.artifacts import STAGES, Stage
+from neardup.stages.runs import open_finished
 
 NAMES = list(STAGES)
 SETTINGS = {"threshold": 0.9, "n_clusters": 3, "audit_rows": 20}
@@ -92,7 +93,7 @@ def test_touched_input_is_read_once(copy, monkeypatch):
     for path in (copy / "data").iterdir():
         path.touch()
     again(copy, SCRIPTS[:1])
-    monkeypatch.setattr("neardup.freshness.read_content", None)
+    monkeypatch.setattr("neardup.input.freshness.read_content", None)
     again(copy)
 
 
@@ -307,7 +308,7 @@ def test_a_second_run_on_one_folder_leaves(copy, tmp_path):
 LONG = "numpy.linalg.svd(numpy.random.default_rng(0).normal(size=(6000, 6000)))"  # a minute in which Python has no say
 LONG_AT = {
     0: (f"import numpy; numpy.linalg.eigh = lambda c: {LONG}", "rejected_rows.npy"),
-    1: (f"import numpy, neardup.geometry; neardup.geometry.project = lambda *_: {LONG}", "begun.json"),
+    1: (f"import numpy, neardup.search.geometry; neardup.search.geometry.project = lambda *_: {LONG}", "begun.json"),
     2: (f"import numpy, faiss; faiss.Kmeans.train = lambda *_: {LONG}", "begun.json"),
 }
 
@@ -397,7 +398,7 @@ class CountedRows:
 
 def test_only_what_was_not_read_is_read_after_a_kill(copy, monkeypatch):
     """Of stage 1: the pieces that are in files already."""
-    monkeypatch.setattr("neardup.embeddings.PIECE_ROWS", 700)
+    monkeypatch.setattr("neardup.input.embeddings.PIECE_ROWS", 700)
     monkeypatch.setattr(faiss_01_pca_variance, "piece_groups", lambda rows, _=None: [[p] for p in pieces(rows.starts)])
     shutil.rmtree(copy / "work")
     add, calls = faiss_01_pca_variance.Moments.add, []
@@ -495,7 +496,7 @@ def test_ids_of_a_table_are_told_apart_by_where_each_ends(tmp_path):
 
 @pytest.mark.parametrize("suffix", [".csv", ".parquet"])
 def test_ids_of_a_table_are_told_apart_in_every_block(tmp_path, monkeypatch, suffix):
-    monkeypatch.setattr("neardup.ids.BLOCK_ROWS", 4)
+    monkeypatch.setattr("neardup.input.ids.BLOCK_ROWS", 4)
     np.save(tmp_path / "p.npy", np.eye(10))
     write, found = pyarrow.csv.write_csv if suffix == ".csv" else pq.write_table, []
     for changed in range(11):
@@ -570,7 +571,7 @@ def test_a_shard_that_changes_while_it_is_decoded(tmp_path, monkeypatch):
         np.savez_compressed(path, vectors=rows[::-1])
 
     with monkeypatch.context() as patch, pytest.raises(NeardupError, match="changed while it was read: run the script"):
-        patch.setattr("neardup.copies.blocks", change_last)
+        patch.setattr("neardup.input.copies.blocks", change_last)
         run_stages(data, tmp_path / "work", SCRIPTS[:1])
     run_stages(data, tmp_path / "work", SCRIPTS[:1])
     [copied] = (tmp_path / "work" / "input").rglob("*.npy")

@@ -21,15 +21,17 @@ from test_045_merge import bundles, load_chains, load_groups, load_list
 
 import faiss_045_merge as merge
 from config import Config
-from neardup import NeardupError, chains, changes, geometry, outputs, pairs, plots, report, stars, thresholds
-from neardup.artifacts import Stage
-from neardup.embeddings import RowFiles
-from neardup.files import write_json_items
-from neardup.groups import Groups
-from neardup.ids import IdTable
-from neardup.layout import npy_layout
-from neardup.pairs import PAIR, Found
-from neardup.representatives import Representatives
+from neardup import NeardupError
+from neardup.grouping import chains, changes, outputs, plots, report, stars, thresholds
+from neardup.grouping.groups import Groups
+from neardup.grouping.representatives import Representatives
+from neardup.input.embeddings import RowFiles
+from neardup.input.ids import IdTable
+from neardup.input.layout import npy_layout
+from neardup.machine.files import write_json_items
+from neardup.search import geometry, pairs
+from neardup.search.pairs import PAIR, Found
+from neardup.stages.artifacts import Stage
 
 STAGE = "045_merge"
 SEED = st.integers(0, 2**32 - 1)
@@ -577,7 +579,7 @@ def test_groups_that_grow_keep_what_fresh_ones_would(tmp_path, preferred):
 
 def test_a_group_that_is_read_in_pieces_has_its_most_central_row(tmp_path, monkeypatch):
     """Most central of all pieces, not of the last one."""
-    monkeypatch.setattr("neardup.representatives._BLOCK_ROWS", 3)
+    monkeypatch.setattr("neardup.grouping.representatives._BLOCK_ROWS", 3)
     values, n = np.random.default_rng(0).normal(size=(20, 4)) + 1, 20
     values[12:] = -values[12:]
     lay_out(tmp_path, values)
@@ -602,8 +604,8 @@ def test_the_first_of_two_that_are_preferred_alike(tmp_path, strongest):
 
 def test_groups_of_several_blocks_keep_their_numbers(tmp_path, monkeypatch):
     """In groups.parquet; and their ids in HDF5."""
-    monkeypatch.setattr("neardup.outputs.BLOCK_ROWS", 2)
-    monkeypatch.setattr("neardup.ids.BLOCK_ROWS", 3)
+    monkeypatch.setattr("neardup.grouping.outputs.BLOCK_ROWS", 2)
+    monkeypatch.setattr("neardup.input.ids.BLOCK_ROWS", 3)
     names, bounds = [f"id-{'x' * i}" for i in range(8)], np.arange(0, 9, 2)
     ids = IdTable([pa.array(names, pa.large_string())])
     groups = Groups(np.arange(8), bounds, np.ones(8), bounds[:-1], np.zeros(4, np.int32))

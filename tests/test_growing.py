@@ -32,11 +32,12 @@ from hypothesis import strategies as st
 from test_resume import rows_of_clusters
 
 import faiss_04_neighbor_search
-from neardup import NeardupError, engine
-from neardup.artifacts import STAGES
-from neardup.changes import Decisions
-from neardup.groups import Groups
-from neardup.growth import grown
+from neardup import NeardupError
+from neardup.grouping.changes import Decisions
+from neardup.grouping.groups import Groups
+from neardup.machine import engine
+from neardup.stages.artifacts import STAGES
+from neardup.stages.growth import grown
 
 NAMES = list(STAGES)
 SETTINGS = {"threshold": 0.9, "n_clusters": 6, "audit_rows": 50, "n_workers": 1}
@@ -432,7 +433,7 @@ def test_decisions_of_the_run_before(monkeypatch, today, group, kept):
     groups = Groups(
         np.array([0, 3, 1, 2, 5, 6]), np.array([0, 2, 4, 6]), np.ones(6), np.array([0, 2, 6]), np.zeros(3, np.int32)
     )
-    monkeypatch.setattr("neardup.changes.read_groups", lambda _: groups)
+    monkeypatch.setattr("neardup.grouping.changes.read_groups", lambda _: groups)
     sizes = {"a": 3, "b": 4, "c": 2}
     growth = grown(*([(name, sizes[name]) for name in names] for names in ("ab", today)))
     found = Decisions(SimpleNamespace(growth=growth, previous=SimpleNamespace(path=str)), np.empty(0, np.int64))

@@ -13,10 +13,11 @@ import pytest
 from conftest import NOTES, SCRIPTS, answer, lay_out, run_scripts, run_stages, settings_of, tree_bytes
 from dask import threaded
 
-from neardup import NeardupError, mirror
-from neardup.artifacts import LEADING, STAGES
+from neardup import NeardupError
+from neardup.machine import mirror
 from neardup.query import FinishedRun
 from neardup.script import on_this_machine
+from neardup.stages.artifacts import LEADING, STAGES
 
 URL = "memory://bucket/work"
 

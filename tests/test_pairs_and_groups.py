@@ -21,12 +21,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from faiss_03_kmeans import nearest_centroids
-from neardup import candidates, geometry, npy, pairs
-from neardup.artifacts import Stage
-from neardup.components import components as smallest_of_each
-from neardup.components import joining
-from neardup.couples import couples_across, couples_inside, search_two
-from neardup.opened import OpenCluster, Prepared, prepare_cluster
+from neardup.machine import npy
+from neardup.search import candidates, geometry, pairs
+from neardup.search.components import components as smallest_of_each
+from neardup.search.components import joining
+from neardup.search.couples import couples_across, couples_inside, search_two
+from neardup.search.opened import OpenCluster, Prepared, prepare_cluster
+from neardup.stages.artifacts import Stage
 
 SEEDS = st.integers(0, 2**32 - 1)
 ROWS = st.integers(0, 2**32 - 1) | st.sampled_from([0, 1, 2**31 - 1, 2**31, 2**32 - 2, 2**32 - 1])
@@ -322,8 +323,8 @@ def test_every_two_rows_within_the_radius_are_found(tmp_path, monkeypatch, m, ra
     """Inside clusters or across borders, once, though some labels are off by rounding, and sketches may be."""
     near_total = across_total = misplaced_total = 0
     monkeypatch.setattr(candidates, "_LEVELS", (("sketches", 0), ("longer", 0), ("coordinates", 0)))
-    monkeypatch.setattr("neardup.opened._GATHERED_ROWS", 30)
-    monkeypatch.setattr("neardup.visits._VISITS", 50)
+    monkeypatch.setattr("neardup.search.opened._GATHERED_ROWS", 30)
+    monkeypatch.setattr("neardup.search.visits._VISITS", 50)
     for seed, n_clusters in enumerate([1, 2, 3, 9, 20]):
         monkeypatch.setattr(candidates, "_TILE", [(1024, 256), (128, 16)][(seed + rounding) % 2])
         rng, error = np.random.default_rng(seed), geometry.sketch_error(64, m, 0.5) if rounding else 0.0
@@ -491,7 +492,7 @@ def forty_clusters(tmp_path_factory):
 def test_two_threads_open_the_same_clusters_again_and_again(forty_clusters, tmp_path, monkeypatch, hasty, again):
     """Groups are of one or two clusters."""
     folder, (near, unclear) = forty_clusters
-    monkeypatch.setattr("neardup.search_tasks._GROUPS", 20)
+    monkeypatch.setattr("neardup.search.tasks._GROUPS", 20)
     work = shutil.copytree(folder / "work", tmp_path / "work")
     options = {"n_clusters": 40, "threshold": 0.95, "memory_limit": "320MiB", "n_workers": 2, "audit_rows": 0}
     run_stages(folder / "data", work, SCRIPTS[3:4], **options)

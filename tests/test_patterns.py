@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from neardup import NeardupError
-from neardup.patterns import among, on_disk
+from neardup.input.patterns import among, on_disk
 
 PARTS = st.sampled_from(["a", "b.npy", "a_10.npy", "a_9.npy", ".b.npy", ".git", "_temporary", "_delta_log", "_a"])
 PATTERNS = [

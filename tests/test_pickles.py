@@ -15,10 +15,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from neardup import outputs, pickles
-from neardup.files import write_npy
-from neardup.groups import Groups
-from neardup.ids import IdTable
+from neardup.grouping import outputs, pickles
+from neardup.grouping.groups import Groups
+from neardup.input.ids import IdTable
+from neardup.machine.files import write_npy
 
 TEXTS = st.text(max_size=9) | st.sampled_from(
     ["", "x" * 255, "x" * 256, "é" * 128, "\0", "\n", '"', "\u2028", "𝄞" * 70_000]

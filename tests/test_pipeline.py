@@ -161,9 +161,9 @@ def test_the_answer_does_not_depend_on_the_shards(example, tmp_path, cuts):
 @pytest.mark.parametrize("pairs", ["all", "joining"])
 def test_the_answer_does_not_depend_on_the_tasks(example, tmp_path, monkeypatch, pairs):
     """Shards read in pieces, rows sorted in runs, clusters cut into files, and each file a task."""
-    small = {"neardup.embeddings": {"PIECE_ROWS": 100, "TASK_ROWS": 250}, "neardup.shuffle": {"_LEAST_CUT": 20}}
-    small |= {"faiss_03_kmeans": {"RUN_ROWS": 300, "_CACHED": 0}}
-    small |= {"neardup.search_tasks": {"_TASKS": 200, "_GROUPS": 9}}
+    small = {"neardup.input.embeddings": {"PIECE_ROWS": 100, "TASK_ROWS": 250}}
+    small |= {"faiss_03_kmeans": {"RUN_ROWS": 300, "_CACHED": 0}, "neardup.search.shuffle": {"_LEAST_CUT": 20}}
+    small |= {"neardup.search.tasks": {"_TASKS": 200, "_GROUPS": 9}}
     for module, values in small.items():
         for name, value in values.items():
             monkeypatch.setattr(f"{module}.{name}", value)

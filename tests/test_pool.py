@@ -14,14 +14,15 @@ from conftest import EXAMPLE, SCRIPTS, run_scripts, run_stages, settings_of, tre
 
 import faiss_04_neighbor_search
 from config import ROOT
-from neardup import NeardupError, engine
-from neardup.pool import started
+from neardup import NeardupError
+from neardup.machine import engine
+from neardup.machine.pool import started
 
 MEMORY = 4 * 2**30
 WAITS = """
 import os, sys, time
 from config import Config
-from neardup import engine
+from neardup.machine import engine
 if __name__ == "__main__":
     config = Config(_cli_parse_args=[], n_workers=2)
     with engine.in_processes(config, 2**32, True):
@@ -33,7 +34,7 @@ if __name__ == "__main__":
 @pytest.fixture(autouse=True)
 def no_mirrors(monkeypatch):
     """As in a script whose work folder is its own: other tests attach theirs to this process."""
-    monkeypatch.setattr("neardup.mirror._attached", {})
+    monkeypatch.setattr("neardup.machine.mirror._attached", {})
 
 
 def fail(number):

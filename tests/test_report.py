@@ -19,7 +19,9 @@ from PIL import ExifTags, Image
 from test_045_merge import bundles, long_chain
 
 from config import Config
-from neardup import NeardupError, preview, report
+from neardup import NeardupError
+from neardup.grouping import report
+from neardup.input import preview
 from neardup.words import in_words
 
 REPORT = "045_merge/report.html"
@@ -155,7 +157,7 @@ def test_ids_with_markup_are_text_and_lead_nowhere(images):
 
 
 def test_pictures_stop_where_there_is_no_room(images, tmp_path, monkeypatch):
-    monkeypatch.setattr("neardup.report._IMAGE_BYTES", 500)
+    monkeypatch.setattr("neardup.grouping.report._IMAGE_BYTES", 500)
     work = shutil.copytree(images.parent.parent, tmp_path / "work")
     shutil.rmtree(work / "045_merge")
     run_stages(
@@ -340,7 +342,7 @@ def test_times_that_are_damaged_are_not_shown(tmp_path, content):
 
 
 def test_chains_that_are_too_large_to_cut_are_counted(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("neardup.chains._CHAIN_PAIRS", 18)
+    monkeypatch.setattr("neardup.grouping.chains._CHAIN_PAIRS", 18)
     run_stages(lay_out(tmp_path / "data", bundles(0)), tmp_path / "work", threshold=0.94, grouping="split")
     explained = json.loads((tmp_path / "work" / "045_merge" / "chains.json").read_text())
     uncut = sum("path" not in chain for chain in explained.values())

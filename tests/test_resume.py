@@ -21,10 +21,11 @@ from conftest import NOTES, SCRIPTS, brute_force, lay_out, no_pictures, pair_set
 
 import faiss_04_neighbor_search
 from config import ROOT
-from neardup import NeardupError, search_tasks, verification
-from neardup.artifacts import STAGES
-from neardup.checksums import digest_of_sources
-from neardup.opened import Prepared
+from neardup import NeardupError
+from neardup.machine.checksums import digest_of_sources
+from neardup.search import tasks, verification
+from neardup.search.opened import Prepared
+from neardup.stages.artifacts import STAGES
 
 NAMES = list(STAGES)
 SEARCH = "04_neighbor_search"
@@ -132,7 +133,7 @@ def test_clusters_killed_anywhere_then_other_blocks(monkeypatch, tmp_path, whole
 )
 def test_search_killed_anywhere_then_other_blocks(monkeypatch, tmp_path, whole, first, then):
     """While it prepares clusters, searches inside and across, verifies, joins, audits, and before its last word."""
-    monkeypatch.setattr("neardup.search_tasks._LEAST_WORK", 0)
+    monkeypatch.setattr("neardup.search.tasks._LEAST_WORK", 0)
     monkeypatch.setattr(verification, "BLOCK_PAIRS", 256)
     counts = killed_at_each_kind_of_file(monkeypatch, tmp_path, whole, SEARCH, first, then)
     assert len(counts) >= 10
@@ -339,7 +340,7 @@ def test_a_search_whose_visits_are_listed_anew_and_count_otherwise(monkeypatch, 
         run_stages(data, work, **settings)
         lay_out(data, bundles()[::3] * 1.01, ids=[f"more-{i}" for i in range(134)], stem="more")
     for name in ("_LEAST_WORK", "_OPENED"):
-        monkeypatch.setattr(search_tasks, name, 1)
+        monkeypatch.setattr(tasks, name, 1)
     run_stages(data, work, SCRIPTS[:3], **settings)
     with monkeypatch.context() as patch, pytest.raises(Killed):
         patch.setattr(faiss_04_neighbor_search, "verify_candidates", lambda *_: raise_killed())
@@ -368,7 +369,7 @@ def test_work_in_progress_of_another_version_is_not_used(monkeypatch, tmp_path, 
         run_stage(whole, SEARCH, work, audit_rows=0)
     for path in (work / f".{SEARCH}.partial" / "parts").glob("pairs_*.npy"):
         np.save(path, np.load(path)[:0])
-    monkeypatch.setattr("neardup.runs.digest_of_sources", lambda: digest_of_sources() if same else "another")
+    monkeypatch.setattr("neardup.stages.runs.digest_of_sources", lambda: digest_of_sources() if same else "another")
     run_stage(whole, SEARCH, work, audit_rows=0)
     assert pair_set(work) == (set() if same else pair_set(whole / "work"))
 

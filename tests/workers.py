@@ -13,7 +13,7 @@ import pytest
 from conftest import NOTES, SCRIPTS, lay_out, run_stages, tree_bytes
 
 from config import ROOT
-from neardup.artifacts import STAGES
+from neardup.stages.artifacts import STAGES
 
 NAMES = list(STAGES)
 SETTINGS = {"threshold": 0.9, "n_clusters": 6, "audit_rows": 50}

@@ -29,7 +29,7 @@ from workers import (
     worker,
 )
 
-from neardup.artifacts import STAGES
+from neardup.stages.artifacts import STAGES
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -26,7 +26,7 @@ from test_formats import FORMATS, IDS
 from test_formats import ROWS as ROWS_OF
 
 from neardup import NeardupError
-from neardup.artifacts import STAGES
+from neardup.stages.artifacts import STAGES
 
 NAMES = list(STAGES)
 SETTINGS = {"threshold": 0.9, "n_clusters": 2, "audit_rows": 5, "n_workers": 1}

@@ -12,7 +12,7 @@ import pytest
 from conftest import EXAMPLE, SCRIPTS, command, tree_bytes
 
 from config import ROOT
-from neardup.artifacts import STAGES
+from neardup.stages.artifacts import STAGES
 
 NAMES = list(STAGES)
 KILLS = 40  # of each script

@@ -1,0 +1,1 @@
+"""What pairs mean: groups, what to keep of each, and how that is written and shown."""

@@ -1,0 +1,75 @@
+"""What a decision would cost, counted in rows: by shard, by columns of metadata; and what is suspiciously much."""
+
+import numpy as np
+import pyarrow.compute as pc
+
+from neardup import NeardupError
+from neardup.grouping.chains import place_of, places_among
+from neardup.grouping.thresholds import spanning_forest
+from neardup.input.metadata import as_text, read_column
+from neardup.words import counted, in_words, percent
+
+_LARGE_GROUP, _LARGE_LOSS = 0.01, 0.9  # share of all rows in one group, and of a shard dropped, that are worth a look
+_LARGE_ROWS, _LINES = 10, 10  # rows of such a group, at least; lines of a kind
+
+
+def losses(shards, columns, dropped):
+    """How many rows there are, and how many of them are dropped: [(by, value, rows, dropped)].
+
+    columns: names of metadata; one named "shard" is "column shard" here; dropped: (n,) bool. Raises NeardupError
+    where a shard has no such column. Memory: a column of a shard, and its distinct values.
+    """
+    found = [("shard", s.name, s.rows, int(dropped[s.start : s.stop].sum())) for s in shards]
+    for column in columns:
+        counts = {}
+        for shard in shards:
+            if shard.table is None:
+                raise NeardupError(f"tabulate: {shard.path} has no table with a column {column!r}: set it right")
+            values = as_text(read_column(shard.table, column, shard.rows), shard.table, column).dictionary_encode()
+            codes = pc.fill_null(values.indices, len(values.dictionary)).to_numpy(zero_copy_only=False)
+            drop = dropped[shard.start : shard.stop]
+            names = [*values.dictionary.to_pylist(), ""]
+            per_value = zip(*(np.bincount(c, minlength=len(names)).tolist() for c in (codes, codes[drop])), strict=True)
+            for name, (rows, lost) in zip(names, per_value, strict=True):
+                before = counts.get(name, (0, 0))
+                counts[name] = before[0] + rows, before[1] + lost
+        by = "column shard" if column == "shard" else column
+        found += [(by, name, *counts[name]) for name in sorted(counts) if counts[name][0]]
+    return found
+
+
+def warnings(groups, found, n_rows, pair_blocks):
+    """Lines about groups and shards that take suspiciously much, each with a group's weakest link.
+
+    found: of `losses`; pair_blocks: of `weakest_links`, or None where what is known of the pairs doesn't tell those.
+    """
+    share = groups.sizes / n_rows
+    large = np.nonzero((share > _LARGE_GROUP) & (groups.sizes >= _LARGE_ROWS))[0]
+    large = large[np.argsort(-groups.sizes[large], kind="stable")]
+    lines = [
+        f"{groups.name(number)} takes {percent(share[number])} of all rows ({groups.sizes[number]:,}): the farthest is "
+        f"{in_words(groups.weakest[number])} similar to the one kept"
+        for number in large[:_LINES]
+    ]
+    if pair_blocks is not None:
+        links = weakest_links(groups, large[:_LINES], n_rows, pair_blocks)
+        lines = [f"{line}, its weakest link {in_words(link)}" for line, link in zip(lines, links, strict=True)]
+    if len(large) > _LINES:
+        lines.append(f"{counted(len(large) - _LINES, 'more group')} of over {_LARGE_GROUP:.0%} of all rows")
+    lost = [line for line in found if line[0] == "shard" and line[3] > _LARGE_LOSS * line[2]]
+    lines += [f"{v} loses {percent(d / r)} of its rows ({d:,} of {r:,})" for _, v, r, d in lost[:_LINES]]
+    if len(lost) > _LINES:
+        lines.append(f"{counted(len(lost) - _LINES, 'more shard')} of which over {_LARGE_LOSS:.0%} go (losses.csv)")
+    return lines
+
+
+def weakest_links(groups, chosen, n_rows, pair_blocks):
+    """The highest threshold at which the pairs within each of some groups still join it, (c,) float64.
+
+    pair_blocks: all pairs, or a maximum spanning forest of them, if the pairs within a group are what joins it. Memory:
+    8 bytes a row, and as of `spanning_forest`.
+    """
+    number_of, links = places_among(chosen, groups, n_rows), np.ones(len(chosen))
+    forest = spanning_forest(pairs.compress(place_of(pairs, number_of)[1]) for pairs in pair_blocks)
+    np.minimum.at(links, number_of[forest["row_a"]], forest["similarity"])
+    return links

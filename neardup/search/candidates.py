@@ -1,0 +1,191 @@
+"""Range search over sketches: all pairs of two sets that are within a distance, a superset of the true pairs."""
+
+from functools import lru_cache
+
+import numpy as np
+
+from neardup.machine.threads import scratch
+from neardup.search import geometry
+
+_FIRST_DIMS = 16, 24, 32  # coordinates of the sketch that are compared first, the rest only for what they let through
+_NS = 0.11, 0.0102, 120  # of a distance: always; for each coordinate compared first; times the share that is near then
+_DENSE = 64  # distances for each that is near, where comparing all coordinates at once is quicker
+_TILE = 1024, 256  # rows compared at a time: their products stay in a core's cache
+_BLOCK = 64  # rows of one product of many: OpenBLAS multiplies matrices as small without packing them, a third quicker
+_FAR = 1e30
+_NO_PLACES = np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64)
+# what is compared next, where more than so many of a tile are near
+_LEVELS = ("sketches", 0), ("longer", 1024), ("coordinates", 128)
+_TIMES_LONGER = 4  # coordinates for each of the sketch, from which on some of them are compared before all
+
+
+def first_dims(samples, reach):
+    """How many coordinates to compare first so that the search takes the least time, as samples tell.
+
+    samples: sketches of rows of some clusters, (s, m + 1) float32 each; reach: greatest distance of two sketches.
+    Returns them, and the nanoseconds that a distance then takes in a thread, about: no more where over one in 32 is
+    near than where that many are, for then matrices of all coordinates are compared.
+    """
+    count = sum(len(sample) ** 2 for sample in samples)
+
+    def nanoseconds(n_coordinates):
+        short = [geometry.shorten(sample, n_coordinates) for sample in samples]
+        n_near = sum(np.count_nonzero(_near_in_all(some, some, reach)) - len(some) for some in short)
+        return _NS[0] + _NS[1] * n_coordinates + _NS[2] * min(n_near / count, 2 / _DENSE)
+
+    choices = {min(d, samples[0].shape[1] - 1) for d in _FIRST_DIMS}
+    return min(((n, nanoseconds(n)) for n in sorted(choices)), key=lambda choice: choice[1])
+
+
+def are_dense(nanoseconds):
+    """Whether samples tell that rows are near nearly everywhere. nanoseconds: of `first_dims`."""
+    return nanoseconds >= _NS[2] * 2 / _DENSE
+
+
+def n_longer(sketch_dims, n_components):
+    """Coordinates of longer sketches, as many times those of a sketch as all are of them; 0 where that gains little."""
+    return round((sketch_dims * n_components) ** 0.5) if n_components >= _TIMES_LONGER * sketch_dims else 0
+
+
+def lay_out(sketches, n_coordinates):
+    """Sketches laid out for search: -|x-y|^2 / 2 is one dot product, once two columns have changed places.
+
+    sketches: (n, m + 1) float32. Returns (n, min(m, n_coordinates) + 3) float32.
+    """
+    short = geometry.shorten(sketches, n_coordinates)
+    half = np.vecdot(short, short)[:, None] / -2
+    return np.hstack([short, half, np.ones_like(half)])
+
+
+def swapped(layout):
+    """The other side of the product: the last two columns change places."""
+    return layout.take([*range(layout.shape[1] - 2), -1, -2], axis=1)
+
+
+def search(x, y, reaches, places=None, margins=None, joined=None):
+    """Rows of two clusters, or of x alone where y is None, that are within reach, and perhaps a few more.
+
+    x, y: have `layout`, as of `lay_out`; `left`, that `swapped`; `sketches`, (n, m + 1) float32, which are looked at
+    where rows are near; and where many still are `longer` sketches, (n, l + 1) float32, and `coordinates`, (n, k)
+    float32. reaches: greatest distance of two sketches, and of each of the others that is to be looked at, by name.
+    places: which rows of x and of y to compare, two (v,) integer arrays; all where None.
+    margins: a number for each of those, ascending, such that no two rows are nearer than the sum of theirs; only where
+    it is within the first reach are they compared. joined: a component for each row of x and of y; only rows of
+    different ones are of interest.
+    Yields, a tile at a time where rows are near, two (c,) int64 arrays of places in x and y and the number of distances
+    computed since. Memory: that of a tile, and of the rows compared. FAISS's range search takes 1.3 to 9 times as
+    long (benchmarks/results/kernel.json), for it looks at each distance by itself.
+    """
+    alone, y, reach = y is None, x if y is None else y, reaches["sketches"]
+    places = places or (np.arange(len(x.left)), np.arange(len(y.layout)))
+    if margins is not None:
+        least = margins[1][0], margins[0][0]
+        places = [p[: m.searchsorted(reach - o, "right")] for p, m, o in zip(places, margins, least, strict=True)]
+    left, right = _padded(x.left, places[0]), y.layout.take(places[1], axis=0)
+    limit, compared = _limit(left.shape[2], reach), 0
+
+    def of_interest(i, j):
+        """Which of these places are, as arrays of one shape or as rows and columns."""
+        chosen = i < j if alone else np.True_
+        return chosen if joined is None else chosen & (joined[0][i] != joined[1][j])
+
+    for low in range(0, len(right), _TILE[1]):
+        rows_y = places[1][low : low + _TILE[1]]
+        of_y, last = right[low : low + _TILE[1]].T.copy(), len(places[0])
+        if alone:
+            last = low + len(rows_y)
+        elif margins is not None:
+            last = margins[0].searchsorted(reach - margins[1][low], "right")
+        for start in range(0, last, _TILE[0]):
+            rows_x = places[0][start : min(start + _TILE[0], -(-last // _BLOCK) * _BLOCK)]
+            blocks = left[start // _BLOCK : -(-(start + len(rows_x)) // _BLOCK)]
+            is_near = _near(blocks, of_y, limit)[: len(rows_x)]
+            compared += len(rows_x) * len(rows_y)
+            if is_near.any():
+                yield *_refined(x, y, (rows_x, rows_y), is_near, reaches, of_interest), compared
+                compared = 0
+    if compared:
+        yield *_NO_PLACES, compared
+
+
+def _near(blocks, columns, limit):
+    """Where the product of `_padded` rows with columns is at least `limit`, (r, c) bool, to be overwritten next."""
+    product, is_near = _tile(len(blocks) * _BLOCK, columns.shape[1])
+    np.matmul(blocks, columns, out=product.reshape(len(blocks), _BLOCK, -1))
+    return np.greater_equal(product, limit, out=is_near)
+
+
+def _tile(n_rows, n_columns):
+    """A float32 and a bool array of this shape, the same memory each time in a thread."""
+    size = n_rows * n_columns
+    buffer = scratch((size + -(-size // 4),))
+    return (part.reshape(n_rows, n_columns) for part in (buffer[:size], buffer[size:].view(bool)[:size]))
+
+
+def _padded(left, places):
+    """Rows of `left` in blocks, (b, `_BLOCK`, w) float32; what the last one lacks is far from everything."""
+    blocks = np.zeros((-(-len(places) // _BLOCK), _BLOCK, left.shape[1]), dtype=np.float32)
+    rows = blocks.reshape(-1, left.shape[1])
+    left.take(places, axis=0, out=rows[: len(places)], mode="clip")
+    rows[len(places) :, -1] = -_FAR
+    return blocks
+
+
+def _refined(x, y, tile, is_near, reaches, of_interest):
+    """Those of the near places in a tile that are within reach in more coordinates, as places in x and y.
+
+    tile: which rows of x and of y it has, (r,) and (c,); is_near: where rows are near, (r, c) bool; of_interest(i, j):
+    which of these places are. Where rows are near nearly everywhere, they aren't listed before all levels are compared.
+    """
+    rows_x, rows_y = (rows.astype(np.int64) for rows in tile)
+    levels = [(level, few, reaches[level]) for level, few in _LEVELS if level in reaches]
+    while levels and np.count_nonzero(is_near) * _DENSE > is_near.size:
+        is_near &= of_interest(rows_x[:, None], rows_y)
+        count = np.count_nonzero(is_near)
+        if count * _DENSE <= is_near.size:
+            break
+        level, few, reach = levels.pop(0)
+        if count > few:
+            is_near = _near_in_all(getattr(x, level)[rows_x], getattr(y, level)[rows_y], reach)
+    i, j = np.divmod(np.flatnonzero(is_near), len(rows_y))
+    i, j = rows_x[i], rows_y[j]
+    chosen = of_interest(i, j)
+    i, j = (i, j) if chosen is np.True_ else (i[chosen], j[chosen])
+    for level, few, reach in levels:
+        if len(i) > few:
+            some = within(getattr(x, level), getattr(y, level), i, j, reach)
+            i, j = i[some], j[some]
+    return i, j
+
+
+@lru_cache(maxsize=16)
+def _limit(width, reach):
+    """Least value of `left` times `right` at this distance: both are of sketches no longer than `LONGEST`.
+
+    Rounding: the product's, and that of `shorten` (u of the tail a row), for which the width is taken 16 wider.
+    """
+    return np.float32(-(reach**2 + geometry.squared_distance_error(width + 16)) / 2)
+
+
+def _near_in_all(vectors_x, vectors_y, reach):
+    """Where rows are near in all coordinates, as `_near`: where many are, quicker than `within` for each two of them.
+
+    The product is that of `lay_out`, whose last two terms are added one by one.
+    """
+    product, is_near = _tile(len(vectors_x), len(vectors_y))
+    np.matmul(vectors_x, vectors_y.T, out=product)
+    product -= (np.vecdot(vectors_x, vectors_x) / 2)[:, None]
+    product -= np.vecdot(vectors_y, vectors_y) / 2
+    return np.greater_equal(product, _limit(vectors_x.shape[1] + 2, reach), out=is_near)
+
+
+def within(vectors_x, vectors_y, i, j, reach):
+    """Which of the rows (i, j) are within `reach` in all coordinates. Memory: 3 MB a step."""
+    near, width = np.empty(len(i), dtype=bool), vectors_x.shape[1]
+    limit = np.float32(reach**2 * (1 + 4 * (width + 8) * geometry.UNIT32) + 1e-12)  # where squares underflow
+    step = max(1, (1 << 18) // width)
+    for start in range(0, len(i), step):
+        here = slice(start, start + step)
+        difference = vectors_x[i[here]] - vectors_y[j[here]]
+        near[here] = np.vecdot(difference, difference) <= limit
+    return near

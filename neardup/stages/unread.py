@@ -1,0 +1,126 @@
+"""What lies in a folder of embeddings and isn't read, though it looks as if it should be, or is read twice."""
+
+import json
+from functools import partial
+from pathlib import Path, PurePath
+
+import pyarrow as pa
+
+from neardup import NeardupError
+from neardup.input.beside import CLIP
+from neardup.input.embeddings import total_rows
+from neardup.input.formats import the_one
+from neardup.input.formats.by_suffix import MODULES, vector_names
+from neardup.input.formats.tables import has_vectors, schema_and_rows
+from neardup.input.ids import can_be_ids
+from neardup.input.metadata import SUFFIXES, column_names, column_type
+from neardup.input.patterns import on_disk
+from neardup.input.shards import ID_COLUMNS, choose
+from neardup.machine.files import resolved
+from neardup.notices import notice
+from neardup.stages.runs import our_folders, reading_of
+
+_OPENED = 16  # files at most that are asked whether they hold vectors, or ids
+_READ_BYTES = 1 << 24  # of a text that is asked whether it holds ids, at most
+
+
+def tell_of_unread(config, shards):
+    """Say where files of a local folder look like shards, or like the ids of shards whose rows are numbered.
+
+    And where a shard is read twice, or holds several kinds of vectors. shards: of two sets, those of both.
+    """
+    twice, lone, others = _same_file(shards), _left_out(config, shards[0].dim), _other_vectors(config, shards[0])
+    if others:
+        notice(f"vectors: {others}; set vectors to the name of another to compare those")
+    if twice:
+        notice(f"read twice: {twice[0]} and {twice[1]} are one file, whose rows are near-duplicates")
+    if lone:
+        kind, name = lone
+        notice(
+            f"left out: {name}, and others like it, of {config.data_dir}: with vectors, but beside no shard of those "
+            f"that are read. Set input_format to '{kind}' to read such files instead, or convert or remove them"
+        )
+    elif config.id_column is None and config.against_dir is None and all(s.ids_path is None for s in shards):
+        reason = _unused_column(shards) or _lone_ids(shards)
+        if reason:
+            notice(f"ids: {reason}, so rows are numbered")
+
+
+def _other_vectors(config, shard):
+    """Which vectors of a shard are read, and which aren't, though nobody chose, in words; None where there is one."""
+    if config.vectors is not None:
+        return None
+    where, found = shard.path, vector_names(shard.path)
+    is_clip = PurePath(shard.name).parts[0] == CLIP[0]
+    if is_clip:
+        where = shard.path.parent.parent
+        found = [folder for folder in CLIP if (where / folder).is_dir()]
+    if len(found) < 2:
+        return None
+    taken = CLIP[0] if is_clip else the_one(where, None, found, "")
+    rest = " and ".join(repr(name) for name in found if name != taken)
+    return f"{taken!r} is read of {where.name}, not {rest}"
+
+
+def _same_file(shards):
+    """Paths of two shards that are one file, as links are; None where all are different ones."""
+    seen = {}
+    for shard in shards:
+        state = shard.path.stat()
+        first = seen.setdefault((state.st_dev, state.st_ino), shard)
+        if first is not shard:
+            return first.path, shard.path
+    return None
+
+
+def _left_out(config, dim):
+    """A table that looks like a shard but isn't read: there are others of another kind, none beside it.
+
+    dim: values of a row. Returns its format and its name below the folder, or None. Few are opened.
+    """
+    if not isinstance(config.data_dir, Path) or not config.data_dir.is_dir():
+        return None
+    glob = partial(on_disk, config.data_dir, set(map(resolved, our_folders(config))))
+    lone = choose(glob, config.data_dir, reading_of(config)).lone
+    some = lone[:: -(-len(lone) // _OPENED) or 1]
+    return next(((kind, name) for kind, name in some if has_vectors(config.data_dir / name, dim)), None)
+
+
+def _unused_column(shards):
+    """Which column has the name of one of ids, and why it can't be that, in words; None where there is none."""
+    for shard in shards:
+        names = column_names(shard.table) if shard.table else []
+        for column in (c for c in ID_COLUMNS if c in names and not can_be_ids(shard.table, c, shard.rows)):
+            kind = column_type(shard.table, column, shard.rows)
+            why = f"holds {kind}"
+            if pa.types.is_null(kind):
+                lacks = "has no text or number for each row (Python objects are never loaded)"
+                why = "lacks some values" if shard.table.suffix in SUFFIXES else lacks
+            return f"column {column!r} of {shard.table.name} {why}"
+    return None
+
+
+def _lone_ids(shards):
+    """A file beside the shards with a line for each row, but no shard's name, in words; None where there is none."""
+    folder, n_rows = shards[0].path.parent, total_rows(shards)
+    names = {PurePath(path.name) for path in folder.iterdir()}
+    known = {n.stem for n in names if n.suffix in MODULES and n.suffix not in SUFFIXES} | {s.path.stem for s in shards}
+    lone = sorted(n for n in names if n.suffix in (".txt", *SUFFIXES) and n.stem not in known)
+    found = next((n for n in lone[:_OPENED] if _count(folder / n) == n_rows), None)
+    wanted = f"{shards[0].path.stem}{found.suffix}" if found and len(shards) == 1 else "as the shards are"
+    return found and f"{found} has as many as there are rows, but is not named {wanted}"
+
+
+def _count(path):
+    """How many rows a table has, how many strings a JSON list, or lines a text; 0 where it can't be told quickly."""
+    try:
+        if path.suffix not in (".txt", ".csv"):
+            return schema_and_rows(path)[1]
+        if path.stat().st_size > _READ_BYTES:
+            return 0
+        text = path.read_bytes()
+        if text.lstrip().startswith(b"["):
+            return len(json.loads(text))
+        return text.removesuffix(b"\n").count(b"\n") + (path.suffix == ".txt")
+    except (NeardupError, OSError, ValueError, RecursionError):
+        return 0
