@@ -128,7 +128,7 @@ def write_ids(stage, shards, read):
 
 
 def known_ids(read, growth):
-    """{number of a shard: Arrow arrays of its ids} of the shards that were read before. read: as of `write_ids`."""
+    """{number of a shard: Arrow arrays of its ids} of the shards that were read before. read: as in `write_ids`."""
     ranges = zip(growth.of.tolist(), growth.before[:-1].tolist(), growth.before[1:].tolist(), strict=True)
     return {today: read.blocks(low, high) for today, low, high in ranges if today >= 0}
 

@@ -20,7 +20,6 @@ import pyarrow.compute as pc
 from config import Config
 from neardup import NeardupError
 from neardup.grouping.outputs import read_groups
-from neardup.grouping.summary import for_terminal
 from neardup.input.embeddings import open_shards
 from neardup.input.ids import IdTable, has_surrogate
 from neardup.machine.files import write_beside_others
@@ -33,7 +32,7 @@ from neardup.search.clusters import cluster_name, data_sets
 from neardup.search.pairs import among
 from neardup.search.visits import CLUSTER_SHIFT, list_visits
 from neardup.stages.runs import open_finished
-from neardup.words import in_words
+from neardup.words import for_terminal, in_words
 
 _AHEAD = 16  # clusters, whose rows are being read
 _BLOCK_ROWS = 1024  # that are verified together

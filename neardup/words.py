@@ -1,6 +1,10 @@
-"""Numbers as people read them: never more, nor less, than they are; and texts cut to a length."""
+"""Numbers as people read them: never more, nor less, than they are; and texts as they can be shown."""
 
+import json
 import math
+import re
+
+_ACTED_ON = re.compile("[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")  # control characters, and turns of direction
 
 
 def exact(threshold):
@@ -36,3 +40,8 @@ def first_line(error):
 def shorten(text, most, end=0):
     """Text of at most so many characters, `end` of them its last ones: what tells long ids apart is often there."""
     return text if len(text) <= most else f"{text[: most - end - 1]}…{text[len(text) - end :]}"
+
+
+def for_terminal(text):
+    """Text with JSON's escapes in the place of what a terminal would act on instead of showing it."""
+    return _ACTED_ON.sub(lambda found: json.dumps(found[0])[1:-1], text)

@@ -167,7 +167,7 @@ def test_a_path_that_does_not_fit_takes_few_reads(n):
 
 
 def lists_of(groups):
-    """[(representative, {row: similarity})] of `Groups`, as of `load_groups`."""
+    """[(representative, {row: similarity})] of `Groups`, as in `load_groups`."""
     found = []
     for number, representative in enumerate(groups.representative.tolist()):
         here = groups.members(number)

@@ -21,9 +21,9 @@ def sparse(groups, forest, found):
     What they join is what all pairs join; where one pair alone joins two parts, one does here (Nagamochi and Ibaraki
     1992, "A linear-time algorithm for finding a sparse k-connected spanning subgraph of a k-connected graph"); and the
     path of the strongest links runs along the first. So it is for the parts that are left when such pairs are cut, too.
-    groups: those that are joined; forest: as of `spanning_forest`, of what joins them; found: `Found`, of all pairs.
+    groups: those that are joined; forest: as in `spanning_forest`, of what joins them; found: `Found`, of all pairs.
     Returns that where there are no chains, or just pairs that join are known. Memory: 50 bytes a row of chains, 8 of
-    any other one, and as of `spanning_forest`.
+    any other one, and as in `spanning_forest`.
     """
     chains = np.nonzero(groups.are_chains(found.threshold))[0]
     if not len(chains) or not found.complete:

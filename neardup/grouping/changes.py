@@ -45,7 +45,7 @@ class Decisions:
 def apart(forest, kept):
     """The pairs of a forest but those that would join two kept rows: each is a component's only one, at any threshold.
 
-    forest: (f,) PAIR, by similarity, descending, as of `thresholds.spanning_forest`; kept: (n,) bool. A row that is
+    forest: (f,) PAIR, by similarity, descending, as in `thresholds.spanning_forest`; kept: (n,) bool. A row that is
     joined with several stays with the one that it has the strongest path to, for weaker pairs come later (Kruskal).
     """
     from scipy.cluster.hierarchy import DisjointSet

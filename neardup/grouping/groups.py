@@ -66,7 +66,7 @@ class Groups:
 
 
 def members_and_bounds(smallest):
-    """Rows of groups of two or more, by group then row, and the bounds of the groups. smallest: as of `components`."""
+    """Rows of groups of two or more, by group then row, and the bounds of the groups. smallest: as in `components`."""
     sizes = np.bincount(smallest, minlength=len(smallest))
     rows = np.nonzero(sizes[smallest] > 1)[0]
     rows = rows[np.argsort(smallest[rows], kind="stable")]

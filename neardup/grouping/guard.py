@@ -67,7 +67,7 @@ def weakest_links(groups, chosen, n_rows, pair_blocks):
     """The highest threshold at which the pairs within each of some groups still join it, (c,) float64.
 
     pair_blocks: all pairs, or a maximum spanning forest of them, if the pairs within a group are what joins it. Memory:
-    8 bytes a row, and as of `spanning_forest`.
+    8 bytes a row, and as in `spanning_forest`.
     """
     number_of, links = places_among(chosen, groups, n_rows), np.ones(len(chosen))
     forest = spanning_forest(pairs.compress(place_of(pairs, number_of)[1]) for pairs in pair_blocks)

@@ -153,7 +153,7 @@ class Shown:
         return row | {"image": image}
 
     def group(self, group, path):
-        """A group of `_group` with its rows, and its path as of `_path`, or None."""
+        """A group of `_group` with its rows, and its path as in `_path`, or None."""
         self.spend(_GROUP_MARKUP)
         for _, name, _ in itertools.chain(*path["ends"]) if path else ():
             self.spend(_STEP_MARKUP, name)

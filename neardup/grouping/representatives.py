@@ -127,7 +127,7 @@ class Representatives:
         self.similarity[groups.rows] = groups.similarity
 
     def of(self, members, bounds):
-        """The `Groups` of these members. members, bounds: as of `members_and_bounds`."""
+        """The `Groups` of these members. members, bounds: as in `members_and_bounds`."""
         smallest, sizes = members[bounds[:-1]], np.diff(bounds)
         new = self.size[smallest] != sizes
         if self.strongest is not None:

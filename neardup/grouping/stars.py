@@ -102,7 +102,7 @@ def _undecided(neighbors, rank, covered):
 def nearest_centre(neighbors, is_centre, rank):
     """The centre that each row is nearest to, of equally near ones the first by rank, and its similarity to that.
 
-    neighbors, rank: as of `centres`. Returns (n,) int64 and (n,) float64, of a centre itself and 1. Memory: 32 bytes a
+    neighbors, rank: as in `centres`. Returns (n,) int64 and (n,) float64, of a centre itself and 1. Memory: 32 bytes a
     row, and a block.
     """
     nearest = np.arange(len(rank))
@@ -120,7 +120,7 @@ def nearest_centre(neighbors, is_centre, rank):
 
 
 def smallest_rows(nearest):
-    """The smallest row of each row's star, (n,) int64, as of `groups.components`. nearest: of `nearest_centre`."""
+    """The smallest row of each row's star, (n,) int64, as in `components`. nearest: of `nearest_centre`."""
     smallest = np.full(len(nearest), len(nearest), dtype=np.int64)
     np.minimum.at(smallest, nearest, np.arange(len(nearest)))
     return smallest[nearest]

@@ -1,14 +1,12 @@
 """What stage 045 found, in small values and in words."""
 
 import json
-import re
 
 import numpy as np
 
-from neardup.words import counted, in_words, shorten
+from neardup.words import counted, for_terminal, in_words, shorten
 
 _SHOWN_GROUPS, _SHOWN_IDS, _SHOWN_TEXT = 5, 6, 100
-_ACTED_ON = re.compile("[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")  # control characters, and turns of direction
 
 
 def summary(groups, threshold, keep, n_rejected):
@@ -102,8 +100,3 @@ def show_groups(largest, preview):
     missing = preview.missing([name for name, _ in known.values()])
     if missing:
         print(f"look at this: no picture of these rows is there, the first looked for was {missing}: set preview right")
-
-
-def for_terminal(text):
-    """Text with JSON's escapes in the place of what a terminal would act on instead of showing it."""
-    return _ACTED_ON.sub(lambda found: json.dumps(found[0])[1:-1], text)

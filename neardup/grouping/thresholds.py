@@ -69,7 +69,7 @@ def _forest_of(parts):
 
 
 def groups_at(forest, n_rows, threshold):
-    """Members and bounds, as of `members_and_bounds`, of the groups that pairs at or above a threshold form."""
+    """Members and bounds, as in `members_and_bounds`, of the groups that pairs at or above a threshold form."""
     return members_and_bounds(components([forest.compress(forest["similarity"] >= threshold)], n_rows))
 
 

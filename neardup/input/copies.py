@@ -45,7 +45,7 @@ def files_at(url, folder, wanted, setting="data_dir"):
 
 def _compared(url, folder, wanted, setting):
     """The file system of a URL, {path: what is known}, {path: name} of the wanted, arguments of `_fetch` for those that
-    aren't here as they are there, and the path of the local copy. Arguments: as of `fetch`.
+    aren't here as they are there, and the path of the local copy. Arguments: as in `fetch`.
     """
     mirrored = folder / FETCHED
     system, root, found, names = _listed(url, wanted, setting)
@@ -115,7 +115,7 @@ def known(path, name, copy):
 def make(shards, n_workers, anew=False, allow_missing=False):
     """Decode those shards that have to be, and whose copy isn't as it should be, a file a task. Memory: a block each.
 
-    anew: whether all have to be, whatever is known of their copies; allow_missing: as of `by_suffix.blocks`. Raises
+    anew: whether all have to be, whatever is known of their copies; allow_missing: as in `by_suffix.blocks`. Raises
     NeardupError where the disk has no room.
     """
     missing = [s for s in shards if s.copy and (anew or not is_current(s))]

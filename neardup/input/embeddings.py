@@ -104,7 +104,7 @@ class Piece(NamedTuple):
         return int(self.name.partition("-")[0])
 
     def blocks(self, block_rows):
-        """Its rows as of `block_ranges`."""
+        """Its rows as in `block_ranges`."""
         return block_ranges(self.start, self.stop, block_rows)
 
 
@@ -136,7 +136,7 @@ def piece_groups(rows, of_files=None):
 
 
 def open_shards(shards, here_and_there=False):
-    """The shards as one array of rows, as stored. here_and_there: as of `RowFiles`."""
+    """The shards as one array of rows, as stored. here_and_there: as in `RowFiles`."""
     return RowFiles([s.layout for s in shards], shard_starts(shards), here_and_there)
 
 

@@ -184,7 +184,7 @@ def has_surrogate(text):
 def write_table(path, shards, known=()):
     """All ids as one Arrow IPC file, a record batch a block. Returns (n,) int64 hashes, of this process only.
 
-    known: {number of a shard: its ids, Arrow arrays}, of those that needn't be read. Memory: as of `id_blocks`, the ids
+    known: {number of a shard: its ids, Arrow arrays}, of those that needn't be read. Memory: as in `id_blocks`, the ids
     of a block as Python strings, and 8 bytes a row.
     """
     hashes, at = np.empty(total_rows(shards), dtype=np.int64), 0
@@ -223,7 +223,7 @@ class IdTable:
 
     @classmethod
     def open(cls, path, here_and_there=False):
-        """Those of ids.arrow, memory-mapped. here_and_there: as of `map_array`. Raises NeardupError where damaged."""
+        """Those of ids.arrow, memory-mapped. here_and_there: as in `map_array`. Raises NeardupError where damaged."""
         size = here(path).stat().st_size
         try:
             mapped = map_array(path, np.dtype(np.uint8), 0, (size,), here_and_there=here_and_there)

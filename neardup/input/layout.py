@@ -28,7 +28,7 @@ class Layout(NamedTuple):
     def read(self, low, high, here_and_there=False):
         """Rows low to high as a read-only view (high - low, d). Raises NeardupError where their leads differ.
 
-        here_and_there: as of `map_array`.
+        here_and_there: as in `map_array`.
         """
         rows, dim = self.shape
         if self.fortran_order:  # columns follow each other: any row needs the whole file mapped
@@ -47,7 +47,7 @@ class Layout(NamedTuple):
     def gather(self, rows, out, here_and_there=False):
         """Some rows, ascending, into out, (r, d): one by one where they lie far apart, else by windows that are mapped.
 
-        here_and_there: as of `map_array`, and read one by one, too. Memory: a window of 64 MB.
+        here_and_there: as in `map_array`, and read one by one, too. Memory: a window of 64 MB.
         """
         size = self.shape[1] * self.dtype.itemsize
         apart = here_and_there or (rows[-1] - rows[0]) * size > _FAR_APART * len(rows)

@@ -47,7 +47,7 @@ def _columns_of(group, above):
 
 
 def read_column(path, name, rows):
-    """A column of a table as one Arrow array. Arguments and errors as of `column_blocks`. Memory: the column, twice."""
+    """A column of a table as one Arrow array. Arguments and errors as in `column_blocks`. Memory: the column, twice."""
     found = [*column_blocks(path, name, rows)]
     return pa.chunked_array(found).combine_chunks() if found else pa.nulls(0)
 

@@ -146,7 +146,7 @@ def _only(name, place, reading):
 def choose(glob, place, reading, setting="data_dir"):
     """Which files of a folder are its shards, by names alone, as `Chosen`.
 
-    glob(pattern): what is there, as of `patterns.on_disk`; place: the folder or URL, for errors; setting: that
+    glob(pattern): what is there, as in `patterns.on_disk`; place: the folder or URL, for errors; setting: that
     names it.
     """
     pattern, kind = reading.shard_pattern, reading.input_format
@@ -268,7 +268,7 @@ def _check_ids(shards):
 def _check_lists(glob, place, names):
     """Raises NeardupError where ids lie there of a shard that doesn't.
 
-    names: of the shards; glob, place: as of `choose`.
+    names: of the shards; glob, place: as in `choose`.
     """
     known, ends = {*names}, defaultdict(set)
     for name in names:

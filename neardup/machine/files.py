@@ -88,7 +88,7 @@ def link(source, path):
 
 
 def write_json(path, content, flush=True):
-    """Write small values as JSON, whole or not at all. flush: as of `atomic`."""
+    """Write small values as JSON, whole or not at all. flush: as in `atomic`."""
     with atomic(path, flush) as temporary:
         temporary.write_text(json.dumps(content, indent=1, default=str) + "\n", encoding="utf-8")
 
@@ -138,7 +138,7 @@ def _cell(text):
 
 
 def write_npy(path, array, flush=True):
-    """Write an array as .npy, whole or not at all. flush: as of `atomic`."""
+    """Write an array as .npy, whole or not at all. flush: as in `atomic`."""
     array = np.asanyarray(array)
     with atomic(path, flush) as temporary, temporary.open("wb") as file:
         np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(array))
@@ -209,7 +209,7 @@ def _write_all(file, data):
 def npy_rows(path, shape, dtype="<f4", flush=True, digest=None, cached=True):
     """Yield a function that appends blocks of rows to a .npy file of this shape, which appears when full.
 
-    flush: as of `atomic`. digest: a `Digest` of all that the file holds; cached: whether the system's cache keeps it,
+    flush: as in `atomic`. digest: a `Digest` of all that the file holds; cached: whether the system's cache keeps it,
     for whoever reads it soon. Written, not mapped: a full disk then is an error that can be reported, not a signal.
     """
     dtype, header = np.dtype(dtype), BytesIO()

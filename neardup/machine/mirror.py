@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from threading import get_ident
+from typing import NamedTuple
 from uuid import uuid4
 
 from filelock import FileLock
@@ -83,15 +84,23 @@ def attached():
     return [(Path(local), *how) for local, how in _attached.items()]
 
 
+class _Remote(NamedTuple):
+    """Where a path in a mirror is: the file system, the path there, and whether files are put there."""
+
+    system: object
+    name: str
+    is_written: bool
+
+
 def _remote(path):
-    """The file system and path there of a path in a mirror, and whether files are put there; None of other paths."""
+    """The `_Remote` of a path in a mirror; None of other paths."""
     folder = _mirror_of(path)
     if folder is None:
         return None
     url, _, leading = _attached[folder]
     system, root = _system(url)
     name = f"{root.rstrip('/')}/{path.relative_to(folder).as_posix()}".rstrip("/")
-    return system, name, leading is not None
+    return _Remote(system, name, leading is not None)
 
 
 def _mirror_of(path):
@@ -153,7 +162,7 @@ def _read(path):
 def put(temporary, path):
     """Copy a file that will be at `path` to where its mirror's files are."""
     remote = _attached and _remote(path)
-    if remote and remote[2]:
+    if remote and remote.is_written:
         system, name, _ = remote
         with _told(name):
             system.put_file(str(temporary), name)
@@ -165,11 +174,11 @@ def copy(source, path):
     Returns whether it does.
     """
     of, to = (_attached and _remote(p) for p in (source, path))
-    if not (of and to and to[2] and of[0] is to[0]):
+    if not (of and to and to.is_written and of.system is to.system):
         return False
-    with _told(to[1]):
-        if of[0].isfile(of[1]):
-            to[0].copy(of[1], to[1])
+    with _told(to.name):
+        if of.system.isfile(of.name):
+            to.system.copy(of.name, to.name)
             return True
     return False
 
@@ -202,8 +211,7 @@ def publish(folder, final, names, last):
     """
     remote = _attached and _remote(folder)
     if remote:
-        system, begun, _ = remote
-        _, done, _ = _remote(final)
+        system, begun, done = remote.system, remote.name, _remote(final).name
         remove(final / last)
         remove(final)
         others = [name for name in names if name != last]

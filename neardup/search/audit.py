@@ -33,7 +33,7 @@ class Audit(NamedTuple):
 
 
 def begin_audit(stage, rows, counted, config):
-    """The `Audit` of a run. Arguments, memory and errors as of `audit_tasks`."""
+    """The `Audit` of a run. Arguments, memory and errors as in `audit_tasks`."""
     audited = chosen_rows(np.nonzero(counted)[0], stage.growth, config)
     return Audit(audited, counted, audit_tasks(stage, rows, audited, counted, config))
 

@@ -65,7 +65,7 @@ def swapped(layout):
 def search(x, y, reaches, places=None, margins=None, joined=None):
     """Rows of two clusters, or of x alone where y is None, that are within reach, and perhaps a few more.
 
-    x, y: have `layout`, as of `lay_out`; `left`, that `swapped`; `sketches`, (n, m + 1) float32, which are looked at
+    x, y: have `layout`, as in `lay_out`; `left`, that `swapped`; `sketches`, (n, m + 1) float32, which are looked at
     where rows are near; and where many still are `longer` sketches, (n, l + 1) float32, and `coordinates`, (n, k)
     float32. reaches: greatest distance of two sketches, and of each of the others that is to be looked at, by name.
     places: which rows of x and of y to compare, two (v,) integer arrays; all where None.

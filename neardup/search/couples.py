@@ -18,7 +18,7 @@ _OPENING = Lock()  # one thread opens clusters whose rows all are to search with
 def search_task(stage, opened, reaches, most_bytes, joins, task):
     """Write the candidates of a `Task`: inside its homes, or across their borders to others of higher number.
 
-    opened: makes an `OpenCluster` of a number; reaches, joins: as of `search_two`. Files hold at most so many bytes.
+    opened: makes an `OpenCluster` of a number; reaches, joins: as in `search_two`. Files hold at most so many bytes.
     Returns the number of files and of distances computed.
     """
     kind, number, homes, others = task

@@ -200,7 +200,7 @@ def projection_error(dim, n_coordinates):
 def sketch(coordinates, distance):
     """Contraction of rows to their m coordinates and the length of what those leave out, called the tail.
 
-    coordinates: (n, m) and distance: (n,), as of `project`. Returns (n, m + 1) float32: z and
+    coordinates: (n, m) and distance: (n,), as in `project`. Returns (n, m + 1) float32: z and
     sqrt(|x - mean|^2 - |z|^2), or 0.25 where that is less. By the reverse triangle inequality on what z leaves out,
     |s(x) - s(y)| <= |x - y|, and max(., 0.25) brings no two numbers farther apart.
     """

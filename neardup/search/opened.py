@@ -33,7 +33,7 @@ class Prepared(NamedTuple):
         return self.stage.volatile("search", cluster)
 
     def read(self, cluster):
-        """What it wrote: visits, as of `flatten_visits`, and the layout, (n, w) float32; memory-mapped."""
+        """What it wrote: visits, as in `flatten_visits`, and the layout, (n, w) float32; memory-mapped."""
         path, n_clusters = here(self.path(cluster)), len(self.clusters)
         values = map_array(path, np.dtype(np.uint32), 0, (path.stat().st_size // 4,))
         layout_at = n_clusters + 2 + 2 * int(values[n_clusters + 1])
@@ -83,7 +83,7 @@ class OpenCluster:
 
     @cached_property
     def layout(self):
-        """Sketches as of `candidates.lay_out`, (n, w) float32."""
+        """Sketches as in `candidates.lay_out`, (n, w) float32."""
         return lay_out(self.sketches, self._prepared.n_first)
 
     @cached_property

@@ -52,16 +52,16 @@ def flatten_visits(packed, n_clusters, radius):
 
 
 def joined_visits(some, n_clusters):
-    """As of `flatten_visits`, of several of those, each of visits to clusters of higher numbers than the one before."""
+    """As in `flatten_visits`, of several of those, each of visits to clusters of higher numbers than the one before."""
     offsets, rest = zip(*(np.split(visits, [n_clusters + 1]) for visits in some), strict=True)
     places, margins = zip(*(values.reshape(2, -1) for values in rest), strict=True)
     return np.concatenate([np.sum(offsets, axis=0, dtype=np.uint32), *places, *margins])
 
 
 def visits_of_cluster(sketches, own, borders, radius, numbers, n_clusters, block_rows):
-    """All visits of a cluster's rows, as of `flatten_visits`, listed a block of rows and some clusters at a time.
+    """All visits of a cluster's rows, as in `flatten_visits`, listed a block of rows and some clusters at a time.
 
-    Arguments as of `list_visits`. Memory: 5 K bytes a row of a block, 16 bytes a visit, and 12 MB.
+    Arguments as in `list_visits`. Memory: 5 K bytes a row of a block, 16 bytes a visit, and 12 MB.
     """
     some = sketches[:_COUNTED_ROWS]
     count = len(list_visits(some, own, borders, radius)) * len(sketches) / max(1, len(some))

@@ -1,6 +1,5 @@
 """What stages leave on disk: a folder each, whole or absent, that says what it was made from."""
 
-import os
 import shutil
 import time
 from functools import lru_cache, partial
@@ -11,8 +10,9 @@ from neardup.input import copies
 from neardup.input.freshness import changed_shards, fingerprint, remember, times
 from neardup.machine import engine, mirror
 from neardup.machine.checksums import digest_of_file
-from neardup.machine.files import link, sync_folder, write_json, write_npy
+from neardup.machine.files import link, write_json, write_npy
 from neardup.machine.npy import read_npy
+from neardup.stages.folders import BEGUN, OLD, PARTIAL, PARTS, REMOVED, hidden, publish, remove, remove_temporary
 from neardup.stages.manifests import MANIFEST, some_of, write_manifest
 
 STAGES = {  # folder of a stage, in their order: the script that writes it, and the settings that shape it
@@ -26,10 +26,7 @@ STAGES = {  # folder of a stage, in their order: the script that writes it, and 
     ),
 }
 TIMES, REPORT = "times.json", "report.html"  # of a stage, but not the same in each run: what it took, and what shows it
-PARTIAL, OLD, REMOVED = "partial", "old", "removed"  # endings of hidden folders: being built, replaced, removed
 _LOOKED_AT = 1 << 20  # bytes of a file, up to which it is hashed before another stage has it, too
-_PARTS = "parts"  # folder of work in progress
-BEGUN = "begun.json"  # in a folder under construction: the key of what it will be
 LEADING = [  # of a work folder: what the files of its folders go together with
     entry for name in STAGES for entry in ((name, (MANIFEST,)), (f".{name}.{PARTIAL}", (BEGUN, MANIFEST)))
 ]
@@ -143,7 +140,7 @@ class Stage:
         return Stage(self.name, self.final, self.key, content)
 
     def _is_result(self, path):
-        return self.path(_PARTS) not in path.parents and path.name not in (BEGUN, MANIFEST, TIMES, REPORT)
+        return self.path(PARTS) not in path.parents and path.name not in (BEGUN, MANIFEST, TIMES, REPORT)
 
     def note_times(self):
         """Write what this run took, and at most held in memory, into times.json."""
@@ -178,7 +175,7 @@ class Stage:
 
     def part(self, *name, suffix=".npy"):
         """A file of work in progress, which an interrupted run leaves to the next, and a finished stage drops."""
-        return self.path(_PARTS, "_".join(f"{n:05d}" if isinstance(n, int) else n for n in name) + suffix)
+        return self.path(PARTS, "_".join(f"{n:05d}" if isinstance(n, int) else n for n in name) + suffix)
 
     def once(self, make, *name):
         """The array that make() returns, from the `part` of this name: an interrupted run leaves it to the next."""
@@ -198,7 +195,7 @@ class Stage:
 
     def drop_parts(self):
         """Remove all work in progress: it led to something that can't be."""
-        remove(self.path(_PARTS), self.final)
+        remove(self.path(PARTS), self.final)
 
 
 def _take(of, folder, name, then):
@@ -222,58 +219,6 @@ def stage_folders(work_dir):
     """Every folder in `work_dir` that a stage may write or remove."""
     finals = [work_dir / name for name in STAGES]
     return [f for final in finals for f in (final, *(hidden(final, ending) for ending in (PARTIAL, OLD, REMOVED)))]
-
-
-def hidden(final, ending):
-    """A folder beside that of a stage, which is hidden while there are several of it."""
-    return final.with_name(f".{final.name}.{ending}")
-
-
-def publish(folder, final):
-    """Put a finished folder in the place of an earlier one."""
-    names = [path.relative_to(folder).as_posix() for path in mirror.files(folder) if path.name != BEGUN]
-    mirror.publish(folder, final, [name for name in names if not name.startswith(f"{_PARTS}/")], last=MANIFEST)
-    shutil.rmtree(hidden(final, OLD), ignore_errors=True)
-    if final.exists():
-        os.rename(final, hidden(final, OLD))
-    os.rename(folder, final)
-    sync_folder(final.parent)
-    tidy(final)
-
-
-def tidy(final):
-    """Remove what a finished stage needs no more."""
-    (final / BEGUN).unlink(missing_ok=True)
-    for leftover in (final / _PARTS, hidden(final, OLD), hidden(final, REMOVED)):
-        shutil.rmtree(leftover, ignore_errors=True)
-
-
-def remove(folder, final):
-    """Remove a folder whose content belongs together: out of the way in one step, for removing may be cut off.
-
-    final: the stage's that it is of.
-    """
-    aside = hidden(final, REMOVED)
-    mirror.remove(folder)
-    shutil.rmtree(aside, ignore_errors=True)
-    if folder.exists():
-        os.rename(folder, aside)
-    shutil.rmtree(aside, ignore_errors=True)
-
-
-def recover(final):
-    """Complete a publication that was cut off between its two renames, or after them."""
-    if (final / MANIFEST).exists():
-        shutil.rmtree(hidden(final, OLD), ignore_errors=True)
-    if not final.exists() and hidden(final, OLD).exists():
-        finished = (hidden(final, PARTIAL) / MANIFEST).exists()
-        os.rename(hidden(final, PARTIAL if finished else OLD), final)
-
-
-def remove_temporary(folder):
-    """Remove the files that an interrupted run was writing."""
-    for leftover in folder.rglob(".*.tmp"):
-        leftover.unlink(missing_ok=True)
 
 
 @lru_cache

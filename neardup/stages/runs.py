@@ -19,20 +19,8 @@ from neardup.machine import budget, mirror
 from neardup.machine.checksums import digest_of_file, digest_of_sample, digest_of_sources, digest_of_values
 from neardup.machine.files import read_json, resolved, write_json
 from neardup.notices import notice
-from neardup.stages.artifacts import (
-    BEGUN,
-    OLD,
-    PARTIAL,
-    STAGES,
-    Stage,
-    hidden,
-    publish,
-    recover,
-    remove,
-    remove_temporary,
-    stage_folders,
-    tidy,
-)
+from neardup.stages.artifacts import STAGES, Stage, stage_folders
+from neardup.stages.folders import BEGUN, OLD, PARTIAL, hidden, publish, recover, remove, remove_temporary, tidy
 from neardup.stages.growth import Growth, growth_of
 from neardup.stages.manifests import FORMAT, MANIFEST, differences, read_manifest, searched_lower, some_of
 
