@@ -9,7 +9,7 @@ from neardup.grouping import contamination, plots
 from neardup.grouping.chains import explain_chains, sparse, split_chains
 from neardup.grouping.changes import Decisions, apart
 from neardup.grouping.export import write_copies, write_graph
-from neardup.grouping.guard import losses, warnings
+from neardup.grouping.losses import losses, warnings
 from neardup.grouping.outputs import (
     read_groups,
     write_examples,

@@ -36,7 +36,7 @@ from test_groupings import arc, without_pictures
 
 from neardup import NeardupError
 from neardup.grouping.groups import Groups
-from neardup.grouping.guard import warnings
+from neardup.grouping.losses import warnings
 from neardup.input.shards import find_shards
 from neardup.script import main
 from neardup.words import in_words
