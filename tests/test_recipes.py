@@ -76,6 +76,8 @@ def place(tmp_path_factory):
     pq.write_table(pa.table({"uid": [f"{i:032x}" for i in range(N)]}), within("datacomp", "0.parquet"))
     with h5py.File(within("glove-100-angular.hdf5"), "w") as file:
         file["train"], file["test"] = rows, rows[:10]
+    lines = [json.dumps({"id": i, "embedding": row}) for i, row in zip(ids, rows.tolist(), strict=True)]
+    within("embeddings.jsonl").write_text("\n".join(lines))
     within("base.1M.fbin").write_bytes(np.array(rows.shape, "<u4").tobytes() + rows.tobytes())
     np.save(within("my_test_set", "part_0.npy"), rows[50:150])
     np.save(within("new.npy"), rows[:3] + 0.001)
