@@ -28,9 +28,9 @@ import faiss_04_neighbor_search
 from config import ROOT, Config
 from neardup import NeardupError
 from neardup.search import couples, geometry, opened
-from neardup.search.audit import audit_tasks, drawn
+from neardup.search.audit import audit_block, audit_tasks, drawn
 from neardup.search.couples import Visitors
-from neardup.search.pairs import PAIR
+from neardup.search.pairs import PAIR, unpack
 from neardup.words import in_words
 
 STAGE = "04_neighbor_search"
@@ -135,6 +135,40 @@ def test_rows_that_are_near_in_a_sketch_nearly_everywhere(tmp_path, monkeypatch,
     assert pair_set(tmp_path / "work") == near
     assert bool(used) == dense
     assert (Visitors in used) == (dense and grown)
+
+
+def test_coordinates_of_a_pair_are_within_their_reaches():
+    """However they were rounded: those of two rows that are as far apart as a pair is, and shortened ones."""
+    rng, dim = np.random.default_rng(0), 64
+    axes, rows = np.linalg.qr(rng.normal(size=(dim, dim)))[0].T, rng.normal(size=(400, dim)).astype(np.float32)
+    values, scales, _ = geometry.scaled_rows32(rows)
+    full = geometry.project(values, scales, *geometry.projection(np.zeros(dim), axes))[0]
+    tails = full[:1] * rng.uniform(0.5, 1, (400, 1)).astype(np.float32)  # which shortening brings no nearer
+    tails[:, :22] = 0
+    counts, rounding = {"n_components": dim, "sketch_dims": 8}, 2 * geometry.projection_error(dim, dim)
+
+    def reaches(exact):
+        return faiss_04_neighbor_search.reaches_of(geometry.Reach(exact, 0.0), dim, counts, 22)
+
+    def apart(some):
+        return np.linalg.norm(some[::2].astype(np.float64) - some[1::2], axis=1).tolist()
+
+    assert all(
+        found <= reaches(exact)["coordinates"] for found, exact in zip(*map(apart, (full, unit(rows))), strict=True)
+    )
+    short = geometry.shorten(tails, 22)
+    assert all(
+        found <= reaches(exact - rounding)["longer"] for found, exact in zip(*map(apart, (short, tails)), strict=True)
+    )
+
+
+def test_candidates_that_do_not_fit_a_file_are_in_several(small, tmp_path, monkeypatch):
+    """Of a task that may hold twelve."""
+    work = shutil.copytree(small / "work", tmp_path / "work")
+    shutil.rmtree(work / STAGE)
+    monkeypatch.setattr("neardup.machine.budget.task_bytes", lambda *_: 99)
+    run_stages(small / "data", work, SCRIPTS[3:4], threshold=0.95)
+    assert tree_bytes(work / STAGE) == tree_bytes(small / "work" / STAGE)
 
 
 def test_rows_that_repeat_by_the_hundred_are_told_of(tmp_path, capsys):
@@ -331,6 +365,37 @@ def test_random_pairs_to_compute_anew(count):
         counts = np.histogram(np.concatenate(some), np.arange(0, 1001, 100))[0]
         assert counts.min() > 150
         assert counts.max() < 270
+
+
+def test_similarities_have_15_decimals():
+    """So those of rows that are multiples of each other are 1, whatever rounding does."""
+    rows = np.random.default_rng(0).normal(size=(500, 8))
+    found = geometry.similarities(rows[:-1], rows[1:])
+    assert found.tolist() == [round(similarity, 15) for similarity in found.tolist()]
+    assert geometry.similarities(rows, 3 * rows).tolist() == [1] * 500
+
+
+@pytest.mark.parametrize("stride", [1, 4])
+def test_the_audit_decides_what_float32_cannot(stride):
+    """By the similarities of the rows as stored; of rows that aren't rejected, and none with itself."""
+    rng, threshold = np.random.default_rng(0), 0.9
+    rows, away = rng.normal(size=(2, 200, 24))
+    rows /= np.linalg.norm(rows, axis=1)[:, None]
+    away -= (away * rows).sum(axis=1)[:, None] * rows
+    cosines = threshold + rng.choice([-1e-8, -1e-10, 1e-10, 1e-8], (100, 1))
+    rows[1::2] = cosines * rows[::2] + np.sqrt(1 - cosines**2) * unit(away[::2])
+    audited, counted = np.arange(0, 200, 3), rng.random(200) < 0.7
+    audited = audited[counted[audited]]
+    stored = SimpleNamespace(dim=24, read=lambda start, stop: rows[start:stop])
+    sample = audited, rows[audited], geometry.unit_rows32(rows[audited])[0], stride
+    packed = audit_block(stored, counted, 50, 190, sample=sample, threshold=threshold)
+    found = sorted(zip(*(ends.tolist() for ends in unpack(packed)), strict=True))
+    both = [(a, b) for a in audited.tolist() for b in range(50, 190) if a != b and counted[b]]
+    a, b = np.array(both).T
+    near = geometry.similarities(rows[a], rows[b]) >= threshold
+    expected = sorted((min(pair), max(pair)) for pair, is_near in zip(both, near.tolist(), strict=True) if is_near)
+    assert found == expected
+    assert 10 < len(found) < np.count_nonzero(geometry.similarities(rows[::2], rows[1::2]) >= threshold)
 
 
 def test_the_audit_notices_rows_that_are_not_joined(small, tmp_path, monkeypatch):

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import h5py
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from conftest import (
@@ -30,10 +31,12 @@ from config import ROOT
 from neardup import NeardupError
 from neardup.grouping.contamination import find_matches
 from neardup.input.embeddings import open_shards
+from neardup.input.ids import IdTable
 from neardup.input.shards import find_shards
-from neardup.query import FinishedRun, read_vectors
+from neardup.query import FinishedRun, near_in_short, read_vectors, visited_clusters
 from neardup.query import answer as ask
 from neardup.search import geometry
+from neardup.search.clusters import cluster_name, write_cluster
 from neardup.search.opened import ProjectedRows
 from neardup.search.pairs import PAIR, Found
 from neardup.stages.manifests import MANIFEST, read_manifest
@@ -582,6 +585,55 @@ def test_a_query_finds_what_is_just_near_enough(tmp_path):
     near, unclear = cross_pairs(queries, rows, 0.9)
     found = {(q, row) for q, (some, _) in enumerate(FinishedRun(config).matches(queries)) for row in some.tolist()}
     assert found - unclear == near - unclear
+
+
+def test_a_query_allows_for_the_error_of_sketches(tmp_path, monkeypatch):
+    """As if those of new vectors were as far off as they may be."""
+    rng, make = np.random.default_rng(0), geometry.sketch
+    rows = rng.normal(size=(150, 4))
+    rows /= np.linalg.norm(rows, axis=1)[:, None]
+    config = settings_of(lay_out(tmp_path / "data", rows), tmp_path / "work", threshold=0.9, audit_rows=0)
+    run_scripts(config)
+    run = FinishedRun(config)
+    run.stages[NAMES[1]].results["sketch_error"] = 0.05
+    away = rng.normal(size=(150, 20))
+
+    def moved(*how):
+        sketches, some = make(*how), away[:, : make(*how).shape[1]]
+        return sketches + (0.05 / np.linalg.norm(some, axis=1)[:, None] * some).astype(np.float32)
+
+    monkeypatch.setattr(geometry, "sketch", moved)
+    near, unclear = cross_pairs(rows, rows, 0.9)
+    found = {(q, row) for q, (some, _) in enumerate(run.matches(rows)) for row in some.tolist()}
+    assert found - unclear == near - unclear
+
+
+def test_a_query_visits_clusters_whose_border_is_as_near_as_a_pair_is_apart():
+    """And no others."""
+    centroids = np.array([[0, 0.5], [0.4, 0.5]], np.float32)  # the border is at 0.2
+    sketches = np.array([[0.2 - 0.1 * (1 - 1e-4), 0.5], [0.2 - 0.1 * (1 + 1e-2), 0.5]], np.float32)
+    assert visited_clusters(sketches, centroids, 0.1, 0.0) == {0: [0, 1], 1: [0]}
+
+
+def test_a_row_at_the_threshold_itself_tells_the_group(tmp_path):
+    config = settings_of(lay_out(tmp_path / "data", np.eye(4)[[0, 0, 1, 2]]), tmp_path / "work", threshold=1)
+    run_scripts(config)
+    [found] = ask(FinishedRun(config), SimpleNamespace(ids=["id-0"], vectors=None, lowest=None))
+    [match] = found["matches"]
+    assert (match["id"], match["similarity"], found["groups"]) == ("id-1", 1, [match["group"]])
+
+
+def test_short_sketches_allow_for_rounding(tmp_path):
+    """Of the tails, where it is what tells rows from others within reach."""
+    rng, rows = np.random.default_rng(0), np.arange(200)
+    stored = np.zeros((200, 12), np.float32)
+    stored[:, 8:] = rng.normal(size=4) * rng.uniform(0.5, 0.501, (200, 1))  # whose short ones are no nearer
+    ids = IdTable([pa.array(map(str, rows), pa.large_string())])
+    (tmp_path / "clusters").mkdir()
+    write_cluster(tmp_path / cluster_name(0), rows, stored, ids, rows)
+    for query, reach in enumerate(np.linalg.norm(stored.astype(np.float64) - stored[100], axis=1)):
+        [(_, places)] = near_in_short(SimpleNamespace(folder=tmp_path), 0, stored, np.array([query]), reach)[1]
+        assert 100 in places
 
 
 def test_ids_of_rows_that_were_left_out(tmp_path):

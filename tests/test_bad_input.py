@@ -484,6 +484,16 @@ def test_a_stage_that_lost_a_row_is_noticed(good, tmp_path):
     assert read(rejected=np.array([7])).tolist() == labels.tolist()
 
 
+@pytest.mark.parametrize(
+    ("labels", "dtype"), [([0, 1, 2, 3], "i4"), ([0, 1, 2, -2], "i4"), ([0, 1, 2], "i4"), ([0, 1, 2, 2], "i8")]
+)
+def test_labels_that_are_no_clusters_of_the_rows_are_refused(tmp_path, labels, dtype):
+    """Of four rows and three clusters."""
+    np.save(tmp_path / "labels.npy", np.array(labels, dtype=dtype))
+    with pytest.raises(NeardupError, match="no clusters of these rows"):
+        read_labels(tmp_path / "labels.npy", 4, np.empty(0, np.int64), 3)
+
+
 def test_rows_that_are_others_while_they_are_projected(good, tmp_path, monkeypatch):
     """And those of before again when the stage ends."""
     work, read = shutil.copytree(good / "work", tmp_path / "work"), RowFiles.read

@@ -39,6 +39,7 @@ from neardup.input.freshness import read_content
 from neardup.input.shards import find_shards
 from neardup.machine.checksums import digest_of_file
 from neardup.stages.artifacts import STAGES, Stage
+from neardup.stages.manifests import write_manifest
 from neardup.stages.runs import open_finished
 
 NAMES = list(STAGES)
@@ -270,6 +271,25 @@ def test_a_manifest_with_other_numbers_is_not_used(copy, name):
         again(copy, SCRIPTS[4:])
 
 
+def test_a_stage_made_of_other_files_of_the_one_before_is_not_used(copy):
+    """Though settings and input are the same, as where cores are others."""
+    path = copy / "work" / NAMES[2] / "manifest.json"
+    manifest = json.loads(path.read_text())
+    del manifest["checksum"]
+    manifest["files"]["centroids.npy"] = "another"
+    write_manifest(path, manifest)
+    with pytest.raises(NeardupError, match="from an earlier stage that has changed since: run faiss_04"):
+        again(copy, SCRIPTS[4:])
+
+
+def test_a_file_that_a_manifest_does_not_list_is_not_used(tmp_path):
+    stage = Stage(NAMES[2], tmp_path, {}, {"results": {}, "files": {}})
+    (tmp_path / "labels.npy").touch()
+    for read in (stage.path, lambda name: stage.paths([name], 1)):
+        with pytest.raises(NeardupError, match=f"labels.npy is missing or not what {SCRIPTS[2]} wrote"):
+            read("labels.npy")
+
+
 def test_the_manifest_says_what_each_file_holds(whole):
     for name in NAMES:
         folder = whole / "work" / name
@@ -420,6 +440,32 @@ def test_only_what_was_not_read_is_read_after_a_kill(copy, monkeypatch):
     again(copy, SCRIPTS[:1], n_workers=1)
     assert done > 0
     assert sum(calls) == 6000 - done
+
+
+def test_what_was_read_of_a_shard_that_changed_since_is_read_again(copy, monkeypatch):
+    """Where stage 1 was killed in between, and no sample shows the change."""
+    monkeypatch.setattr("neardup.input.embeddings.PIECE_ROWS", 700)
+    monkeypatch.setattr(faiss_01_pca_variance, "piece_groups", lambda rows, _=None: [[p] for p in pieces(rows.starts)])
+    shutil.rmtree(copy / "work")
+    add, calls = faiss_01_pca_variance.Moments.add, []
+
+    class Killed(BaseException):
+        pass
+
+    def killed(*arguments):
+        calls.append(arguments)
+        if len(calls) == 4:
+            raise Killed
+        return add(*arguments)
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(faiss_01_pca_variance.Moments, "add", killed)
+        again(copy, SCRIPTS[:1], n_workers=1)
+    poke(copy / "data" / "part_0.npy", UNSEEN, keep_times=False)
+    for work in ("work", "fresh"):
+        run_stages(copy / "data", copy / work, SCRIPTS[:1], **SETTINGS, n_workers=1)
+    one, other = (np.load(copy / work / NAMES[0] / "moments.npz")["covariance"] for work in ("work", "fresh"))
+    assert one.tolist() == other.tolist()
 
 
 def test_a_folder_of_shards_that_is_renamed(tmp_path):

@@ -24,7 +24,7 @@ from config import Config
 from neardup import NeardupError
 from neardup.grouping import chains, changes, outputs, plots, report, stars, thresholds
 from neardup.grouping.groups import Groups
-from neardup.grouping.representatives import Representatives
+from neardup.grouping.representatives import Representatives, first_best
 from neardup.input.embeddings import RowFiles
 from neardup.input.ids import IdTable
 from neardup.input.layout import npy_layout
@@ -257,6 +257,12 @@ def test_two_spanning_forests_tell_of_chains_what_all_pairs_do(seed, kind, n, de
         assert [links[tuple(sorted(link))] for link in pairwise(path)] == by_few[name]["path_similarities"]
     (by_all, _), (by_few, _) = (chains.split_chains(rows, groups, pairs) for pairs in (found, few))
     assert lists_of(by_all) == lists_of(by_few)
+
+
+def test_a_member_at_the_threshold_itself_makes_no_chain():
+    similarity, firsts = np.array([1, 0.9, 1, np.nextafter(0.9, 0)]), np.array([0, 2])
+    groups = Groups(np.arange(4), np.array([0, 2, 4]), similarity, firsts, np.zeros(2, np.int32))
+    assert groups.are_chains(0.9).tolist() == [False, True]
 
 
 def test_a_chain_of_too_many_pairs_is_left_as_it_is(monkeypatch):
@@ -590,6 +596,14 @@ def test_a_group_that_is_read_in_pieces_has_its_most_central_row(tmp_path, monke
     best = cosines.sum(axis=1).argmax()
     assert found.representative.tolist() == [best]
     assert np.allclose(found.similarity, cosines[best])
+
+
+@pytest.mark.parametrize(("difference", "best"), [(1e-9, 1), (1e-14, 0)])
+def test_the_most_central_row_however_little_it_is(difference, best):
+    """Unless rounding alone tells it from the first one."""
+    score, bounds = np.array([2.5, 2.5 + difference, 2.5, 3.5, 3.5, 3.5 + difference, 3.5]), np.array([0, 3, 7])
+    of_group = np.repeat([0, 1], np.diff(bounds))
+    assert first_best(score, of_group, bounds).tolist() == [best, 3 + 2 * best]
 
 
 @pytest.mark.parametrize("strongest", [None, np.ones(4)], ids=["computed", "known"])

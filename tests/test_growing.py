@@ -9,6 +9,7 @@ from functools import lru_cache
 from types import SimpleNamespace
 
 import cloudpickle
+import h5py
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -17,6 +18,7 @@ from conftest import (
     SCRIPTS,
     answer,
     brute_force,
+    found_groups,
     lay_out,
     no_pictures,
     pair_set,
@@ -168,6 +170,14 @@ def test_whatever_fails_on_the_way(grown_run, tmp_path, seed):
     assert tree_bytes(work) == tree_bytes(grown_run / "after")
 
 
+def test_visits_that_are_listed_a_cluster_at_a_time(grown_run, tmp_path, monkeypatch):
+    """Rows of a run that grows visit their own cluster, too: once."""
+    monkeypatch.setattr("neardup.search.visits._VISITS", 1)
+    shutil.copytree(grown_run / "before", tmp_path / "work")
+    run_stages(grown_run / "data", tmp_path / "work", **SETTINGS)
+    assert answer(tmp_path / "work") == answer(grown_run / "after")
+
+
 def kept_and_dropped(work):
     return [{*(work / NAMES[4] / name).read_text().split("\n")} - {""} for name in ("keep.txt", "drop.txt")]
 
@@ -235,6 +245,54 @@ def test_rejected_rows_are_none_that_keep_previous_keeps(tmp_path):
     lay_out(data, rows, cuts=[3])
     run_stages(data, tmp_path / "work", **options, target_rows=2)
     assert kept_and_dropped(tmp_path / "work") == [{"id-0", "id-2"}, {"id-3"}]
+
+
+def test_components_that_are_made_anew_are_those_of_all_sketches(tmp_path):
+    """As a script advises where those there are don't fit the rows that came."""
+    chosen = np.random.default_rng(0).permutation(len(example_rows()))[:900]
+    put(tmp_path / "data", "1", chosen[:450])
+    run_stages(tmp_path / "data", tmp_path / "work", **SETTINGS)
+    put(tmp_path / "data", "2", chosen[450:])
+    shutil.rmtree(tmp_path / "work" / NAMES[0])
+    run_stages(tmp_path / "data", tmp_path / "work", SCRIPTS[:4], **SETTINGS)
+    near, unclear = brute_force(example_rows()[chosen], 0.9)
+    assert pair_set(tmp_path / "work") - unclear == near - unclear
+    sketches = [np.load(path) for path in sorted((tmp_path / "work" / NAMES[1]).glob("sketch_*.npy"))]
+    stored = np.empty_like(np.concatenate(sketches))
+    for path in (tmp_path / "work" / NAMES[2] / "clusters").iterdir():
+        with h5py.File(path) as file:
+            stored[file["row"][:]] = file["vector"][:]
+    assert stored.tolist() == np.concatenate(sketches).tolist()
+
+
+def test_the_same_rows_in_other_clusters_are_searched_and_audited_anew(tmp_path):
+    put(tmp_path / "data", "1", np.arange(300))
+    for n_clusters in (6, 3):
+        run_stages(tmp_path / "data", tmp_path / "work", SCRIPTS[:4], **SETTINGS | {"n_clusters": n_clusters})
+        found = json.loads((tmp_path / "work" / NAMES[3] / "manifest.json").read_text())["results"]
+        assert (found["audit"]["against"], found["compared"] > 0) == ("all", True)
+
+
+def test_pairs_below_a_threshold_that_rose_are_left_out(tmp_path):
+    """Of those that were there before rows came."""
+    for name, low, threshold in (("1", 0, 0.8), ("2", 500, 0.9)):
+        put(tmp_path / "data", name, np.arange(low, low + 500))
+        run_stages(tmp_path / "data", tmp_path / "work", SCRIPTS[:4], **SETTINGS | {"threshold": threshold})
+    near, unclear = brute_force(example_rows()[:1000], 0.9)
+    assert pair_set(tmp_path / "work") - unclear == near - unclear
+
+
+def test_rows_go_that_joined_others(tmp_path):
+    """Where just the pairs that join were looked for: others join what is left."""
+    data, work, options = tmp_path / "data", tmp_path / "work", SETTINGS | {"pairs": "joining"}
+    for name in "123":
+        put(data, name, np.array([0, 1, 2] * 5 + [int(name) * 100]))
+    run_stages(data, work, **options | {"duplicate_ids": "allow"})
+    for path in data.glob("2.*"):
+        path.unlink()
+    run_stages(data, work, **options | {"duplicate_ids": "allow"})
+    alike = {tuple(row for row in range(32) if row % 16 < 15 and row % 16 % 3 == n) for n in range(3)}
+    assert found_groups(work) == alike
 
 
 def test_rows_that_only_went_are_counted(tmp_path):
@@ -354,6 +412,18 @@ def test_a_centroid_without_new_rows_has_no_new_file(tmp_path):
         assert rows_of_clusters(work) == [np.nonzero(labels == n)[0].tolist() for n in range(len(files))]
     run_stages(data, tmp_path / "whole", **settings)
     assert answer(work) == answer(tmp_path / "whole")
+
+
+def test_rows_that_came_to_one_centroid_lie_in_several_files(tmp_path, monkeypatch):
+    """And labels tell which."""
+    monkeypatch.setattr("neardup.search.shuffle._LEAST_CUT", 20)
+    data, work, options = tmp_path / "data", tmp_path / "work", SETTINGS | {"duplicate_ids": "allow"}
+    for name, chosen in (("1", np.arange(300)), ("2", np.full(200, 5))):
+        put(data, name, chosen)
+        run_stages(data, work, SCRIPTS[:3], **options)
+    labels, found = np.load(work / NAMES[2] / "labels.npy"), rows_of_clusters(work)
+    assert found == [np.nonzero(labels == number)[0].tolist() for number in range(len(found))]
+    assert len({*labels[300:].tolist()}) > 2
 
 
 def test_components_of_other_rows_are_said_to_be(tmp_path, capsys):

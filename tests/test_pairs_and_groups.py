@@ -9,8 +9,10 @@ import tempfile
 import time
 import warnings
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from unittest import mock
 
 import h5py
@@ -21,12 +23,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from faiss_03_kmeans import nearest_centroids
+from neardup import NeardupError
 from neardup.machine import npy
 from neardup.search import candidates, geometry, pairs
 from neardup.search.components import components as smallest_of_each
 from neardup.search.components import joining
 from neardup.search.couples import couples_across, couples_inside, search_two
 from neardup.search.opened import OpenCluster, Prepared, prepare_cluster
+from neardup.search.visits import flatten_visits, list_visits
 from neardup.stages.artifacts import Stage
 
 SEEDS = st.integers(0, 2**32 - 1)
@@ -115,6 +119,25 @@ def test_two_series_of_pairs_become_one(seed, n, share):
     series = [np.split(some, np.sort(rng.integers(0, len(some) + 1, 4))) for some in (every[first], every[~first])]
     found = [*pairs.merged(*series)]
     assert np.concatenate([every[:0], *found]).tolist() == every.tolist()
+
+
+@pytest.mark.parametrize(
+    ("name", "place", "value"),
+    [("row_a", 0, -1), ("row_a", 3, 4), ("row_b", 3, 5), ("row_b", 1, 1), ("row_a", 2, 0), ("similarity", 2, 0)],
+    ids=["negative", "itself", "too high", "twice", "twice in two blocks", "no similarity"],
+)
+def test_what_are_no_pairs_in_order_is_refused(tmp_path, monkeypatch, name, place, value):
+    """In a block, and from one to the next."""
+    monkeypatch.setattr(pairs, "_BLOCK", 2)
+    columns = {"row_a": np.array([0, 0, 1, 3]), "row_b": np.array([1, 2, 2, 4]), "similarity": np.full(4, 0.9)}
+    for spoilt in (False, True):
+        if spoilt:
+            columns[name][place] = value
+        with h5py.File(tmp_path / "neighbors.h5", "w") as file:
+            for column, values in columns.items():
+                file[column] = values
+        with pytest.raises(NeardupError, match=r"neighbors.h5 is damaged") if spoilt else nullcontext():
+            assert sum(map(len, pairs.read_pairs(tmp_path / "neighbors.h5", 5))) == 4
 
 
 def partition(labels):
@@ -468,6 +491,59 @@ def test_rows_on_a_border_lie_as_far_beyond_it_as_is_said():
             assert (margins[:, others] >= -below[others]).all()
             beyond.append(margins[:, others].min(initial=0))
     assert min(beyond) < 0
+
+
+def test_margins_are_no_more_than_the_distances_to_borders():
+    """Of rows whose sketches are off by all of the error, away from the border, or not at all: then rounding counts."""
+    for seed, error in itertools.product(range(5), (0.0, 1e-4)):
+        rng = np.random.default_rng(seed)
+        centroids = (rng.normal(size=(6, 65)) / 10).astype(np.float32)
+        stored = (rng.normal(size=(300, 65)) / 10).astype(np.float32)
+        normals, offsets, _ = geometry.borders(0, centroids, error)
+        for other, centroid in enumerate(centroids[1:].astype(np.float64), 1):
+            across = (centroids[0] - centroid) / np.linalg.norm(centroids[0] - centroid)
+            exact = stored.astype(np.float64) - error * across
+            distances = (exact - (centroids[0] + centroid) / 2) @ across
+            assert (stored @ normals[:, other] + offsets[other] <= distances).all()
+
+
+@pytest.mark.parametrize(("apart", "beyond", "error"), [(1e-4, 0.01, 0.0), (0.5, 0.0, 0.01)], ids=["rounding", "error"])
+def test_a_row_beyond_its_border_meets_the_farthest_of_a_pair(tmp_path, apart, beyond, error):
+    """Where rounding took another centroid for nearer, or where sketches are as far off as they may be."""
+    sketches, centroids = np.full((2, 4), 0.5), np.full((2, 4), 0.5, dtype=np.float32)
+    centroids[1, 0] += apart
+    sketches[1, 0] = centroids[:, 0].mean() - beyond
+    sketches[0, 0] = sketches[1, 0] - (0.02 + 2 * error) * (1 - 1e-3)
+    clusters = Rows(sketches.astype(np.float32), np.arange(2), 2)
+    prepared = Prepared(Stage("", tmp_path, {}), clusters, 32)
+    assert all_candidates(prepared, None, centroids, geometry.Reach(0.02, error)) == [(0, 1)]
+
+
+def test_margins_of_visits_are_rounded_down():
+    """By less than two steps; rows that lie beyond the border by more than the radius have none."""
+    radius, rng = 0.02, np.random.default_rng(0)
+    on_steps = np.arange(-30_000, 30_001, 100) * (radius / 30_000)
+    values = np.concatenate([on_steps, rng.uniform(-3, 1, 2000) * radius]).astype(np.float32)
+    border = np.ones((1, 1), np.float32), np.zeros(1), np.zeros(1)
+    packed = np.sort(list_visits(values[:, None], None, border, radius))
+    (low, high), rest = np.split(flatten_visits(packed, 1, radius), [2])
+    places, margins = rest.reshape(2, -1)
+    exact, margins = values[places].astype(np.float64), margins.view(np.float32)
+    assert (low, high) == (0, len(values))
+    assert (margins <= exact).all()
+    assert (margins[exact > -radius * (1 - 1e-4)] > exact[exact > -radius * (1 - 1e-4)] - radius / 15_000).all()
+    assert (margins[exact < -radius] == -np.inf).all()
+
+
+def test_rows_at_exactly_the_reach_are_found():
+    """Float32 takes half of them for farther."""
+    x, y = np.random.default_rng(0).normal(size=(2, 400, 41)).astype(np.float32) / 6
+    reaches, zero = np.linalg.norm(x.astype(np.float64) - y, axis=1).tolist(), np.zeros(1, dtype=np.int64)
+    for one, other, reach in zip(x[:, None], y[:, None], reaches, strict=True):
+        assert candidates.within(one, other, zero, zero, reach).all()
+        sides = [SimpleNamespace(layout=candidates.lay_out(some, 40), sketches=some) for some in (one, other)]
+        sides[0].left = candidates.swapped(sides[0].layout)
+        assert sum(len(i) for i, _, _ in candidates.search(*sides, {"sketches": reach})) == 1
 
 
 @pytest.fixture
