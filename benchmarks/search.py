@@ -229,9 +229,11 @@ def time_ours(data, work, settings):
     import faiss_04_neighbor_search
     from config import Config
     from neardup.machine import engine
+    from neardup.machine.imports import without_pandas
 
     config = Config(_cli_parse_args=[], data_dir=data, work_dir=work, **settings)
-    gc.freeze()  # as each script does when it begins
+    gc.freeze()  # as each script does when it begins, and what follows
+    without_pandas()
     started, cpu = time.perf_counter(), time.process_time()
     for stage in (faiss_03_kmeans, faiss_04_neighbor_search):
         with engine.scheduled(config):

@@ -19,6 +19,7 @@ from config import SECTIONS, Config
 from neardup import NeardupError
 from neardup.machine import engine, mirror
 from neardup.machine.files import write_beside_others
+from neardup.machine.imports import without_pandas
 from neardup.machine.lock import lock
 from neardup.plan import plan, print_plan
 from neardup.stages.artifacts import LEADING, STAGES
@@ -37,21 +38,11 @@ def main(run, description):
         places.append(config.work_dir)
         engine.open_more_files()
         gc.freeze()  # what was imported stays: to look through it for garbage takes 5 % of a short script
-        sys.meta_path.insert(0, _NoPandas)
+        without_pandas()
         if config.dry_run:
             tell(config, plan(config), print_plan)
         else:
             _run(run, config, name)
-
-
-class _NoPandas:
-    """A finder for `sys.meta_path` that finds no pandas: Arrow and scikit-learn would load it, which takes 0.3 s."""
-
-    @staticmethod
-    def find_spec(name, *_):
-        """None: let others look for it."""
-        if name == "pandas":
-            raise ModuleNotFoundError(name)
 
 
 def _run(run, config, name):

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -81,6 +82,19 @@ def test_tasks_begin_in_their_order(count):
     tasks = [(begun.append, 0), *((lambda i: begun.append(i) or others.append(i), i) for i in range(1, count))]
     assert engine.compute([*tasks, (begun.append, count)], 1, "in order") == (None,) * (count + 1)
     assert begun == [*range(count + 1)] and others == [*range(1, count)]
+
+
+def finds_pandas(_):
+    try:
+        return find_spec("pandas") is not None
+    except ModuleNotFoundError:
+        return False
+
+
+def test_processes_load_no_pandas():
+    """As Arrow would in each, where it is installed."""
+    with engine.in_processes(settings_of(EXAMPLE, ROOT, n_workers=2), MEMORY, True):
+        assert [*engine.run(finds_pandas, [(0,), (1,)], 2, "find")] == [False, False]
 
 
 @pytest.mark.parametrize(("memory", "is_much", "n_workers"), [(MEMORY, False, 2), (2**29, True, 2), (MEMORY, True, 1)])

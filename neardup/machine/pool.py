@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from neardup import NeardupError
 from neardup.machine.files import write_beside_others
+from neardup.machine.imports import without_pandas
 from neardup.machine.threads import limited
 
 PROCESS_BYTES = 200 * 10**6  # that one takes beside its blocks
@@ -79,6 +80,7 @@ def started(n_processes, threads):
 def _begin():
     """Of a process: the script is who is interrupted, and the process ends with it, however that does."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    without_pandas()
     write_beside_others()
     Thread(target=_end_with_script, daemon=True).start()
 
