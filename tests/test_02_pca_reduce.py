@@ -8,6 +8,8 @@ import pytest
 from conftest import EXAMPLE, SCRIPTS, covariance_error, lay_out, load_npz, run_stages, unit, value_error
 from sklearn.decomposition import PCA
 
+import faiss_02_pca_reduce
+
 CUTS = [1, 120, 120, 200]
 
 
@@ -115,6 +117,17 @@ def test_both_files_hold_the_same_model(example):
     assert np.array_equal(numbers["mean_"], moments["mean"])
     assert model.n_samples_ == 3054
     assert model.n_features_in_ == 384
+
+
+def test_the_pickle_is_of_a_model_as_scikit_learn_makes_it(example, monkeypatch):
+    """Its parameters are known of the version that is pinned; another one is asked."""
+    assert PCA().__getstate__() == faiss_02_pca_reduce.KNOWN_PCA
+    model = load_model(example)
+    fitted = PCA(n_components=model.n_components_).fit(np.eye(model.n_features_in_))
+    assert model.get_params() == fitted.get_params()
+    assert {*model.__getstate__()} == {*fitted.__getstate__()} - {"_fit_svd_solver"}
+    monkeypatch.setattr(faiss_02_pca_reduce, "KNOWN_PCA", {"_sklearn_version": "another"})
+    assert faiss_02_pca_reduce.unfitted_pca() == PCA().__getstate__()
 
 
 def test_the_model_works_on_new_rows(reduced):

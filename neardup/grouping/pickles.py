@@ -32,6 +32,14 @@ def write_dict(path, blocks):
         file.write(pickle.STOP)
 
 
+def write_object(path, module, name, state):
+    """Write a pickle of an object of a class that isn't imported here. state: {attribute: value}, as it pickles."""
+    made = pickle.GLOBAL + f"{module}\n{name}\n".encode() + pickle.EMPTY_TUPLE + pickle.NEWOBJ
+    pickled = pickle.dumps(state, protocol=4).removeprefix(_PROTOCOL).removesuffix(pickle.STOP)
+    with atomic(path) as temporary, temporary.open("wb") as file:
+        file.write(_PROTOCOL + made + pickled + pickle.BUILD + pickle.STOP)
+
+
 def together(*columns):
     """What each row's opcodes in all columns are, one after the other. columns: arrays, or bytes for every row."""
     parts = [_scalar(column) if isinstance(column, bytes) else column for column in columns]
