@@ -108,7 +108,9 @@ class _StandardOutput(FileIO):
 def _named(stream):
     """The same text stream, as a `_StandardOutput`."""
     file = BufferedWriter(_StandardOutput(stream.fileno(), "w", closefd=False))
-    return TextIOWrapper(file, stream.encoding, stream.errors, line_buffering=stream.isatty())
+    return TextIOWrapper(
+        file, stream.encoding, stream.errors, line_buffering=stream.line_buffering or stream.write_through
+    )
 
 
 def _about(error, places):
