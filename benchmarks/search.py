@@ -10,7 +10,6 @@ for the K_NEIGHBORS nearest. Recall is the share of the true pairs, each seen fr
 """
 
 import argparse
-import gc
 import json
 import shutil
 import sys
@@ -229,11 +228,10 @@ def time_ours(data, work, settings):
     import faiss_04_neighbor_search
     from config import Config
     from neardup.machine import engine
-    from neardup.machine.imports import without_pandas
+    from neardup.machine.imports import settle
 
     config = Config(_cli_parse_args=[], data_dir=data, work_dir=work, **settings)
-    gc.freeze()  # as each script does when it begins, and what follows
-    without_pandas()
+    settle()
     started, cpu = time.perf_counter(), time.process_time()
     for stage in (faiss_03_kmeans, faiss_04_neighbor_search):
         with engine.scheduled(config):

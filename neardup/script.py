@@ -1,7 +1,6 @@
 """How each script starts and ends: settings in, one line and an exit status where something is wrong."""
 
 import errno
-import gc
 import json
 import os
 import signal
@@ -19,7 +18,7 @@ from config import SECTIONS, Config
 from neardup import NeardupError
 from neardup.machine import engine, mirror
 from neardup.machine.files import write_beside_others
-from neardup.machine.imports import without_pandas
+from neardup.machine.imports import settle
 from neardup.machine.lock import lock
 from neardup.plan import plan, print_plan
 from neardup.stages.artifacts import LEADING, STAGES
@@ -37,8 +36,7 @@ def main(run, description):
         config = Config(_cli_settings_source=command_line(name, sys.argv[1:]))
         places.append(config.work_dir)
         engine.open_more_files()
-        gc.freeze()  # what was imported stays: to look through it for garbage takes 5 % of a short script
-        without_pandas()
+        settle()
         if config.dry_run:
             tell(config, plan(config), print_plan)
         else:

@@ -416,15 +416,21 @@ class CountedRows:
         return int(self.starts[-1])
 
 
-def test_only_what_was_not_read_is_read_after_a_kill(copy, monkeypatch):
-    """Of stage 1: the pieces that are in files already."""
+class Killed(BaseException):
+    """Stands for the end of the process."""
+
+
+@pytest.fixture
+def small_pieces(monkeypatch):
+    """Shards read in several pieces, each a task."""
     monkeypatch.setattr("neardup.input.embeddings.PIECE_ROWS", 700)
     monkeypatch.setattr(faiss_01_pca_variance, "piece_groups", lambda rows, _=None: [[p] for p in pieces(rows.starts)])
+
+
+def test_only_what_was_not_read_is_read_after_a_kill(copy, monkeypatch, small_pieces):
+    """Of stage 1: the pieces that are in files already."""
     shutil.rmtree(copy / "work")
     add, calls = faiss_01_pca_variance.Moments.add, []
-
-    class Killed(BaseException):
-        pass
 
     def count(stop_after, moments, values, *others):
         calls.append(len(values))
@@ -442,15 +448,10 @@ def test_only_what_was_not_read_is_read_after_a_kill(copy, monkeypatch):
     assert sum(calls) == 6000 - done
 
 
-def test_what_was_read_of_a_shard_that_changed_since_is_read_again(copy, monkeypatch):
+def test_what_was_read_of_a_shard_that_changed_since_is_read_again(copy, monkeypatch, small_pieces):
     """Where stage 1 was killed in between, and no sample shows the change."""
-    monkeypatch.setattr("neardup.input.embeddings.PIECE_ROWS", 700)
-    monkeypatch.setattr(faiss_01_pca_variance, "piece_groups", lambda rows, _=None: [[p] for p in pieces(rows.starts)])
     shutil.rmtree(copy / "work")
     add, calls = faiss_01_pca_variance.Moments.add, []
-
-    class Killed(BaseException):
-        pass
 
     def killed(*arguments):
         calls.append(arguments)

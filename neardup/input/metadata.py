@@ -136,7 +136,7 @@ def _npz_blocks(path, name, _kind):
         raise NeardupError(f"{path} ({name}) holds {dtype}, not text or numbers: choose another")
     for values in npz.column_blocks(path, name):
         try:
-            yield pa.array(values)
+            yield pa.array(values.astype(dtype.newbyteorder("=")))
         except UnicodeDecodeError as error:  # half a character of UTF-16
             raise NeardupError(f"{path} ({name}) is not Unicode ({first_line(error)}): mend it") from error
 

@@ -1,5 +1,6 @@
-"""What is not imported, though it is installed: it would take longer than what it is wanted for."""
+"""What a process does about imports: those that are done stay, and one that takes longer than it is worth is not."""
 
+import gc
 import sys
 
 
@@ -11,6 +12,12 @@ class _NoPandas:
         """None: let others look for it."""
         if name == "pandas":
             raise ModuleNotFoundError(name)
+
+
+def settle():
+    """As each script does when all that it imports at first is there."""
+    gc.freeze()  # what was imported stays: to look through it for garbage takes 5 % of a short script
+    without_pandas()
 
 
 def without_pandas():

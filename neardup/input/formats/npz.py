@@ -49,15 +49,8 @@ def describe(path, name=None):
 
 def blocks(path, name=None):
     """Yield the vectors of a compressed array."""
-    with _opened(path) as archive, archive.open(_member(path, archive, name)) as file:
-        header = header_of(file)
-        step = rows_at_once(header.shape[1], header.dtype)
-        for start in range(0, header.shape[0], step):
-            count = min(step, header.shape[0] - start)
-            with _undamaged(f"{path} is damaged", "copy"):
-                values = np.frombuffer(file.read(count * header.shape[1] * header.dtype.itemsize), header.dtype)
-                values = values.reshape(count, header.shape[1])
-            yield values
+    with _opened(path) as archive:
+        yield from _rows(path, archive, _member(path, archive, name))
 
 
 def vector_names(path):
@@ -75,16 +68,22 @@ def column_headers(path):
 def column_blocks(path, name):
     """Yield the values of a one-dimensional array, which are no Python objects."""
     with _opened(path) as archive:
-        _, member = _arrays(path, archive)[name]
-        with _undamaged(f"{path} ({member.filename}) is damaged", "copy"), archive.open(member) as file:
-            header = header_of(file)
-            step = rows_at_once(1, header.dtype)
-            for start in range(0, header.shape[0], step):
-                count = min(step, header.shape[0] - start)
-                values = np.frombuffer(file.read(count * header.dtype.itemsize), header.dtype)
-                if len(values) < count:
-                    raise EOFError("it ends early")
-                yield values.astype(header.dtype.newbyteorder("="), copy=False)
+        yield from _rows(path, archive, _arrays(path, archive)[name][1])
+
+
+def _rows(path, archive, member):
+    """Yield an array in C order some rows at a time, as stored."""
+    with archive.open(member) as file:
+        header = header_of(file)
+        n, *others = header.shape
+        record = math.prod(others)
+        step = rows_at_once(record, header.dtype)
+        for start in range(0, n, step):
+            count = min(step, n - start)
+            with _undamaged(f"{path} is damaged", "copy"):
+                values = np.frombuffer(file.read(count * record * header.dtype.itemsize), header.dtype)
+                values = values.reshape(count, *others)
+            yield values
 
 
 def write_kept(path, target, keep):
