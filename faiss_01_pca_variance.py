@@ -15,7 +15,8 @@ from neardup import NeardupError
 from neardup.grouping import plots
 from neardup.input.embeddings import open_shards, piece_groups, shard_starts, total_rows
 from neardup.input.freshness import content
-from neardup.input.ids import IdTable, expected_bytes, repeated_rows, sources, write_table
+from neardup.input.id_table import IdTable, repeated_rows, write_table
+from neardup.input.ids import expected_bytes, sources
 from neardup.machine import budget, engine
 from neardup.machine.checksums import Digest
 from neardup.machine.files import atomic, npy_rows, read_csv, read_json, write_csv, write_json, write_npy, write_npz

@@ -11,7 +11,7 @@ import numpy as np
 
 from neardup import NeardupError
 from neardup.input.embeddings import open_pieces, pieces, shard_starts
-from neardup.input.ids import IdTable
+from neardup.input.id_table import IdTable
 from neardup.machine import budget, engine
 from neardup.machine.files import write_npy
 from neardup.machine.npy import read_npy

@@ -33,7 +33,7 @@ from neardup.grouping.thresholds import (
     threshold_for,
 )
 from neardup.input.embeddings import open_shards
-from neardup.input.ids import IdTable
+from neardup.input.id_table import IdTable
 from neardup.input.preview import Preview
 from neardup.machine import engine
 from neardup.machine.files import write_csv, write_json_items

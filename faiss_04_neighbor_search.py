@@ -12,7 +12,7 @@ import numpy as np
 from neardup import NeardupError
 from neardup.grouping.outputs import write_neighbors_pickle
 from neardup.input.embeddings import open_shards, pieces
-from neardup.input.ids import IdTable, store_ids
+from neardup.input.id_table import IdTable, store_ids
 from neardup.machine import budget, engine, mirror
 from neardup.machine.files import damaged, hdf5, write_json
 from neardup.machine.npy import read_npy, rows_in

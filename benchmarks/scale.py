@@ -25,7 +25,7 @@ from distributed.utils import open_port
 from config import Config
 from faiss_03_kmeans import default_clusters
 from neardup.grouping.outputs import write_neighbors_pickle
-from neardup.input.ids import IdTable, repeated_rows, write_table
+from neardup.input.id_table import IdTable, repeated_rows, write_table
 from neardup.input.shards import find_shards
 from neardup.machine import engine
 

@@ -21,7 +21,8 @@ from config import Config
 from neardup import NeardupError
 from neardup.grouping.outputs import read_groups
 from neardup.input.embeddings import open_shards
-from neardup.input.ids import IdTable, has_surrogate
+from neardup.input.id_table import IdTable
+from neardup.input.ids import has_surrogate
 from neardup.machine.files import write_beside_others
 from neardup.machine.mirror import here
 from neardup.machine.npy import UNREADABLE, map_array, read_ahead, read_array, read_header, read_npy, read_npz

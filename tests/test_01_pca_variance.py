@@ -26,7 +26,7 @@ from conftest import (
 from faiss_01_pca_variance import sample_of
 from neardup import NeardupError
 from neardup.input.freshness import _digest_of_ids
-from neardup.input.ids import IdTable, repeated_rows, write_table
+from neardup.input.id_table import IdTable, repeated_rows, write_table
 from neardup.input.shards import find_shards
 
 

@@ -31,7 +31,7 @@ from config import ROOT
 from neardup import NeardupError
 from neardup.grouping.contamination import find_matches
 from neardup.input.embeddings import open_shards
-from neardup.input.ids import IdTable
+from neardup.input.id_table import IdTable
 from neardup.input.shards import find_shards
 from neardup.query import FinishedRun, near_in_short, read_vectors, visited_clusters
 from neardup.query import answer as ask

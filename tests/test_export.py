@@ -30,7 +30,8 @@ from neardup.grouping.groups import Groups
 from neardup.grouping.outputs import id_lines
 from neardup.input.formats import hdf5, npy, npz, tables, vecs
 from neardup.input.formats.by_suffix import blocks
-from neardup.input.ids import IdTable, id_blocks
+from neardup.input.id_table import IdTable
+from neardup.input.ids import id_blocks
 from neardup.input.metadata import read_column
 from neardup.input.shards import Reading, find_shards
 from neardup.search.pairs import PAIR, Found

@@ -43,7 +43,8 @@ from neardup.input import copies, layout, shards
 from neardup.input.embeddings import RowFiles
 from neardup.input.formats import by_suffix
 from neardup.input.freshness import times
-from neardup.input.ids import IdTable, expected_bytes, id_blocks
+from neardup.input.id_table import IdTable
+from neardup.input.ids import expected_bytes, id_blocks
 from neardup.input.layout import Layout, npy_layout
 from neardup.input.metadata import column_blocks, column_names, read_column
 from neardup.input.shards import Reading, find_shards

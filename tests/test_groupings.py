@@ -26,7 +26,7 @@ from neardup.grouping import chains, changes, outputs, plots, report, stars, thr
 from neardup.grouping.groups import Groups
 from neardup.grouping.representatives import Representatives, first_best
 from neardup.input.embeddings import RowFiles
-from neardup.input.ids import IdTable
+from neardup.input.id_table import IdTable
 from neardup.input.layout import npy_layout
 from neardup.machine.files import write_json_items
 from neardup.search import geometry, pairs
@@ -619,7 +619,7 @@ def test_the_first_of_two_that_are_preferred_alike(tmp_path, strongest):
 def test_groups_of_several_blocks_keep_their_numbers(tmp_path, monkeypatch):
     """In groups.parquet; and their ids in HDF5."""
     monkeypatch.setattr("neardup.grouping.outputs.BLOCK_ROWS", 2)
-    monkeypatch.setattr("neardup.input.ids.BLOCK_ROWS", 3)
+    monkeypatch.setattr("neardup.input.id_table.BLOCK_ROWS", 3)
     names, bounds = [f"id-{'x' * i}" for i in range(8)], np.arange(0, 9, 2)
     ids = IdTable([pa.array(names, pa.large_string())])
     groups = Groups(np.arange(8), bounds, np.ones(8), bounds[:-1], np.zeros(4, np.int32))

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from neardup.grouping import outputs, pickles
 from neardup.grouping.groups import Groups
-from neardup.input.ids import IdTable
+from neardup.input.id_table import IdTable
 from neardup.machine.files import write_npy
 
 TEXTS = st.text(max_size=9) | st.sampled_from(

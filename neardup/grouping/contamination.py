@@ -12,7 +12,8 @@ from neardup.grouping.outputs import write_examples, write_id_lists, write_thres
 from neardup.grouping.report import write_report_against
 from neardup.grouping.summary import tell_not_exported
 from neardup.grouping.thresholds import pair_counts, steps
-from neardup.input.ids import BLOCK_ROWS, IdTable
+from neardup.input.id_table import IdTable
+from neardup.input.ids import BLOCK_ROWS
 from neardup.input.preview import Preview
 from neardup.machine.files import atomic
 from neardup.machine.mirror import here

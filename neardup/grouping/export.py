@@ -17,7 +17,8 @@ from neardup.input.beside import STATE, names_about, names_beside, root_of
 from neardup.input.embeddings import total_rows
 from neardup.input.formats import npy, tables
 from neardup.input.formats.by_suffix import write_kept
-from neardup.input.ids import BLOCK_ROWS, bytes_of
+from neardup.input.id_table import bytes_of
+from neardup.input.ids import BLOCK_ROWS
 from neardup.machine import engine
 from neardup.machine.files import LONGEST_CELL, atomic, resolved, write_json, write_npy
 

@@ -11,7 +11,8 @@ import pyarrow.parquet as pq
 from neardup.grouping import pickles
 from neardup.grouping.groups import Groups
 from neardup.grouping.thresholds import examples
-from neardup.input.ids import BLOCK_ROWS, bytes_of, store_ids
+from neardup.input.id_table import bytes_of, store_ids
+from neardup.input.ids import BLOCK_ROWS
 from neardup.machine.files import atomic, damaged, hdf5, is_of_system, write_csv
 from neardup.machine.npy import map_npy
 from neardup.search.pairs import among, both_ways

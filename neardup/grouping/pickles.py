@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from neardup.input.ids import bytes_of, positions
+from neardup.input.id_table import bytes_of, positions
 from neardup.machine.files import atomic
 
 _OPCODES = pa.large_binary()

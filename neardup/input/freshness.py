@@ -5,7 +5,8 @@ from functools import partial
 
 from neardup import NeardupError
 from neardup.input.embeddings import open_shards, piece_groups, pieces
-from neardup.input.ids import bytes_of, id_blocks
+from neardup.input.id_table import bytes_of
+from neardup.input.ids import id_blocks
 from neardup.machine import engine
 from neardup.machine.checksums import Digest, digest_of_bytes, digest_of_file, digest_of_sample
 from neardup.machine.files import read_json, write_json

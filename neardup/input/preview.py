@@ -14,7 +14,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from neardup import NeardupError
-from neardup.input.ids import BLOCK_ROWS, positions
+from neardup.input.id_table import positions
+from neardup.input.ids import BLOCK_ROWS
 from neardup.input.metadata import TEXTS, as_text, read_column
 from neardup.machine.files import resolved
 

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import h5py
 import numpy as np
 
-from neardup.input.ids import store_ids
+from neardup.input.id_table import store_ids
 from neardup.machine.files import damaged, hdf5, is_of_system
 from neardup.machine.mirror import here
 from neardup.machine.npy import map_array

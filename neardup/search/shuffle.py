@@ -5,7 +5,7 @@ from functools import partial
 import numpy as np
 import pyarrow as pa
 
-from neardup.input.ids import IdTable, bytes_of, positions
+from neardup.input.id_table import IdTable, bytes_of, positions
 from neardup.machine import engine
 from neardup.machine.files import atomic, write_npy
 from neardup.machine.npy import map_npy, read_array, read_npy
