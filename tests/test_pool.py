@@ -6,18 +6,21 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 import pytest
 from conftest import EXAMPLE, SCRIPTS, run_scripts, run_stages, settings_of, tree_bytes
+from threadpoolctl import threadpool_info
 
 import faiss_04_neighbor_search
 from config import ROOT
 from neardup import NeardupError
 from neardup.machine import engine
 from neardup.machine.pool import started
+from neardup.machine.threads import limited_in_thread
 
 MEMORY = 4 * 2**30
 WAITS = """
@@ -167,6 +170,20 @@ def test_sums_are_the_same_in_processes():
     with engine.in_processes(settings_of(EXAMPLE, ROOT, n_workers=2), MEMORY, True):
         there = engine.run(np.dot, [(rows, others.T)], 2, "there")[0]
     assert np.array_equal(here, there)
+
+
+def blas_threads():
+    """How many threads each BLAS of this process may have, to this thread."""
+    return {library["num_threads"] for library in threadpool_info() if library["user_api"] == "blas"}
+
+
+def test_a_thread_that_lives_on_does_not_limit_what_comes_after_it(monkeypatch):
+    """As one of Dask's does that began a task when another had failed and the run was over."""
+    monkeypatch.setattr(engine, "cores", lambda: 3)
+    assert engine.run_here(blas_threads, label="before") == {3}
+    with ThreadPoolExecutor(1) as executor:
+        assert executor.submit(limited_in_thread, pow, 1, 2, 5).result() == 32
+        assert engine.run_here(blas_threads, label="after") == {3}
 
 
 def test_a_process_that_ends_while_nothing_is_to_do_is_noticed():

@@ -24,7 +24,7 @@ from neardup.machine import mirror
 from neardup.machine.checksums import digest_of_bytes
 from neardup.machine.files import write_beside_others
 from neardup.machine.npy import PARSING
-from neardup.machine.threads import cores, limit_threads, limited
+from neardup.machine.threads import cores, limit_threads, limited, limited_in_thread
 
 _workers = None  # that tasks run on; None: they are threads of this process
 _of_folder = ""  # in the names of a cluster's tasks: which work folder they write to, of two sets that of either
@@ -139,7 +139,7 @@ def _bar(label):
 
 
 def _compute_here(tasks, n_workers, label):
-    threads, call = cores() // n_workers, dask.delayed(limited, pure=False)
+    threads, call = cores() // n_workers, dask.delayed(limited_in_thread, pure=False)
     names = range(len(tasks), 0, -1)  # Dask begins with the last one by name
     values = [call(task[0], threads, *task[1:], dask_key_name=f"{n:020}") for n, task in zip(names, tasks, strict=True)]
     with TqdmCallback(**_bar(label)), limit_threads(threads):
@@ -198,7 +198,7 @@ def run_in_turn(runs, beside, n_workers):
         results = []
         for function, arguments, label in runs:
             with _timed(label, len(arguments)):
-                results.append([limited(function, 1, *a) for a in arguments])
+                results.append([limited_in_thread(function, 1, *a) for a in arguments])
         return results
 
     return _compute_here([(in_turn,), *beside], n_workers or cores(), runs[0][2])[0]

@@ -22,17 +22,27 @@ def cores():
 
 
 def limited(function, threads, *arguments):
-    """Call a task with its share of the cores."""
-    limit_threads(threads)  # pools that a thread has of its own (OpenMP); the shared ones are `engine.compute`'s
+    """Call a task, the only one of its process, with its share of the cores."""
+    limit_threads(threads)
     return function(*arguments)
 
 
-def limit_threads(threads):
-    """Let a task have so many BLAS and OpenMP threads, or one.
+def limited_in_thread(function, threads, *arguments):
+    """Call a task, in a thread among others, with its share of the cores: of OpenMP, whose pools are a thread's own.
+
+    BLAS's are the process's, which `engine.compute` limits. Of threads just the first one may, until it ends
+    (threadpoolctl): one of Dask's doesn't end, and begins a task even when another has failed.
+    """
+    limit_threads(threads, "openmp")
+    return function(*arguments)
+
+
+def limit_threads(threads, user_api=None):
+    """Let a task have so many threads, or one: of BLAS and OpenMP, or one of them ("blas", "openmp").
 
     Takes effect at once; as a context manager it also gives them back.
     """
-    return _controller(_n_libraries(len(sys.modules))).limit(limits=max(1, threads))
+    return _controller(_n_libraries(len(sys.modules))).limit(limits=max(1, threads), user_api=user_api)
 
 
 @lru_cache(maxsize=1)
