@@ -1185,6 +1185,12 @@ def csv_that_breaks_late(folder):
     (folder / "p.csv").write_text("id,n\n" + "".join(f"{i:020},1\n" for i in range(99_999)) + "x\n")
 
 
+def csv_of_a_spreadsheet(folder):
+    """Of a country where commas are for decimals."""
+    np.save(folder / "p.npy", np.eye(3))
+    (folder / "p.csv").write_text("id;n\na;1\nb;2\nc;3\n")
+
+
 def columns_of_one_name(folder):
     vectors = pa.array([[1.0, 2.0]] * 3)
     pq.write_table(
@@ -1206,6 +1212,7 @@ FOUND = {
     "index that is cut": (index_that_is_cut, "it is damaged, copy it again"),
     "flipped byte": (npz_with_a_flipped_byte, "p.npz is damaged"),
     "late in a CSV file": (csv_that_breaks_late, "p.csv is not a CSV file in UTF-8"),
+    "semicolons": (csv_of_a_spreadsheet, "p.csv has one column, 'id;n': write it with commas, or as Parquet"),
     "one name": (columns_of_one_name, "p.parquet has 2 columns 'id'"),
 }
 

@@ -30,7 +30,10 @@ def column_names(path):
             return [*_columns_of(file, ())]
     if path.suffix == ".csv":
         with _mending(path), pa.csv.open_csv(path, **_csv_options()) as reader:
-            return reader.schema.names
+            names = reader.schema.names
+        if len(names) == 1 and any(mark in names[0] for mark in ";\t"):  # as spreadsheets write it
+            raise NeardupError(f"{path} has one column, {names[0]!r}: write it with commas, or as Parquet")
+        return names
     return schema_and_rows(path)[0].names
 
 
