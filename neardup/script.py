@@ -23,13 +23,15 @@ from neardup.machine.lock import lock
 from neardup.plan import plan, print_plan
 from neardup.stages.artifacts import LEADING, STAGES
 from neardup.stages.runs import N_REFERENCE, check_folders
+from neardup.words import for_terminal
 
 _OF_EACH_SET = [script for script, _ in STAGES.values()][:N_REFERENCE]
 EXIT_ERROR, EXIT_SETTING, EXIT_INTERRUPTED, EXIT_TERMINATED = 1, 2, 130, 143
+_STDOUT = "standard output"
 
 
 def main(run, description):
-    """Read the settings, call run(config), exit. run: the script's function. description: its first line of --help."""
+    """Read the settings, call run(config), exit. run: the script's function. description: what --help says of it."""
     name = Path(sys.argv[0]).name
     Config.__doc__ = description
     with report_errors(name) as places:
@@ -71,7 +73,9 @@ def report_errors(name):
             setattr(sys, stream, Path(os.devnull).open("w"))  # noqa: SIM115
         getattr(sys, stream).reconfigure(errors="backslashreplace")  # ids may hold what a terminal can't show
     if sys.stdout is sys.__stdout__:
-        sys.stdout = _named(sys.stdout)
+        sys.stdout = _wrapped(sys.stdout, _StandardOutput)
+    if sys.stderr is sys.__stderr__:
+        sys.stderr = _wrapped(sys.stderr, _StandardError)
     signal.signal(signal.SIGINT, lambda *_: _leave(name, EXIT_INTERRUPTED, "interrupted"))
     signal.signal(signal.SIGTERM, lambda *_: _leave(name, EXIT_TERMINATED, "terminated"))
     try:
@@ -81,11 +85,11 @@ def report_errors(name):
         _fail(name, EXIT_SETTING, _setting_message(error))
     except (SettingsError, ArgumentError) as error:
         _fail(name, EXIT_SETTING, f"{error}; --help lists the settings")
-    except BrokenPipeError:  # whoever reads what is printed has enough; all results are there
-        os._exit(EXIT_ERROR)
     except NeardupError as error:
         _fail(name, EXIT_ERROR, str(error))
     except OSError as error:
+        if isinstance(error, BrokenPipeError) and error.filename == _STDOUT:
+            os._exit(EXIT_ERROR)  # whoever reads what is printed has enough; all results are there
         _fail(name, EXIT_ERROR, f"{_about(error, places)}; mend that, then start it again to go on")
     except MemoryError:
         _fail(name, EXIT_ERROR, "out of memory: set a lower memory_limit or n_workers, then start it again to go on")
@@ -99,13 +103,23 @@ class _StandardOutput(FileIO):
         try:
             return super().write(data)
         except OSError as error:
-            error.filename = "standard output"
+            error.filename = _STDOUT
             raise
 
 
-def _named(stream):
-    """The same text stream, as a `_StandardOutput`."""
-    file = BufferedWriter(_StandardOutput(stream.fileno(), "w", closefd=False))
+class _StandardError(FileIO):
+    """Ends no run where it can't be written: what is said there, progress too, is said beside the results."""
+
+    def write(self, data):
+        """As FileIO.write."""
+        with suppress(OSError):
+            return super().write(data)
+        return len(data)
+
+
+def _wrapped(stream, kind):
+    """The same text stream, on a `_StandardOutput` or `_StandardError`."""
+    file = BufferedWriter(kind(stream.fileno(), "w", closefd=False))
     return TextIOWrapper(
         file, stream.encoding, stream.errors, line_buffering=stream.line_buffering or stream.write_through
     )
@@ -163,7 +177,8 @@ def _leave(name, status, word):
     """End at once, for all that was finished is on disk; an exception could arise in the middle of any library."""
     with suppress(RuntimeError, OSError):  # the signal may have come while it is flushed
         sys.stdout.flush()
-    os.write(sys.stderr.fileno(), f"{name}: {word}; start it again to go on\n".encode())
+    with suppress(OSError):
+        os.write(sys.stderr.fileno(), f"{name}: {word}; start it again to go on\n".encode())
     os._exit(status)
 
 
@@ -182,7 +197,8 @@ def _setting_message(error):
 
 
 def _fail(name, status, message):
-    sys.stderr.write(f"{name}: error: {' '.join(message.split())}\n")
+    line = for_terminal(" ".join(part.strip() for part in message.splitlines()))
+    sys.stderr.write(f"{name}: error: {line}\n")
     try:
         sys.stdout.flush()
     except OSError:  # nor at the end, when Python would try again

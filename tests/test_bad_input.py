@@ -559,6 +559,59 @@ def test_streams_that_are_full(good, tmp_path):
     assert "read twice" in in_shell(numbered).stderr
     done = in_shell(f"{numbered} 2>/dev/full")
     assert (done.returncode, done.stdout.count("\n")) == (0, 3)
+    assert in_shell(f"{numbered} --threshold 5 2>/dev/full").returncode == 2
+
+
+WATCHED = """
+import runpy, sys
+from neardup.machine import engine
+engine._bar = lambda label: {"desc": label, "mininterval": 0, "delay": 0, "leave": False}
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+@pytest.mark.parametrize("reader", ["there", "gone"])
+def test_progress_that_nobody_reads(good, tmp_path, reader):
+    """A bar is drawn in the end; by who can't be told, as where a connection is lost."""
+    arguments = SCRIPTS[0], "--data-dir", good / "data", "--work-dir", tmp_path / "work"
+    read, write = os.pipe()
+    if reader == "gone":
+        os.close(read)
+    with os.fdopen(write, "w") as stream:
+        done = subprocess.run([sys.executable, "-c", WATCHED, *arguments], cwd=ROOT, stderr=stream, check=False)
+    assert done.returncode == 0
+    assert (tmp_path / "work" / "01_pca_variance" / "manifest.json").exists()
+    if reader == "there":
+        with os.fdopen(read) as stream:
+            assert "01 moments" in stream.read()
+
+
+def ended(what, stderr=subprocess.PIPE):
+    """A process in which this happens within `report_errors`."""
+    code = f"import os, signal\nfrom neardup.script import report_errors\nwith report_errors('x'):\n    {what}"
+    return subprocess.run([sys.executable, "-c", code], cwd=ROOT, stderr=stderr, text=True, check=False)
+
+
+def test_a_pipe_that_breaks_is_told_where_it_is_not_standard_output():
+    done = ended("raise BrokenPipeError(32, 'Broken pipe')")
+    assert (done.returncode, done.stderr) == (
+        1,
+        "x: error: a file: Broken pipe; mend that, then start it again to go on\n",
+    )
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+def test_a_signal_ends_a_script_that_can_not_tell():
+    """An error of telling would arise in any library, which may go on."""
+    with Path("/dev/full").open("w") as full:
+        assert ended("os.kill(os.getpid(), signal.SIGTERM)", full).returncode == 143
+
+
+def test_names_are_told_as_they_are():
+    """But for what a terminal would act on."""
+    done = ended("raise OSError(2, 'No such file', 'a  b\\x1b[2J')")
+    assert done.stderr == "x: error: a  b\\u001b[2J: No such file; mend that, then start it again to go on\n"
 
 
 @pytest.mark.parametrize("setting", ["data-dir", "work-dir"])
