@@ -26,7 +26,7 @@ from conftest import (
 from faiss_01_pca_variance import sample_of
 from neardup import NeardupError
 from neardup.input.freshness import _digest_of_ids
-from neardup.input.id_table import IdTable, repeated_rows, write_table
+from neardup.input.id_table import _SCHEMA, IdTable, repeated_rows, write_table
 from neardup.input.shards import find_shards
 
 
@@ -239,6 +239,27 @@ def test_rows_of_repeated_ids_are_listed(tmp_path):
     folder = stage_1(tmp_path, normal(6, 4), cuts=[3], ids=ids, duplicate_ids="allow")
     assert np.load(folder / "repeated_rows.npy").tolist() == [0, 1, 2, 4, 5]
     assert read_ids(tmp_path / "work") == ids
+
+
+def test_damaged_ids_that_nobody_hashed(tmp_path):
+    """As a query reads them, here and there: told, or ids of others, but no memory is read that isn't theirs."""
+    names, rng, told = [f"{'é' * (i % 5)}{i}" for i in range(300)], np.random.default_rng(0), 0
+    with pa.OSFile(str(tmp_path / "ids.arrow"), "wb") as sink, pa.ipc.new_file(sink, _SCHEMA) as writer:
+        for start in range(0, 300, 100):
+            writer.write_batch(pa.record_batch([pa.array(names[start : start + 100], pa.large_string())], _SCHEMA))
+    whole = (tmp_path / "ids.arrow").read_bytes()
+    for _ in range(1000):
+        content = bytearray(whole)
+        for place in rng.integers(len(content), size=rng.integers(1, 4)):
+            content[place] = rng.integers(256)
+        (tmp_path / "ids.arrow").write_bytes(content[: rng.choice([len(content), rng.integers(1, len(content))])])
+        rows = rng.integers(300, size=20)
+        try:
+            assert len(IdTable.open(tmp_path / "ids.arrow", here_and_there=True).take(rows)) == 20
+        except NeardupError as error:
+            assert "ids.arrow is damaged" in str(error)
+            told += 1
+    assert 500 < told < 1000
 
 
 def test_ids_of_one_hash_are_not_one_id():

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -308,6 +309,18 @@ def test_rows_of_the_run(finished):
     assert done.returncode == 1
     assert done.stderr.startswith("neardup.query: error: no row has the id 'nobody'")
     assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_query_by_ids_that_are_not_those_of_the_run(finished, tmp_path):
+    """All are read, and hashed."""
+    config, names = finished[0], read_ids(finished[0].work_dir)
+    work = shutil.copytree(config.work_dir, tmp_path / "work")
+    path = work / NAMES[0] / "ids.arrow"
+    path.write_bytes(
+        path.read_bytes().replace(names[0].encode(), names[1].encode().ljust(len(names[0]))[: len(names[0])])
+    )
+    with pytest.raises(NeardupError, match=r"ids\.arrow is missing or not what faiss_01_pca_variance\.py wrote"):
+        FinishedRun(config.model_copy(update={"work_dir": work})).rows_of(names[1:2])
 
 
 def test_ids_and_groups_of_every_row(finished):

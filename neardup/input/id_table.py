@@ -7,7 +7,7 @@ import pyarrow as pa
 
 from neardup.input.embeddings import total_rows
 from neardup.input.ids import BLOCK_ROWS, id_blocks
-from neardup.machine.files import damaged
+from neardup.machine.files import damaged, is_of_system
 from neardup.machine.mirror import here
 from neardup.machine.npy import map_array
 
@@ -61,8 +61,14 @@ class IdTable:
         size = here(path).stat().st_size
         try:
             mapped = map_array(path, np.dtype(np.uint8), 0, (size,), here_and_there=here_and_there)
-            return cls(pa.ipc.open_file(pa.py_buffer(mapped)).read_all().column("id").chunks, path)
-        except (ValueError, EOFError, KeyError) as error:  # Arrow's are ValueErrors
+            table = pa.ipc.open_file(pa.py_buffer(mapped)).read_all()
+            table.validate()
+            if table.schema != _SCHEMA:
+                raise ValueError(f"it holds {table.schema.to_string()}")
+            return cls(table.column("id").chunks, path)
+        except (ValueError, OSError, EOFError, KeyError) as error:  # Arrow's are ValueErrors or OSErrors
+            if is_of_system(error):
+                raise
             raise damaged(path, error) from error
 
     def __reduce__(self):
@@ -89,13 +95,26 @@ class IdTable:
         order = np.argsort(of_chunk, kind="stable")
         chunks, counts = np.unique(of_chunk, return_counts=True)
         parts = np.split(rows[order], np.cumsum(counts)[:-1]) if len(chunks) else []
-        taken = [self.chunks[c].take(positions(p - self.starts[c])) for c, p in zip(chunks, parts, strict=True)]
+        taken = [self._taken(c, p - self.starts[c]) for c, p in zip(chunks.tolist(), parts, strict=True)]
         joined = pa.concat_arrays(taken) if taken else pa.array([], pa.large_string())
         return joined.take(positions(np.argsort(order, kind="stable"))) if len(taken) > 1 else joined
 
+    def _taken(self, number, places):
+        """Some ids of a chunk; of a file those without an end are told, for one read here and there isn't hashed."""
+        chunk = self.chunks[number]
+        if self._path:
+            _, offsets, text = chunk.buffers()
+            bounds = np.frombuffer(offsets, np.int64)[chunk.offset + places[:, None] + [0, 1]]
+            if (np.diff(bounds, axis=1) < 0).any() or bounds.min() < 0 or bounds.max() > (text.size if text else 0):
+                raise damaged(self._path, "ids without an end")
+        return chunk.take(positions(places))
+
     def take(self, rows):
         """The ids of these rows as a list of strings. rows: (r,) integers."""
-        return self.array(rows).to_pylist()
+        try:
+            return self.array(rows).to_pylist()
+        except (ValueError, IndexError) as error:
+            raise damaged(self._path, error) from error
 
 
 def positions(rows):
