@@ -212,7 +212,7 @@ def join_parts(stage, parts, n_rows, ids, threshold):
     """
     total, seen, at = rows_in(parts), np.zeros(n_rows, dtype=bool), 0
     total += sum(map(len, pairs_before(stage, threshold)))
-    stage.needs(total * BYTES_A_PAIR)
+    stage.needs(total * BYTES_A_PAIR, more=True)
     with hdf5(stage.path("neighbors.h5")) as file:
         for name in PAIR.names:
             file.create_dataset(name, (total,), PAIR[name])

@@ -213,6 +213,13 @@ def test_the_second_set_is_made_once(tmp_path):
     assert found["contaminated"] >= 500
 
 
+def test_thresholds_that_are_nearly_one_are_told_apart(tmp_path, capsys):
+    for folder in ("a", "b"):
+        put(tmp_path / folder, "0", np.arange(50))
+    run_against(tmp_path / "a", tmp_path / "work", tmp_path / "b", threshold=0.9999999)
+    assert re.findall(r"^  at (\S+): ", capsys.readouterr().out, flags=re.MULTILINE) == ["1", "0.9999999"]
+
+
 def test_rows_of_another_length(tmp_path):
     lay_out(tmp_path / "a", np.eye(3, 4, dtype=np.float32))
     lay_out(tmp_path / "b", np.eye(3, 5, dtype=np.float32))

@@ -506,6 +506,11 @@ def test_the_forest_joins_what_all_pairs_join(seed, kind, n, at_once):
             assert thresholds.threshold_for(forest, n, target, 0.7) == highest
 
 
+def test_the_lowest_threshold_searched_is_told_with_all_its_digits():
+    with pytest.raises(NeardupError, match=r"^at 0\.97654321, the lowest threshold searched, 5 rows are left"):
+        thresholds.threshold_for(np.empty(0, PAIR), 5, 3, 0.97654321)
+
+
 @given(seed=SEED, kind=st.sampled_from(KINDS), n=st.integers(1, 40), share=st.sampled_from([0, 0.1, 0.4, 1]))
 @settings(deadline=None, max_examples=100)
 def test_no_two_rows_that_were_kept_are_joined(seed, kind, n, share):

@@ -22,7 +22,7 @@ from neardup.script import tell
 from neardup.search.pairs import found_pairs, strongest_of_each
 from neardup.stages.artifacts import REPORT
 from neardup.stages.runs import begin
-from neardup.words import counted
+from neardup.words import counted, exact
 
 _PARQUET = pa.schema(
     [
@@ -76,7 +76,7 @@ def report(stage):
     )
     for line in found["thresholds"]:
         of_both = f"{counted(line['contaminated'], 'row')}, {counted(line['pairs'], 'pair')}"
-        print(f"  at {line['threshold']:g}: {of_both}")
+        print(f"  at {exact(line['threshold'])}: {of_both}")
     tell_not_exported(found["not_exported"])
     print(f"-> {stage.shown} (contaminated.parquet, keep.txt, drop.txt, report.html)")
 

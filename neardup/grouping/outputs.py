@@ -2,7 +2,6 @@
 
 import json
 
-import h5py
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -13,7 +12,7 @@ from neardup.grouping.groups import Groups
 from neardup.grouping.thresholds import examples
 from neardup.input.id_table import bytes_of, store_ids
 from neardup.input.ids import BLOCK_ROWS
-from neardup.machine.files import atomic, damaged, hdf5, is_of_system, write_csv
+from neardup.machine.files import atomic, hdf5, opened_data_sets, write_csv
 from neardup.machine.npy import map_npy
 from neardup.search.pairs import among, both_ways
 
@@ -91,13 +90,8 @@ def write_hdf5(path, groups, ids, threshold):
 def read_groups(path):
     """The `Groups` of merged_clusters.h5. Raises NeardupError where it is damaged. Memory: 24 bytes a row in groups."""
     names = "row", "bounds", "similarity", "representative_row", "cluster"
-    try:
-        with h5py.File(path) as file:
-            return Groups(*(file[name][:] for name in names))
-    except (OSError, KeyError) as error:
-        if is_of_system(error):
-            raise
-        raise damaged(path, error) from error
+    with opened_data_sets(path, names) as found:
+        return Groups(*(values[:] for values in found))
 
 
 def write_pickle(path, groups, ids):

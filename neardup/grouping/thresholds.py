@@ -6,6 +6,7 @@ from neardup import NeardupError
 from neardup.grouping.groups import members_and_bounds
 from neardup.search.components import components, numbered
 from neardup.search.pairs import PAIR
+from neardup.words import exact
 
 STEPS = 0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.92, 0.94, 0.95, 0.96, 0.97, 0.98, 0.99, 0.995, 1.0
 _BINS = 40  # of the histogram of similarities
@@ -81,7 +82,7 @@ def threshold_for(forest, n_rows, target_rows, lowest):
     needed = n_rows - target_rows
     if needed > len(forest):
         raise NeardupError(
-            f"at {lowest:g}, the lowest threshold searched, {n_rows - len(forest):,} rows are left, more than the "
+            f"at {exact(lowest)}, the lowest threshold searched, {n_rows - len(forest):,} rows are left, more than the "
             f"{target_rows:,} of target_rows: set a lower report_threshold and run faiss_04_neighbor_search.py again"
         )
     return float(forest["similarity"][needed - 1]) if needed > 0 else 1.0

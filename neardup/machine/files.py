@@ -90,7 +90,12 @@ def link(source, path):
 def write_json(path, content, flush=True):
     """Write small values as JSON, whole or not at all. flush: as in `atomic`."""
     with atomic(path, flush) as temporary:
-        temporary.write_text(json.dumps(content, indent=1, default=str) + "\n", encoding="utf-8")
+        temporary.write_text(json.dumps(content, indent=1, default=_plain) + "\n", encoding="utf-8")
+
+
+def _plain(value):
+    """What JSON knows of another value: a number of NumPy's as one, else a text."""
+    return value.item() if isinstance(value, np.generic) else str(value)
 
 
 def write_json_items(path, items):
@@ -139,10 +144,10 @@ def _cell(text):
 
 def write_npy(path, array, flush=True):
     """Write an array as .npy, whole or not at all. flush: as in `atomic`."""
-    array = np.asanyarray(array)
+    array = np.asarray(array, order="C")
     with atomic(path, flush) as temporary, temporary.open("wb") as file:
         np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(array))
-        file.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)  # numpy's own way hides why it fails
+        file.write(array.reshape(-1).view(np.uint8).data)  # numpy's own way hides why it fails
 
 
 def write_npz(path, **arrays):
@@ -166,6 +171,21 @@ def hdf5(path):
             yield content
         if failing.error:
             raise failing.error
+
+
+@contextmanager
+def opened_data_sets(path, names, folder=None):
+    """Yield data sets of an HDF5 file of ours. Raises NeardupError where it is damaged. folder: as in `damaged`."""
+    try:
+        with h5py.File(mirror.here(path)) as file:
+            found = [file[name] for name in names]
+            if not all(isinstance(item, h5py.Dataset) for item in found):
+                raise damaged(path, "no data sets", folder)
+            yield found
+    except (OSError, KeyError, RuntimeError) as error:
+        if is_of_system(error):
+            raise
+        raise damaged(path, error, folder) from error
 
 
 class _Failing:

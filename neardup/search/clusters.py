@@ -2,12 +2,10 @@
 
 from typing import NamedTuple
 
-import h5py
 import numpy as np
 
 from neardup.input.id_table import store_ids
-from neardup.machine.files import damaged, hdf5, is_of_system
-from neardup.machine.mirror import here
+from neardup.machine.files import damaged, hdf5, opened_data_sets
 from neardup.machine.npy import map_array
 from neardup.search import geometry
 
@@ -66,14 +64,8 @@ def data_sets(path, *more):
 
     Raises NeardupError where it is damaged.
     """
-    try:
-        with h5py.File(here(path)) as file:
-            sets = [file[name] for name in ("row", "vector", *more)]
-            found = [_DataSet(s.shape, s.dtype, s.id.get_offset()) for s in sets]
-    except (OSError, KeyError, RuntimeError) as error:
-        if is_of_system(error):
-            raise
-        raise damaged(path, error, path.parents[1]) from error
+    with opened_data_sets(path, ("row", "vector", *more), path.parents[1]) as sets:
+        found = [_DataSet(s.shape, s.dtype, s.id.get_offset()) for s in sets]
     if found[0].shape != found[1].shape[:1] or found[0].dtype != np.int64 or found[1].dtype != np.float32:
         raise damaged(path, "other shapes or types", path.parents[1])
     return found

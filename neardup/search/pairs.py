@@ -7,11 +7,10 @@ from functools import partial
 from itertools import chain
 from uuid import uuid4
 
-import h5py
 import numpy as np
 
 from neardup.input.embeddings import MOST_ROWS
-from neardup.machine.files import damaged
+from neardup.machine.files import damaged, opened_data_sets
 from neardup.ranges import size_ranges
 
 PAIR = np.dtype([("row_a", "<i8"), ("row_b", "<i8"), ("similarity", "<f8")])
@@ -104,7 +103,7 @@ def bounds_between(parts, at):
     parts: looked at one after the other; at: of `cuts`.
     """
     found = [[0, *np.searchsorted(p, at, side="right").tolist(), len(p)] for p in parts]
-    return np.ascontiguousarray(np.array(found, dtype=np.int64).reshape(-1, len(at) + 2).T)
+    return np.array(found, dtype=np.int64).reshape(-1, len(at) + 2).T
 
 
 def read_pairs(path, n_rows, threshold=0):
@@ -113,12 +112,11 @@ def read_pairs(path, n_rows, threshold=0):
     Raises NeardupError where they aren't pairs of so many rows, in order.
     """
     last = np.zeros(1, dtype=np.uint64)
-    with h5py.File(path) as file:
-        kinds = {name: (file[name].shape, file[name].dtype) for name in PAIR.names}
-        if kinds != {name: (file["row_a"].shape[:1], PAIR[name]) for name in PAIR.names}:
+    with opened_data_sets(path, PAIR.names) as stored:
+        if [(s.shape, s.dtype) for s in stored] != [((stored[0].size,), PAIR[name]) for name in PAIR.names]:
             raise damaged(path, "other shapes or types")
-        for start in range(0, len(file["row_a"]), _BLOCK):
-            a, b, similarity = columns = [file[name][start : start + _BLOCK] for name in PAIR.names]
+        for start in range(0, stored[0].size, _BLOCK):
+            a, b, similarity = columns = [s[start : start + _BLOCK] for s in stored]
             places = np.concatenate([last, a.view(np.uint64) << np.uint64(32) | b.view(np.uint64)])
             rising = (a >= 0) & (a < b) & (b < n_rows) & (places[1:] > places[:-1])
             if not (rising & (similarity > 0)).all():
@@ -168,9 +166,9 @@ def both_ways(path, n_rows, most, folder):
     for number in range(len(ranges)):
         (folder / f"{number}.bin").touch()
     starts = _mirror(path, n_rows, np.array([low for low, _ in ranges]), folder)
-    with h5py.File(path) as file:
+    with opened_data_sets(path, PAIR.names) as stored:
         for number, (low, high) in enumerate(ranges):
-            here = _as_pairs([file[name][starts[number] : starts[number + 1]] for name in PAIR.names])
+            here = _as_pairs([s[starts[number] : starts[number + 1]] for s in stored])
             pairs = np.concatenate([_read_mirrored(folder / f"{number}.bin"), here])  # of each row by row_b
             yield low, high, pairs.take(np.argsort(pairs["row_a"], kind="stable"))
     folder.rmdir()

@@ -109,9 +109,12 @@ class Stage:
         engine.run(partial(_take, of, self.folder), both, self.run.config.n_workers, "taken over")
         self.files |= {name: of.files[there] for name, there in both}
 
-    def needs(self, size):
-        """Raises NeardupError where the disk has no room for so many bytes, less those that are there."""
-        there = sum(p.stat().st_size for p in self.folder.rglob("*") if p.is_file())
+    def needs(self, size, more=False):
+        """Raises NeardupError where the disk has no room for so many bytes, less those that are there.
+
+        more: they are not, for they come beside what is there.
+        """
+        there = 0 if more else sum(p.stat().st_size for p in self.folder.rglob("*") if p.is_file())
         free = shutil.disk_usage(self.folder).free
         if size - there > free:
             raise NeardupError(
