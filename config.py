@@ -238,8 +238,8 @@ class Config(BaseSettings):
 
     @property
     def work_dirs(self):
-        """The work folders of this machine, of both sets where there are two."""
-        other = self._other_work_dir if self.against_dir is None else self.reference.work_dir
+        """The work folders of this machine, of both sets, or of an earlier run of two."""
+        other = self._other_work_dir if self.is_reference else self.reference.work_dir
         return [folder for folder in (self.work_dir, other) if isinstance(folder, Path)]
 
     @property

@@ -213,6 +213,18 @@ def test_the_second_set_is_made_once(tmp_path):
     assert found["contaminated"] >= 500
 
 
+def test_the_second_set_s_folder_is_no_input_of_a_later_run(tmp_path):
+    """Whose work folder lies in that of the input; cluster files have a data set of vectors, too."""
+    rows, settings = example_rows()[:60], {"shard_pattern": "**/*.h5", "sketch_dims": 383}
+    for name, some in (("data/below", rows), ("second", rows[20:40])):
+        (tmp_path / name).mkdir(parents=True)
+        with h5py.File(tmp_path / name / "p.h5", "w") as file:
+            file["vector"] = some
+    run_against(tmp_path / "data", tmp_path / "data" / "work", tmp_path / "second", **settings)
+    run_scripts(settings_of(tmp_path / "data", tmp_path / "data" / "work", **SETTINGS | settings))
+    assert read_manifest(tmp_path / "data" / "work" / NAMES[0] / MANIFEST)["results"]["rows"] == 60
+
+
 def test_thresholds_that_are_nearly_one_are_told_apart(tmp_path, capsys):
     for folder in ("a", "b"):
         put(tmp_path / folder, "0", np.arange(50))

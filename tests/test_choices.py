@@ -31,6 +31,7 @@ from conftest import (
     tree_bytes,
     unit,
 )
+from pyarrow import feather
 from test_045_merge import bundles, load_chains, load_groups, load_list, load_pairs, load_table
 from test_groupings import arc, without_pictures
 
@@ -38,6 +39,7 @@ from neardup import NeardupError
 from neardup.grouping.groups import Groups
 from neardup.grouping.losses import warnings
 from neardup.input.shards import find_shards
+from neardup.machine.checksums import digest_of_sample
 from neardup.script import main
 from neardup.words import in_words
 
@@ -533,6 +535,74 @@ def test_texts_that_change_where_no_sample_shows_it(tmp_path):
         run_stages(case.data, tmp_path / "texts", n_clusters=1, audit_rows=0)
         lines = read_csv(tmp_path / "texts", "examples.csv")
         assert {line["text_a"] for line in lines} == {letter}
+
+
+def exported(data, work, **settings):
+    """The bytes of a copy, and of the pairs to look at."""
+    run_stages(data, work, n_clusters=1, audit_rows=0, threshold=0.9, **settings)
+    return tree_bytes(work / STAGE / "export"), (work / STAGE / "examples.csv").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("before", "after"), [("p_0.csv", "p_1.csv"), ("p_0.txt", "p_0.csv"), ("p_0.arrow", "p_0.feather")]
+)
+def test_what_lies_beside_the_shards_has_another_name(tmp_path, before, after):
+    """Though it holds the same."""
+    rows, settings = np.random.default_rng(0).normal(size=(20, 8)).astype("f4"), {"export": True, "id_column": ""}
+    rows[10:15] = rows[:5]
+    (tmp_path / "data").mkdir()
+    for number, some in enumerate(np.split(rows, 2)):
+        np.save(tmp_path / "data" / f"p_{number}.npy", some)
+    table = pa.table({"x": range(10)})
+    if before.endswith(".arrow"):
+        feather.write_feather(table, tmp_path / "data" / before, compression="uncompressed")
+    else:
+        pa.csv.write_csv(table, tmp_path / "data" / before)
+    exported(tmp_path / "data", tmp_path / "work", **settings)
+    (tmp_path / "data" / before).rename(tmp_path / "data" / after)
+    again = exported(tmp_path / "data", tmp_path / "work", **settings)
+    assert again == exported(tmp_path / "data", tmp_path / "fresh", **settings)
+
+
+def test_texts_that_lie_beside_other_shards(tmp_path):
+    """Of two of four folders, one after the other, without texts otherwise."""
+    for number in range(4):
+        (tmp_path / "data" / "abcd"[number]).mkdir(parents=True)
+        np.save(tmp_path / "data" / "abcd"[number] / f"p_{number}.npy", np.eye(4))
+    (tmp_path / "data" / "c" / "texts.json").write_text(json.dumps({"b/p_1:0": "one", "c/p_2:0": "two"}))
+    settings = {"shard_pattern": "**/*.npy", "id_column": ""}
+    before = exported(tmp_path / "data", tmp_path / "work", **settings)
+    (tmp_path / "data" / "c" / "texts.json").rename(tmp_path / "data" / "b" / "texts.json")
+    again = exported(tmp_path / "data", tmp_path / "work", **settings)
+    assert again == exported(tmp_path / "data", tmp_path / "fresh", **settings) != before
+
+
+@pytest.mark.parametrize("suffix", [".h5", ".arrow", ".parquet"])
+def test_a_copy_has_what_changed_where_no_sample_shows_it(tmp_path, suffix):
+    rows, years = np.random.default_rng(0).normal(size=(9000, 32)).astype("f4"), np.arange(9000)
+    rows[100:150] = rows[:50]
+    (tmp_path / "data").mkdir()
+
+    def write():
+        path = tmp_path / "data" / f"p{suffix}"
+        if suffix == ".h5":
+            with h5py.File(path, "w") as file:
+                file["train"], file["year"] = rows, years
+            return
+        table = pa.table({"train": pa.FixedSizeListArray.from_arrays(rows.ravel(), 32), "year": years})
+        if suffix == ".parquet":
+            pq.write_table(table, path, compression="none", use_dictionary=False)
+        else:
+            feather.write_feather(table, path.with_suffix(".arrow"), compression="uncompressed")
+
+    write()
+    before = exported(tmp_path / "data", tmp_path / "work", export=True)
+    samples = digest_of_sample(tmp_path / "data" / f"p{suffix}")
+    years[3000:3002] = [7, 8]
+    write()
+    assert digest_of_sample(tmp_path / "data" / f"p{suffix}") == samples
+    again = exported(tmp_path / "data", tmp_path / "work", export=True)
+    assert again == exported(tmp_path / "data", tmp_path / "fresh", export=True) != before
 
 
 @pytest.mark.parametrize("grouping", ["connected", "star", "split"])

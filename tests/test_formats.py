@@ -1021,6 +1021,17 @@ def test_a_remote_folder_that_changes(tmp_path, memory, fetched):
     assert read_ids(tmp_path / "work") == NAMES[:15]
 
 
+def test_copies_of_a_remote_folder_go_where_it_is_input_no_more(tmp_path, memory):
+    """They may be as large as it is."""
+    few(npy, npy)(tmp_path / "data")
+    upload(memory, tmp_path / "data")
+    copied = tmp_path / "work" / "input" / "fetched"
+    run_stages("memory://bucket/set", tmp_path / "work", SCRIPTS[:1], duplicate_ids="allow")
+    assert {p.name for p in copied.glob("*.npy")} == {"p_0.npy", "p_1.npy"}
+    run_stages(tmp_path / "data", tmp_path / "work", SCRIPTS[:1], duplicate_ids="allow")
+    assert [*copied.rglob("*.*")] == []
+
+
 def test_a_dry_run_counts_what_is_copied(tmp_path):
     """What is decoded, and what is exported."""
     for name, save in (("plain", np.savez), ("packed", np.savez_compressed)):

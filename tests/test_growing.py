@@ -315,6 +315,8 @@ def test_rows_that_only_went_are_counted(tmp_path):
         "new": sum(not e for e in earlier),
         "kept_before_and_dropped": len(kept & dropped),
     }
+    audit = json.loads((work / NAMES[3] / "manifest.json").read_text())["results"]["audit"]
+    assert audit["against"] == "none, for no rows came"
 
 
 def test_where_shards_went():

@@ -11,6 +11,7 @@ CLIP = "img_emb", "text_emb"  # folders of clip-retrieval
 STATE = "state.json"  # in which `datasets` of Hugging Face lists the files of a folder
 OF_DATASET = STATE, "dataset_info.json"  # what tells a folder of `datasets`
 ABOUT = *OF_DATASET, TEXTS  # what lies beside all shards of a folder
+_HOLD_MORE = ".npz", ".h5", ".hdf5", ".arrow", ".feather", ".parquet"  # than vectors
 
 
 def tables_of(name, kind):
@@ -33,11 +34,12 @@ def of_clip(name):
 
 
 def copied_too(shards):
-    """Paths of all that a copy holds beside rows that are memory-mapped, one a file, in order."""
+    """(name, path) of each file of which a copy holds more than rows that are memory-mapped, in order."""
     paths = {s.path for s in shards}
-    found = [root_of(s) / name for s in shards for name in names_beside(s, paths)]
-    found += [root_of(s) / name for s in shards for name in names_about([s])] + [s.path for s in shards if s.copy]
-    return [*dict.fromkeys(found)]
+    found = [(s, name) for s in shards for name in names_beside(s, paths)]
+    found += [(s, name) for s in shards for name in names_about([s])]
+    found += [(s, s.name) for s in shards if s.copy or s.path.suffix in _HOLD_MORE]
+    return [*dict.fromkeys((name, root_of(shard) / name) for shard, name in found)]
 
 
 def root_of(shard):

@@ -125,8 +125,10 @@ def make(shards, n_workers, anew=False, allow_missing=False):
 
 
 def forget_others(shards, folder):
-    """Remove copies that were decoded of shards that aren't there any more. folder: of all copies."""
+    """Remove copies of what isn't input any more. folder: of all copies."""
     _keep_just(folder / DECODED, [shard.copy for shard in shards if shard.copy])
+    if not any(folder / FETCHED in shard.path.parents for shard in shards):
+        _keep_just(folder / FETCHED, [])
 
 
 def _keep_just(folder, copies):
@@ -191,6 +193,11 @@ def _source(path, name, others):
     """What a copy is of: a file as it is, the name of its vectors, and other files as they are. others: their paths."""
     states = [[*_state(file), digest_of_sample(file)] for file in (path, *map(Path, others))]
     return [str(resolved(path)), name, *states]
+
+
+def state(path, is_remote):
+    """What tells a file of the input from what it was; of the copy of a remote one what is known of that."""
+    return (is_remote and _made(path).get("of")) or _state(path)
 
 
 def _state(path):

@@ -81,6 +81,7 @@ def audit_pairs(stage, found, rows, audit, config, others):
         compared = growth.each_is_fresh() ^ growth.against
         count = np.count_nonzero(compared & counted)
         against = f"the {count:,} {'of the second set' if growth.against else 'that came'}"
+        against = against if count else "none, for no rows came"
     engine.compute([*others, *tasks], config.n_workers, "04 audit")
     chosen = np.zeros(len(rows), dtype=bool)
     chosen[audited] = True

@@ -3,7 +3,7 @@
 import time
 from functools import partial
 from itertools import groupby
-from pathlib import Path
+from pathlib import Path, PurePath
 
 import numpy as np
 
@@ -119,8 +119,8 @@ def _earlier(run, name):
 def _tables_digest(run):
     """What identifies the texts and the metadata that a run's settings name. Memory: a column of a shard, twice.
 
-    Of tables just those columns, wherever they are; where a copy is made all that is copied, of vectors and of shards
-    that are decoded a sample. Raises as `read_column`.
+    Each with the name of its folder, file or shard. Of tables just those columns; where a copy is made all that is
+    copied, of vectors and of shards a sample, and when they were changed last. Raises as `read_column`.
     """
     config, shards = run.config, run.shards
     preview, columns = Preview(config.preview, shards, ids=None), set()
@@ -129,12 +129,15 @@ def _tables_digest(run):
     columns |= {preview.setting} if preview.is_column else set()
     tables = [shard for shard in shards if shard.table]
     texts = {path: digest_of_file(path) for path in dict.fromkeys(preview.files) if path}
-    found = [texts.get(path) for path, _ in groupby(preview.files)]  # of each folder in turn
-    paths = {shard.path for shard in shards}
-    for path in copied_too(run.own_shards) if config.export else ():
+    folders = [PurePath(shard.name).parent.as_posix() for shard in shards]
+    found = [[folder, texts.get(path)] for (folder, path), _ in groupby(zip(folders, preview.files, strict=True))]
+    paths, is_remote = {shard.path for shard in shards}, not isinstance(config.data_dir, Path)
+    for name, path in copied_too(run.own_shards) if config.export else ():
         is_whole = path.suffix in (".json", *BESIDE) and path not in paths
-        found.append(digest_of_file(path) if is_whole else digest_of_sample(path))
-    return found + [digest_of_column(s.table, column, s.rows) for column in sorted(columns) for s in tables]
+        found.append(
+            [name, digest_of_file(path) if is_whole else [digest_of_sample(path), copies.state(path, is_remote)]]
+        )
+    return found + [[s.name, c, digest_of_column(s.table, c, s.rows)] for c in sorted(columns) for s in tables]
 
 
 def reading_of(config):
