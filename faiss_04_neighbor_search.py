@@ -104,7 +104,8 @@ def open_clusters(kmeans, config):
 
 
 def reaches_of(reach, dim, reduction, longer):
-    """Greatest distances of a pair, by what is compared: of all coordinates where they are more than the sketch holds.
+    """Greatest distances of a pair, by what is compared: of all coordinates where they are more than the sketch holds,
+    of the rows themselves where they hold more.
 
     longer: coordinates of longer sketches, 0 where there are none.
     """
@@ -113,6 +114,8 @@ def reaches_of(reach, dim, reduction, longer):
         reaches["coordinates"] = reach.radius + 2 * geometry.projection_error(dim, n_components)
     if longer:
         reaches["longer"] = reaches["coordinates"] + 4 * geometry.UNIT32 * geometry.LONGEST  # two tails' rounding
+    if n_components < dim:
+        reaches["unit"] = reach.radius + 2 * geometry.unit_error(dim)
     return reaches
 
 
@@ -136,7 +139,7 @@ def find_candidates(prepared, reach, dense, rows, labels, earlier, config, besid
     reaches = reaches_of(reach, rows.dim, reduction.results, longer)
     reduced = coordinates_opener(reduction, rows, "coordinates" in reaches, config)
     of_a_task = budget.task_bytes(stage.memory, config.n_workers)
-    opened = partial(OpenCluster, prepared, reduced)
+    opened = partial(OpenCluster, prepared, reduced, vectors=rows)
     do = partial(search_task, stage, opened, reaches, of_a_task, joins if config.pairs == "joining" else None)
     inside, across = search_tasks(prepared, 4 * (n_components + longer), config, which)
     runs = [
@@ -170,7 +173,7 @@ def coordinates_opener(reduction, rows, needed, config):
     """A function that opens all PCA coordinates of all rows: stage 2's; of two sets they are made of the rows again."""
     if config.against_dir is not None:
         return partial(open_projection, reduction, rows)
-    if needed and config.scheduler != "threads":  # or each process would verify them all when it needs some
+    if needed and config.scheduler != "threads":  # or each worker would verify them all when it needs some
         reduction.paths([f"reduced_{piece.name}.npy" for piece in pieces(rows.starts)], config.n_workers)
     return partial(open_reduced, reduction, tuple(rows.starts.tolist()))
 
@@ -178,9 +181,9 @@ def coordinates_opener(reduction, rows, needed, config):
 def find_visits(stage, prepare, labels, n_clusters, config):
     """List which rows come near which border. prepare: writes those of a cluster; labels: the cluster of each row.
 
-    Of a run that grows those that visit, near the borders to clusters of rows that they have to meet.
-    Returns, of such a run, which clusters have rows that visit, and which have those and rows that these have to meet,
-    two (K,) bool.
+    Of a run that grows only new rows visit, of two sets those of the smaller, and only clusters that hold rows which
+    they have to meet. Returns None, or of such a run two (K,) bool: which clusters have rows that visit, and which of
+    those also rows to be met.
     """
     if not stage.growth:
         every = partial(prepare, np.ones(n_clusters, dtype=bool))

@@ -14,6 +14,7 @@ from conftest import (
     EXAMPLE,
     SCRIPTS,
     brute_force,
+    components,
     flat_ids,
     found_pairs,
     lay_out,
@@ -27,7 +28,7 @@ from conftest import (
 import faiss_04_neighbor_search
 from config import ROOT, Config
 from neardup import NeardupError
-from neardup.search import couples, geometry, opened
+from neardup.search import candidates, couples, geometry, opened
 from neardup.search.audit import audit_block, audit_tasks, drawn
 from neardup.search.couples import Visitors
 from neardup.search.pairs import PAIR, unpack
@@ -137,6 +138,51 @@ def test_rows_that_are_near_in_a_sketch_nearly_everywhere(tmp_path, monkeypatch,
     assert (Visitors in used) == (dense and grown)
 
 
+@pytest.fixture
+def looked_at(monkeypatch):
+    """How many rows themselves the search looks at each time."""
+    found, get = [], opened.UnitRows.__getitem__
+    monkeypatch.setattr(opened.UnitRows, "__getitem__", lambda x, places: found.append(len(places)) or get(x, places))
+    return found
+
+
+def three_kinds(rng, n_rows):
+    """Rows whose variance is nearly all in what tells three kinds apart; rows of one have a cosine of 0.96."""
+    kinds, rest = unit(rng.normal(size=(3, 64))), unit(rng.normal(size=(n_rows, 64)))
+    rows = (kinds[rng.integers(0, 3, n_rows)] + 0.2 * rest).astype(np.float32)
+    rows[-50:] = rows[:50] + (rng.normal(size=(50, 64)) * rng.uniform(0, 0.02, (50, 1))).astype(np.float32)
+    return rows
+
+
+@pytest.mark.parametrize("how", ["at once", "joining", "grown"])
+def test_rows_that_only_what_pca_left_out_tells_apart(tmp_path, looked_at, how):
+    """Are compared themselves, as matrices: one by one that would take hundreds of times as long."""
+    rows, data = three_kinds(np.random.default_rng(0), 1800), tmp_path / "data"
+    settings = {"threshold": 0.98, "n_clusters": 4, "target_variance": 0.8, "audit_rows": 50}
+    settings |= {"pairs": "joining"} if how == "joining" else {}
+    if how == "grown":
+        run_stages(lay_out(data, rows[:1000]), tmp_path / "work", SCRIPTS[:4], **settings)
+    lay_out(data, rows, cuts=[1000])
+    run_stages(data, tmp_path / "work", SCRIPTS[:4], **settings)
+    near, unclear = brute_force(rows, 0.98)
+    assert not unclear
+    assert len(near) >= 40
+    found = pair_set(tmp_path / "work")
+    assert components(found, 1800) == components(near, 1800) if how == "joining" else found == near
+    manifest = json.loads((tmp_path / "work" / STAGE / "manifest.json").read_text())
+    assert manifest["results"]["candidates"] < 10 * len(near)
+    assert max(looked_at) > candidates._SAMPLED
+
+
+def test_rows_themselves_are_not_compared_where_most_are_pairs(tmp_path, looked_at):
+    """As a sample tells; whatever is near is looked at by itself then, and once."""
+    rng = np.random.default_rng(0)
+    rows = (np.ones(64) + rng.normal(size=(700, 64)) * 0.01).astype(np.float32)
+    run_stages(lay_out(tmp_path / "data", rows), tmp_path / "work", SCRIPTS[:4], threshold=0.99, n_clusters=1)
+    assert len(pair_set(tmp_path / "work")) == 700 * 699 // 2
+    assert {*looked_at} == {candidates._SAMPLED}
+
+
 def test_coordinates_of_a_pair_are_within_their_reaches():
     """However they were rounded: those of two rows that are as far apart as a pair is, and shortened ones."""
     rng, dim = np.random.default_rng(0), 64
@@ -160,6 +206,9 @@ def test_coordinates_of_a_pair_are_within_their_reaches():
     assert all(
         found <= reaches(exact - rounding)["longer"] for found, exact in zip(*map(apart, (short, tails)), strict=True)
     )
+    counts["n_components"] = 32
+    both = map(apart, (geometry.unit_rows32(rows)[0], unit(rows)))
+    assert all(found <= reaches(exact)["unit"] for found, exact in zip(*both, strict=True))
 
 
 def test_candidates_that_do_not_fit_a_file_are_in_several(small, tmp_path, monkeypatch):

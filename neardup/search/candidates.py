@@ -16,6 +16,9 @@ _FAR = 1e30
 _NO_PLACES = np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64)
 # what is compared next, where more than so many of a tile are near
 _LEVELS = ("sketches", 0), ("longer", 1024), ("coordinates", 128)
+_SAMPLED = (
+    64  # of the places of a tile, of which half or more must be no pairs, or the rows themselves are not compared
+)
 _TIMES_LONGER = 4  # coordinates for each of the sketch, from which on some of them are compared before all
 
 
@@ -66,8 +69,9 @@ def search(x, y, reaches, places=None, margins=None, joined=None):
     """Rows of two clusters, or of x alone where y is None, that are within reach, and perhaps a few more.
 
     x, y: have `layout`, as in `lay_out`; `left`, that `swapped`; `sketches`, (n, m + 1) float32, which are looked at
-    where rows are near; and where many still are `longer` sketches, (n, l + 1) float32, and `coordinates`, (n, k)
-    float32. reaches: greatest distance of two sketches, and of each of the others that is to be looked at, by name.
+    where rows are near; and where many still are `longer` sketches, (n, l + 1) float32, `coordinates`, (n, k) float32,
+    and the rows themselves, `unit`, `opened.UnitRows`. reaches: greatest distance of two sketches, and of each of the
+    others that is to be looked at, by name.
     places: which rows of x and of y to compare, two (v,) integer arrays; all where None.
     margins: a number for each of those, ascending, such that no two rows are nearer than the sum of theirs; only where
     it is within the first reach are they compared. joined: a component for each row of x and of y; only rows of
@@ -135,14 +139,19 @@ def _refined(x, y, tile, is_near, reaches, of_interest):
     """Those of the near places in a tile that are within reach in more coordinates, as places in x and y.
 
     tile: which rows of x and of y it has, (r,) and (c,); is_near: where rows are near, (r, c) bool; of_interest(i, j):
-    which of these places are. Where rows are near nearly everywhere, they aren't listed before all levels are compared.
+    which of these places are. Where rows are near nearly everywhere, they aren't listed before all levels are compared,
+    the rows themselves at last: what tells them apart may lie in what the PCA left out.
     """
     rows_x, rows_y = (rows.astype(np.int64) for rows in tile)
     levels = [(level, few, reaches[level]) for level, few in _LEVELS if level in reaches]
-    while levels and np.count_nonzero(is_near) * _DENSE > is_near.size:
+    while (levels or "unit" in reaches) and np.count_nonzero(is_near) * _DENSE > is_near.size:
         is_near &= of_interest(rows_x[:, None], rows_y)
         count = np.count_nonzero(is_near)
         if count * _DENSE <= is_near.size:
+            break
+        if not levels:
+            if not _are_mostly_pairs(x, y, tile, is_near, reaches["unit"]):
+                is_near = _near_in_all(x.unit[rows_x], y.unit[rows_y], reaches["unit"])
             break
         level, few, reach = levels.pop(0)
         if count > few:
@@ -156,6 +165,14 @@ def _refined(x, y, tile, is_near, reaches, of_interest):
             some = within(getattr(x, level), getattr(y, level), i, j, reach)
             i, j = i[some], j[some]
     return i, j
+
+
+def _are_mostly_pairs(x, y, tile, is_near, reach):
+    """Whether over half of the near places in a tile are pairs, as some of them tell. Arguments: as in `_refined`."""
+    near = np.flatnonzero(is_near)
+    i, j = np.divmod(near[np.linspace(0, len(near) - 1, _SAMPLED).astype(np.int64)], is_near.shape[1])
+    difference = x.unit[tile[0][i]] - y.unit[tile[1][j]]
+    return 2 * np.count_nonzero(np.vecdot(difference, difference) <= reach**2) > _SAMPLED
 
 
 @lru_cache(maxsize=16)

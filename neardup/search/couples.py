@@ -10,7 +10,7 @@ from neardup.machine.npy import read_npy
 from neardup.search import pairs
 from neardup.search.candidates import search
 from neardup.search.components import joining
-from neardup.search.opened import longer_sketches
+from neardup.search.opened import UnitRows, longer_sketches
 
 _OPENING = Lock()  # one thread opens clusters whose rows all are to search with
 
@@ -98,12 +98,14 @@ class Visitors:
         """What an `OpenCluster` has of each row: `rows`, `fresh`, `layout`, `left`, `sketches`, …"""
         if name.startswith("_"):  # as `copy` asks, before there is anything
             raise AttributeError(name)
-        if self._everyone is not None:
+        if self._everyone is not None and name != "unit":
             values = getattr(self._everyone, name).take(self._at, axis=0)
         elif name == "coordinates":
             values = self._clusters[0].reduced().gather(self.rows)
         elif name == "longer":
             values = longer_sketches(self)
+        elif name == "unit":
+            values = UnitRows(self._clusters[0].vectors, self.rows)
         else:
             values = np.concatenate([getattr(cluster, name) for cluster in self._clusters])
         setattr(self, name, values)
@@ -136,11 +138,11 @@ def known_components(stage, x, y):
 
 
 def search_two(x, y, reaches, joins, joined):
-    """Yield the candidates of two clusters, or of x with itself where y is None, packed, and how many distances took.
+    """Yield packed candidates of two clusters, or of x with itself where y is None, and the distances computed since.
 
     Across a border the rows near it on one side meet those on the other, as long as their distances to it add up to
     no more than the radius. reaches: of `candidates.search`; joins: None, or which of some candidates are pairs; then
-    just those that join components. Of a run that grows x are the `Visitors` of y.
+    just those that join components. Of a run that grows x is a `Visitors`: the rows that visit cluster y.
     """
     alone, offset = y is None, len(x)
     if x.growth:

@@ -67,10 +67,12 @@ class OpenCluster:
     """What the search needs of a cluster, memory-mapped; most arrays are opened where rows are near.
 
     prepared: `Prepared`; reduced: a function that opens all PCA coordinates of all rows; visits: whether its rows are
-    visitors, prepared by `prepare_cluster`. growth: a `Growth`, whose earlier rows have met each other.
+    visitors, prepared by `prepare_cluster`; vectors: `RowFiles` of all rows, where these may be looked at themselves.
+    growth: a `Growth`, whose earlier rows have met each other.
     """
 
-    def __init__(self, prepared, reduced, number, visits=True):
+    def __init__(self, prepared, reduced, number, visits=True, vectors=None):
+        self.vectors = vectors
         self._prepared, self.reduced, self.number, self.growth = prepared, reduced, number, prepared.stage.growth
         if visits:
             (listed, self.layout), n_offsets = prepared.read(number), len(prepared.clusters) + 1
@@ -114,6 +116,11 @@ class OpenCluster:
         return map_npy(path)
 
     @cached_property
+    def unit(self):
+        """The rows themselves, as `UnitRows`."""
+        return UnitRows(self.vectors, self.rows)
+
+    @cached_property
     def longer(self):
         """Longer sketches, (n, l + 1) float32."""
         return longer_sketches(self)
@@ -150,6 +157,16 @@ def open_projection(reduction, rows):
     """As `open_reduced`, made of the rows as they are asked for. rows: `RowFiles` of all of them."""
     model = read_npz(reduction.path("pca.npz"))
     return ProjectedRows(rows, geometry.projection(model["mean_"], model["components_"]))
+
+
+class UnitRows:
+    """Rows scaled to unit length, (n, d) float32, each time that some are asked for. vectors: `RowFiles`."""
+
+    def __init__(self, vectors, rows):
+        self._vectors, self._rows = vectors, rows
+
+    def __getitem__(self, places):
+        return geometry.unit_rows32(self._vectors.gather(self._rows[places]))[0]
 
 
 class ProjectedRows:
