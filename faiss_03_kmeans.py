@@ -67,10 +67,11 @@ def run(config):
 
 
 def made_of(stage, sizes, n_kept, centroid, config):
-    """How many files were made together, of how many rows; how many rows came since and are still there; and how many
-    distances it would spare to make them anew.
+    """What later runs need to know of the clusters: how many files were `made` together, `made_of` how many rows; how
+    many rows `came` since and are still there; and the `gain`, how many times fewer distances k-means anew would leave.
 
-    sizes: of all files, the first `n_kept` of which were there; centroid: of each of the others, a number of those.
+    sizes: rows of each file, the first `n_kept` of which are of the earlier run; centroid: of each of the others, the
+    number of that which has its centroid.
     """
     if not stage.growth or stage.growth.against:
         return {"made": len(sizes), "made_of": int(sizes.sum()), "came": 0, "gain": 1.0}

@@ -116,7 +116,7 @@ def print_plan(found):
     print(": set memory_limit to as much" if more else limit)
     print_second(found)
     if found.get("seconds"):
-        print(f"time: about {_in_words(found['seconds'])} for all five scripts, at thresholds of 0.95 and above")
+        print(f"time: about {_duration(found['seconds'])} for all five scripts, at thresholds of 0.95 and above")
     elif "seconds" in found:
         print("time: not known before the input is decoded")
 
@@ -128,7 +128,7 @@ def print_second(found):
         print_plan(found["second_set"])
 
 
-def _in_words(seconds):
+def _duration(seconds):
     for size, unit in ((86_400, "days"), (3600, "hours"), (60, "minutes")):
         if seconds >= 2 * size:
             return f"{seconds / size:.1f} {unit}"

@@ -32,12 +32,11 @@ from neardup.search.candidates import within
 from neardup.search.clusters import cluster_name, data_sets
 from neardup.search.pairs import among
 from neardup.search.visits import CLUSTER_SHIFT, list_visits
-from neardup.stages.runs import open_finished
+from neardup.stages.runs import LAST, open_finished
 from neardup.words import for_terminal, in_words
 
 _AHEAD = 16  # clusters, whose rows are being read
 _BLOCK_ROWS = 1024  # that are verified together
-_LAST = "045_merge"
 _TAILS = 4.2 * geometry.UNIT32  # how far off those of two shortened sketches are
 
 
@@ -46,7 +45,7 @@ class FinishedRun:
 
     def __init__(self, config):
         self.stages, shards = open_finished(config)
-        self.rows, self.threshold = open_shards(shards, here_and_there=True), self.stages[_LAST].results["threshold"]
+        self.rows, self.threshold = open_shards(shards, here_and_there=True), self.stages[LAST].results["threshold"]
         self.ids = IdTable.open(self.stages["01_pca_variance"].folder / "ids.arrow", here_and_there=True)
 
     def rows_of(self, names):
@@ -107,7 +106,7 @@ class FinishedRun:
 
     @cached_property
     def _groups(self):
-        groups = read_groups(here(self.stages[_LAST].folder / "merged_clusters.h5"))
+        groups = read_groups(here(self.stages[LAST].folder / "merged_clusters.h5"))
         return groups, np.argsort(groups.rows)
 
     def groups_of(self, rows):

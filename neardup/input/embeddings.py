@@ -53,8 +53,8 @@ class RowFiles:
     """Files of rows that follow each other, as one array; memory-mapped a window at a time, read-only.
 
     layouts and starts: one a file, `starts` with the total number of rows as its last element; here_and_there: few rows
-    will be read, so that nothing is read ahead. A window is unmapped
-    when nobody holds it any more: what is mapped counts as the process's memory.
+    will be read, so that nothing is read ahead. A window is unmapped when nobody holds it any more: what is mapped
+    counts as the process's memory.
     """
 
     def __init__(self, layouts, starts, here_and_there=False):

@@ -124,8 +124,8 @@ def joined(first, second):
             f"compared with, {first[0].dim}: embed both with the same model"
         )
     n_rows = sum(shard.rows for shard in first)
-    if n_rows + sum(shard.rows for shard in second) >= MOST_ROWS:
-        raise NeardupError(f"both sets have over {MOST_ROWS - 1:,} rows together: compare a part of one")
+    if n_rows + sum(shard.rows for shard in second) > MOST_ROWS:
+        raise NeardupError(f"both sets have over {MOST_ROWS:,} rows together: compare a part of one")
     return first + [replace(shard, start=shard.start + n_rows) for shard in second]
 
 

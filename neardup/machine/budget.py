@@ -6,7 +6,7 @@ from neardup import NeardupError
 from neardup.machine.engine import worker_count
 
 _LIBRARIES = 270 * 10**6  # bytes that Python and the libraries of a script take at most (docs/reliability.md)
-SCRIPT_BYTES_A_ROW = 80  # that the stage which keeps most of each row keeps, parts of mapped files among them
+SCRIPT_BYTES_A_ROW = 80  # of the stage that keeps most of each row, mapped parts of files among them
 _LEAST_WORKING = 32 * 10**6
 _BYTES_A_PRODUCT = 46  # of any two values of a row, while principal axes are found (docs/reliability.md)
 

@@ -1,4 +1,4 @@
-"""What a process does about imports: those that are done stay, and one that takes longer than it is worth is not."""
+"""Imports: those that are done stay in memory, and pandas is kept out."""
 
 import gc
 import sys

@@ -134,7 +134,7 @@ def read_records(path, offset, places, out):
 
 
 class _EndsEarlyError(NeardupError):
-    """A file that another program writes has become shorter; of ours it is damaged."""
+    """A file ends before its header says: one of the input was cut while it was read, one of ours is damaged."""
 
 
 def _shorter(path):

@@ -30,8 +30,8 @@ def limited(function, threads, *arguments):
 def limited_in_thread(function, threads, *arguments):
     """Call a task, in a thread among others, with its share of the cores: of OpenMP, whose pools are a thread's own.
 
-    BLAS's are the process's, which `engine.compute` limits. Of threads just the first one may, until it ends
-    (threadpoolctl): one of Dask's doesn't end, and begins a task even when another has failed.
+    BLAS's threads are the process's, which `engine.compute` limits. Not here: threadpoolctl lets just the first thread
+    that did so change them until it ends, and Dask's threads outlive a run, even begin a task when another has failed.
     """
     limit_threads(threads, "openmp")
     return function(*arguments)

@@ -27,7 +27,7 @@ STAGES = {  # folder of a stage, in their order: the script that writes it, and 
 }
 TIMES, REPORT = "times.json", "report.html"  # of a stage, but not the same in each run: what it took, and what shows it
 _LOOKED_AT = 1 << 20  # bytes of a file, up to which it is hashed before another stage has it, too
-LEADING = [  # of a work folder: what the files of its folders go together with
+LEADING = [  # of a work folder, for `mirror.attach`: its folders, and the files with which all others of one change
     entry for name in STAGES for entry in ((name, (MANIFEST,)), (f".{name}.{PARTIAL}", (BEGUN, MANIFEST)))
 ]
 

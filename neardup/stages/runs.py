@@ -25,8 +25,7 @@ from neardup.stages.growth import Growth, growth_of
 from neardup.stages.manifests import FORMAT, MANIFEST, differences, read_manifest, searched_lower, some_of
 
 N_REFERENCE = 3  # the first stages, which a second set has of its own
-_SKETCHES = "01_pca_variance"  # what is held against a second set, as it reads it
-_CHOOSES = "045_merge"  # which reads metadata, whose change concerns no other stage, and all that can be chosen anew
+_FIRST, LAST = "01_pca_variance", "045_merge"  # which sketches what is held against a second set; which reads metadata
 _OF_GROUPS = "target_rows", "grouping", "representative", "keep_previous", "tabulate"  # of two sets there are none
 
 
@@ -99,13 +98,13 @@ def _earlier(run, name):
     for stage, (_, settings) in STAGES.items():
         key = {"stage": stage, "format": FORMAT, "settings": {s: getattr(run.config, s) for s in settings}}
         key["source"] = source
-        if stage == _CHOOSES:
+        if stage == LAST:
             key["settings"]["tables"] = _tables_digest(run)
         if run.reference:
             key["settings"] = {s: v for s, v in key["settings"].items() if s not in _OF_GROUPS}
             second = run.reference.get(stage)
             key["settings"]["against"] = second and digest_of_values([second.key, second.files])
-            if stage == _SKETCHES:
+            if stage == _FIRST:
                 key["settings"]["sketch_dims"] = run.config.sketch_dims
         if stage == name:
             break
@@ -265,7 +264,7 @@ def _previous(run, final, key):
     key = key | {"source": manifest.get("source")}
     if "against" in manifest.get("settings", {}):  # which holds no pairs within a set
         return None
-    if key["stage"] == _CHOOSES:
+    if key["stage"] == LAST:
         key["settings"] = manifest.get("settings")
     if differences(manifest, searched_lower(manifest, key)):
         return None
