@@ -28,7 +28,7 @@ from conftest import (
 import faiss_04_neighbor_search
 from config import ROOT, Config
 from neardup import NeardupError
-from neardup.search import candidates, couples, geometry, opened
+from neardup.search import audit, candidates, couples, geometry, opened
 from neardup.search.audit import audit_block, audit_tasks, drawn
 from neardup.search.couples import Visitors
 from neardup.search.pairs import PAIR, unpack
@@ -424,9 +424,13 @@ def test_similarities_have_15_decimals():
     assert geometry.similarities(rows, 3 * rows).tolist() == [1] * 500
 
 
+@pytest.mark.parametrize("dense", [False, True])
 @pytest.mark.parametrize("stride", [1, 4])
-def test_the_audit_decides_what_float32_cannot(stride):
+def test_the_audit_decides_what_float32_cannot(monkeypatch, stride, dense):
     """By the similarities of the rows as stored; of rows that aren't rejected, and none with itself."""
+    monkeypatch.setattr(audit, "_DENSE", 10**9 if dense else 0)
+    monkeypatch.setattr(audit, "_DENSE_AT_ONCE", 30)
+    monkeypatch.setattr(audit, "_PAIRS_AT_ONCE", 7)
     rng, threshold = np.random.default_rng(0), 0.9
     rows, away = rng.normal(size=(2, 200, 24))
     rows /= np.linalg.norm(rows, axis=1)[:, None]

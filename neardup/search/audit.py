@@ -17,6 +17,10 @@ from neardup.search.components import components
 
 _BLOCK_ROWS = 2048  # compared with the audited rows at a time, at most
 _PAIRS_AT_ONCE = 256  # decided together
+_DENSE, _DENSE_AT_ONCE = (
+    16,
+    1 << 16,
+)  # comparisons for each that is open, where all are made as one product; and decided
 _STRIDES = 16, 12, 8, 6, 4, 3, 2, 1  # of the coordinates that are compared first
 _READ_PAIRS = 1 << 20  # true pairs that are looked up together
 _COMPARED = 512  # audited rows, with each other, to choose those
@@ -207,13 +211,21 @@ def audit_block(rows, counted, start, stop, *, sample, threshold):
     at, of = np.divmod(near, len(audited))
     keep = (start + at != audited[of]) & counted[start + at]
     at, of = at[keep], of[keep]
-    similar = np.zeros(len(at), dtype=bool)
-    for first in range(0, len(at), _PAIRS_AT_ONCE):
-        here = slice(first, first + _PAIRS_AT_ONCE)
-        cosines = (np.vecdot(values[at[here]], unit[of[here]]) * scales[at[here]]).astype(np.float64)
-        similar[here] = cosines > threshold + error
-        unclear = first + np.nonzero((cosines >= threshold - error) & ~similar[here])[0]
-        similar[unclear] = geometry.similarities(block[at[unclear]], stored[of[unclear]]) >= threshold
+    all_cosines = None
+    if len(at) * _DENSE > most.size:
+        all_cosines = np.matmul(values, unit.T, out=most)
+        all_cosines *= scales[:, None]
+    similar, at_once = np.zeros(len(at), dtype=bool), _PAIRS_AT_ONCE if all_cosines is None else _DENSE_AT_ONCE
+    for first in range(0, len(at), at_once):
+        i, j = at[first : first + at_once], of[first : first + at_once]
+        cosines = np.vecdot(values[i], unit[j]) * scales[i] if all_cosines is None else all_cosines[i, j]
+        cosines = cosines.astype(np.float64)
+        found = cosines > threshold + error
+        unclear = np.nonzero((cosines >= threshold - error) & ~found)[0]
+        for low in range(0, len(unclear), _PAIRS_AT_ONCE):
+            some = unclear[low : low + _PAIRS_AT_ONCE]
+            found[some] = geometry.similarities(block[i[some]], stored[j[some]]) >= threshold
+        similar[first : first + at_once] = found
     return pairs.pack(start + at[similar], audited[of[similar]])
 
 
