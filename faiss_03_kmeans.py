@@ -15,6 +15,7 @@ from neardup.input.id_table import IdTable
 from neardup.machine import budget, engine
 from neardup.machine.files import write_npy
 from neardup.machine.npy import read_npy
+from neardup.notices import notice
 from neardup.ranges import equal_parts
 from neardup.script import main, tell
 from neardup.search.kept import Kept, gain, keep_clusters
@@ -27,6 +28,7 @@ _SAMPLE_PER_CLUSTER = 256  # training rows a centroid: what faiss.Kmeans keeps b
 _ITERATIONS = 10  # 20 take twice as long for a sum of squares 0.5 % smaller (docs/architecture.md)
 RUN_ROWS, MOST_RUNS = 32_768, 2_000  # rows of a sorted run, and of the clusters written together; runs, about
 _MUCH = 1.5  # times fewer distances, from which on clusters should be made anew
+_MANY, _TIMES_USUAL = 500, 10  # clusters set, and times those by the number of rows, from which on they are too many
 _ASSIGNED_ROWS = 16_384  # rows compared with the centroids together, at most
 _REFERENCE_ROWS, _REFERENCE_CLUSTERS = 128, 256  # rows of a second set's cluster, about; clusters of a small set
 _CACHED = 1 << 30  # bytes of sketches that the system's cache holds, so that they needn't be sorted through files
@@ -99,6 +101,11 @@ def train(stage, sketches, rejected, runs, config):
     n_rows = len(sketches) - len(rejected)
     n_clusters = wanted_clusters(stage, n_rows, config)
     check_count(stage, n_clusters, len(sketches))
+    usual = default_clusters(n_rows, config.is_reference)
+    if n_clusters >= max(_MANY, _TIMES_USUAL * usual):
+        notice(
+            f"n_clusters = {n_clusters:,} is many for these rows: with None there are {usual:,}, which is far quicker"
+        )
     rng = np.random.default_rng(config.random_state)
     size = min(n_rows, _SAMPLE_PER_CLUSTER * n_clusters)
     sample = np.sort(rng.choice(n_rows, size, replace=False))

@@ -199,3 +199,10 @@ def test_a_run_that_grows_by_more_files_than_visits_have_numbers_for(tmp_path, m
     lay_out(tmp_path / "data", normal(300, 8, seed=1), stem="more", ids=[f"more-{i}" for i in range(300)])
     with pytest.raises(NeardupError, match="10 cluster files are more than the 9"):
         run_stages(tmp_path / "data", tmp_path / "work", SCRIPTS[:3], n_clusters=5)
+
+
+@pytest.mark.parametrize(("n_clusters", "is_many"), [(499, False), (500, True)])
+def test_far_too_many_clusters_are_told_of(tmp_path, capsys, n_clusters, is_many):
+    run_stages(EXAMPLE, tmp_path, SCRIPTS[:3], n_clusters=n_clusters)
+    told = "n_clusters = 500 is many for these rows: with None there are 3, which is far quicker\n"
+    assert capsys.readouterr().err == (told if is_many else "")
