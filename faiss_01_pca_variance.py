@@ -11,8 +11,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from neardup import NeardupError
-from neardup.grouping import plots
+from neardup import NeardupError, plots
 from neardup.input.embeddings import open_shards, piece_groups, shard_starts, total_rows
 from neardup.input.freshness import content
 from neardup.input.id_table import IdTable, repeated_rows, write_table

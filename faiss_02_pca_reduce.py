@@ -9,13 +9,13 @@ from importlib.metadata import version
 
 import numpy as np
 
-from neardup.grouping.pickles import write_object
 from neardup.input.embeddings import open_shards, pieces, shard_starts, total_rows
 from neardup.input.freshness import digests_of_rows
 from neardup.machine import budget, engine
 from neardup.machine.checksums import Digest
 from neardup.machine.files import damaged, npy_rows, read_json, write_json, write_npz
 from neardup.machine.npy import read_npz
+from neardup.pickles import write_object
 from neardup.script import main, tell
 from neardup.search import geometry
 from neardup.stages.runs import begin

@@ -4,8 +4,8 @@ from functools import partial
 
 import numpy as np
 
-from neardup import NeardupError
-from neardup.grouping import contamination, plots
+from neardup import NeardupError, plots
+from neardup.grouping import contamination
 from neardup.grouping.chains import explain_chains, sparse, split_chains
 from neardup.grouping.changes import Decisions, apart
 from neardup.grouping.export import write_copies, write_graph

@@ -235,7 +235,7 @@ def no_pictures():
             path.write_bytes(b"PNG")
 
     drawn = {"scree": lambda *_, **__: Figure(), "groups": lambda *_, **__: Figure(), "page_svg": lambda *_: ""}
-    with mock.patch.multiple("neardup.grouping.plots", **drawn):
+    with mock.patch.multiple("neardup.plots", **drawn):
         yield
 
 

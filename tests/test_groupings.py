@@ -21,8 +21,8 @@ from test_045_merge import bundles, load_chains, load_groups, load_list
 
 import faiss_045_merge as merge
 from config import Config
-from neardup import NeardupError
-from neardup.grouping import chains, changes, outputs, plots, report, stars, thresholds
+from neardup import NeardupError, plots
+from neardup.grouping import chains, changes, outputs, report, stars, thresholds
 from neardup.grouping.groups import Groups
 from neardup.grouping.representatives import Representatives, first_best
 from neardup.input.embeddings import RowFiles

@@ -15,7 +15,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from neardup.grouping import outputs, pickles
+from neardup import pickles
+from neardup.grouping import outputs
 from neardup.grouping.groups import Groups
 from neardup.input.id_table import IdTable
 from neardup.machine.files import write_npy

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from neardup.grouping import pickles
+from neardup import pickles
 from neardup.grouping.groups import Groups
 from neardup.grouping.thresholds import examples
 from neardup.input.id_table import bytes_of, store_ids

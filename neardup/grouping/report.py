@@ -12,8 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from neardup import NeardupError
-from neardup.grouping import plots
+from neardup import NeardupError, plots
 from neardup.input.preview import thumbnail
 from neardup.machine import mirror
 from neardup.machine.files import atomic, read_csv, read_json, read_json_items
