@@ -19,7 +19,7 @@ from neardup.grouping.outputs import (
     write_pickle,
     write_thresholds,
 )
-from neardup.grouping.report import write_report
+from neardup.grouping.report import write_report, write_report_against
 from neardup.grouping.representatives import Representatives, preference
 from neardup.grouping.stars import stars
 from neardup.grouping.summary import report, summary
@@ -47,29 +47,31 @@ from neardup.words import counted
 
 
 def run(config):
-    """Write work/045_merge and the report, or find them finished."""
-    if config.against_dir is not None:
-        contamination.run(config)
-        return
+    """Write work/045_merge and the report, or find them finished; against a second set what `contamination` finds."""
     stage, shards, earlier = begin(config, "045_merge")
-    variance = earlier["01_pca_variance"]
+    variance, is_alone = earlier["01_pca_variance"], config.against_dir is None
     ids = IdTable.open(variance.path("ids.arrow"))
     preview = Preview(config.preview, shards, ids)
     preview.check()
     if not stage.finished:
         stage.needs(4 * variance.path("ids.arrow").stat().st_size)
-        engine.preload("matplotlib.figure")
-        stage = stage.finish(merge(stage, shards, earlier, preview, config))
+        find = partial(merge, shards) if is_alone else contamination.find
+        stage = stage.finish(find(stage, earlier, preview, config))
     elif not here(stage.folder / REPORT).exists():  # which isn't hashed, so that a stage is finished without
-        groups = read_groups(stage.path("merged_clusters.h5"))
-        write_report(earlier | {stage.name: stage}, config, preview, groups=groups, found=stage.results)
+        all_stages = earlier | {stage.name: stage}
+        if is_alone:
+            groups = read_groups(stage.path("merged_clusters.h5"))
+            write_report(all_stages, config, preview, groups=groups, found=stage.results)
+        else:
+            write_report_against(all_stages, stage.results, config, preview)
     if config.graph_group is not None:
         draw_graph(config.work_dir / "graphs", stage, earlier["04_neighbor_search"], ids, config.graph_group)
-    tell(config, stage, partial(report, preview, config))
+    tell(config, stage, partial(report, preview, config) if is_alone else contamination.report)
 
 
-def merge(stage, shards, earlier, preview, config):
+def merge(shards, stage, earlier, preview, config):
     """Join the pairs, choose what to keep, and write the stage's files. Returns its results, small JSON values."""
+    engine.preload("matplotlib.figure")
     variance, ids = earlier["01_pca_variance"], preview.ids
     rejected, repeated = (read_npy(variance.path(f"{name}_rows.npy")) for name in ("rejected", "repeated"))
     search = found_pairs(earlier["04_neighbor_search"], len(ids), stage.memory / 4)

@@ -12,16 +12,10 @@ from neardup.grouping.outputs import write_examples, write_id_lists, write_thres
 from neardup.grouping.report import write_report_against
 from neardup.grouping.summary import tell_not_exported
 from neardup.grouping.thresholds import pair_counts, steps
-from neardup.input.id_table import IdTable
 from neardup.input.ids import BLOCK_ROWS
-from neardup.input.preview import Preview
 from neardup.machine.files import atomic
-from neardup.machine.mirror import here
 from neardup.machine.npy import read_npy
-from neardup.script import tell
 from neardup.search.pairs import found_pairs, strongest_of_each
-from neardup.stages.artifacts import REPORT
-from neardup.stages.runs import begin
 from neardup.words import counted, exact
 
 _PARQUET = pa.schema(
@@ -35,34 +29,25 @@ _PARQUET = pa.schema(
 )
 
 
-def run(config):
-    """Write work/045_merge of a set against a second one and its report, or find them finished."""
-    stage, shards, earlier = begin(config, "045_merge")
-    variance, search = earlier["01_pca_variance"], earlier["04_neighbor_search"]
-    ids = IdTable.open(variance.path("ids.arrow"))
-    preview = Preview(config.preview, shards, ids)
-    preview.check()
-    if not stage.finished:
-        stage.needs(4 * variance.path("ids.arrow").stat().st_size)
-        rejected, repeated = (read_npy(variance.path(f"{name}_rows.npy")) for name in ("rejected", "repeated"))
-        pairs, n_reference = found_pairs(search, len(ids)), stage.growth.sets[1]
-        thresholds = steps(pairs.threshold, config.threshold)
-        table = tabulate(pairs, thresholds, n_reference)
-        matches = find_matches(pairs.at(config.threshold), n_reference)
-        keep, drop = divide(matches, rejected, repeated, ids)
-        write_contaminated(stage.path("contaminated.parquet"), matches, ids)
-        write_thresholds(stage.path("thresholds.csv"), table)
-        write_examples(stage.path("examples.csv"), pairs.blocks(), thresholds, preview)
-        write_id_lists(stage.folder, keep, drop, ids, n_reference)
-        found = {"threshold": config.threshold, "thresholds": table} | matches.outline(keep, drop)
-        own = [replace(shard, start=shard.start - n_reference) for shard in stage.run.own_shards]
-        found["not_exported"] = write_copies(stage, own, keep, ids, config)
-        stage.note_times()
-        write_report_against(earlier | {stage.name: stage}, found, config, preview)
-        stage = stage.finish(found)
-    elif not here(stage.folder / REPORT).exists():
-        write_report_against(earlier | {stage.name: stage}, stage.results, config, preview)
-    tell(config, stage, report)
+def find(stage, earlier, preview, config):
+    """Find those rows, and write the files of stage 045 and its report. Returns its results, small JSON values."""
+    variance, ids, n_reference = earlier["01_pca_variance"], preview.ids, stage.growth.sets[1]
+    rejected, repeated = (read_npy(variance.path(f"{name}_rows.npy")) for name in ("rejected", "repeated"))
+    pairs = found_pairs(earlier["04_neighbor_search"], len(ids))
+    thresholds = steps(pairs.threshold, config.threshold)
+    table = tabulate(pairs, thresholds, n_reference)
+    matches = find_matches(pairs.at(config.threshold), n_reference)
+    keep, drop = divide(matches, rejected, repeated, ids)
+    write_contaminated(stage.path("contaminated.parquet"), matches, ids)
+    write_thresholds(stage.path("thresholds.csv"), table)
+    write_examples(stage.path("examples.csv"), pairs.blocks(), thresholds, preview)
+    write_id_lists(stage.folder, keep, drop, ids, n_reference)
+    found = {"threshold": config.threshold, "thresholds": table} | matches.outline(keep, drop)
+    own = [replace(shard, start=shard.start - n_reference) for shard in stage.run.own_shards]
+    found["not_exported"] = write_copies(stage, own, keep, ids, config)
+    stage.note_times()
+    write_report_against(earlier | {stage.name: stage}, found, config, preview)
+    return found
 
 
 def report(stage):
