@@ -48,7 +48,7 @@ def _plan_of(config):
         sizes, path = copies.files_at(config.data_dir, folder, wanted_by(config), config.set_by)
         if path is None:
             return {"files": len(sizes), "input_bytes": sum(sizes)}
-        shards = find_shards(path, reading_of(config), folder / copies.DECODED, setting=config.set_by)
+        shards = find_shards(path, reading_of(config), folder / copies.DECODED)
     rows, dim = total_rows(shards), shards[0].dim
     copied = sum(s.rows * s.dim * s.dtype.itemsize for s in shards if s.copy)
     found = {"rows": rows, "dim": dim, "shards": len(shards), "input_bytes": sum(s.path.stat().st_size for s in shards)}

@@ -33,12 +33,13 @@ ID_COLUMNS = "id", "ids", "uid", "key", "image_id", "image_path", "doc_id", "pat
 
 
 class Reading(NamedTuple):
-    """How to read a folder, as the settings of these names; None: found by looking at it."""
+    """How to read a folder, as the settings of these names; None: found by looking at it. set_by: that names it."""
 
     shard_pattern: str | None = None
     input_format: str | None = None
     vectors: str | None = None
     id_column: str | None = None
+    set_by: str = "data_dir"
 
 
 AS_FOUND = Reading()
@@ -52,16 +53,16 @@ class Chosen(NamedTuple):
     lone: list
 
 
-def wanted(reading, url, names, single=None, export=False, setting="data_dir"):
+def wanted(reading, url, names, single=None, export=False):
     """Those files of a remote folder, by their names below it, that are shards, or hold ids, metadata or texts of some.
 
-    single: the name of the only shard, where the URL is that of a file; export: also what a copy of clip-retrieval has;
-    setting: that names the folder. Raises NeardupError as `find_shards`, as far as names tell.
+    single: the name of the only shard, where the URL is that of a file; export: also what a copy of clip-retrieval has.
+    Raises NeardupError as `find_shards`, as far as names tell.
     """
     if single:
-        reading = _only(single, f"{setting} {url}", reading)
+        reading = _only(single, f"{reading.set_by} {url}", reading)
     glob = partial(among, names)
-    chosen, kind, _ = choose(glob, url, reading, setting)
+    chosen, kind, _ = choose(glob, url, reading)
     _check_lists(glob, url, chosen)
     near = [n for name in chosen for n in (name, *map(name.with_suffix, BESIDE), *tables_of(name, kind))]
     about = [folder / name for folder in dict.fromkeys(n.parent for n in chosen) for name in ABOUT]
@@ -71,19 +72,19 @@ def wanted(reading, url, names, single=None, export=False, setting="data_dir"):
     return [there[n] for n in dict.fromkeys([*near, *about]) if n in there]
 
 
-def find_shards(data_dir, reading=AS_FOUND, copy_dir=None, ours=(), setting="data_dir"):
+def find_shards(data_dir, reading=AS_FOUND, copy_dir=None, ours=()):
     """The shards of a folder in natural order (_2 before _10), their headers checked; nothing in folders of `ours`.
 
-    copy_dir: where copies of what has to be decoded are, or will be; setting: that names the folder. Raises
-    NeardupError where the folder holds no shards, or a file isn't what its name says, or not of as many values as the
-    others.
+    copy_dir: where copies of what has to be decoded are, or will be. Raises NeardupError where the folder holds no
+    shards, or a file isn't what its name says, or not of as many values as the others.
     """
+    named = f"{reading.set_by} {data_dir}"
     if data_dir.is_file():
-        data_dir, reading = data_dir.parent, _only(data_dir.name, f"{setting} {data_dir}", reading)
+        data_dir, reading = data_dir.parent, _only(data_dir.name, named, reading)
     if not data_dir.is_dir():
-        raise NeardupError(f"{setting} {data_dir} is not a folder or file: set it to the folder of your embeddings")
+        raise NeardupError(f"{named} is not a folder or file: set it to the folder of your embeddings")
     glob = partial(on_disk, data_dir, set(map(resolved, ours)))
-    names, kind, _ = choose(glob, data_dir, reading, setting)
+    names, kind, _ = choose(glob, data_dir, reading)
     vectors, shards, start = reading.vectors, [], 0
     for name in names:
         path = data_dir / name
@@ -143,20 +144,19 @@ def _only(name, place, reading):
     return reading._replace(shard_pattern=escape(name))
 
 
-def choose(glob, place, reading, setting="data_dir"):
+def choose(glob, place, reading):
     """Which files of a folder are its shards, by names alone, as `Chosen`.
 
-    glob(pattern): what is there, as in `patterns.on_disk`; place: the folder or URL, for errors; setting: that
-    names it.
+    glob(pattern): what is there, as in `patterns.on_disk`; place: the folder or URL, for errors.
     """
-    pattern, kind = reading.shard_pattern, reading.input_format
+    pattern, kind, named = reading.shard_pattern, reading.input_format, f"{reading.set_by} {place}"
     clip = [f for f in CLIP if glob(f"{f}/*.npy")]
     is_clip = clip and (pattern is None or PurePath(pattern).parts[:1] in [(folder,) for folder in CLIP])
     if kind == "clip-retrieval" or (kind is None and is_clip):
         folder = reading.vectors or (clip or CLIP)[0]
         names = [n for n in glob(pattern or f"{folder}/*.npy") if n.suffix == ".npy"]
         if not names:
-            raise NeardupError(f"{setting} {place} has no {folder}/*.npy: set vectors to one of {', '.join(CLIP)}")
+            raise NeardupError(f"{named} has no {folder}/*.npy: set vectors to one of {', '.join(CLIP)}")
         return Chosen(names, "clip-retrieval", [])
     formats = FORMATS if kind is None else {kind: FORMATS[kind]}
     names = glob(pattern or "*")
@@ -168,13 +168,13 @@ def choose(glob, place, reading, setting="data_dir"):
     if any(k not in TABLES for k in found):  # then tables are their metadata
         found = {k: some for k, some in found.items() if k not in TABLES}
     if not found:
-        _raise_none(glob, place, reading.shard_pattern, formats, setting=setting)
+        _raise_none(glob, place, reading, formats)
     if len(found) > 1:
         listed = " and ".join(f"{k} ({some[0].name})" for k, some in found.items())
-        raise NeardupError(f"{setting} {place} holds several formats, {listed}: set input_format to one of them")
+        raise NeardupError(f"{named} holds several formats, {listed}: set input_format to one of them")
     [(kind, names)] = found.items()
     if kind == "vecs" and pattern is None:
-        _check_one_set(f"{setting} {place}", names)
+        _check_one_set(named, names)
     beside = {name.with_suffix("") for name in names}
     return Chosen(names, kind, [t for t in tables if t[1].with_suffix("") not in beside])
 
@@ -190,14 +190,14 @@ def _check_one_set(place, names):
         )
 
 
-def _raise_none(glob, place, pattern, formats, *, setting):
+def _raise_none(glob, place, reading, formats):
     """Raise the NeardupError about a folder without shards, with what was looked for."""
     suffixes = [s for some in formats.values() for s in some]
-    looked = f"names that end in {', '.join(suffixes)}"
-    if pattern:
+    looked, named = f"names that end in {', '.join(suffixes)}", f"{reading.set_by} {place}"
+    if reading.shard_pattern:
         raise NeardupError(
-            f"no file in {setting} {place} matches shard_pattern {pattern!r} ({looked} were looked for): set one of "
-            "the two right"
+            f"no file in {named} matches shard_pattern {reading.shard_pattern!r} ({looked} were looked for): set one "
+            "of the two right"
         )
     try:
         below = next((n for n in glob("**/*") if n.suffix in suffixes), None)
@@ -206,7 +206,7 @@ def _raise_none(glob, place, pattern, formats, *, setting):
     hint = "the folder of your embeddings"
     if below is not None:
         hint = f"{str(place).rstrip('/')}/{below.parent}, or shard_pattern to '**/*{below.suffix}'"
-    raise NeardupError(f"{setting} {place} holds no embeddings ({looked} were looked for): set {setting} to {hint}")
+    raise NeardupError(f"{named} holds no embeddings ({looked} were looked for): set {reading.set_by} to {hint}")
 
 
 def _with_ids(shards, id_column):

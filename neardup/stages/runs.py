@@ -147,7 +147,7 @@ def reading_of(config):
 def wanted_by(config):
     """Which files of a remote folder to fetch, as a function of `wanted`."""
     export = config.export and not config.is_reference
-    return partial(wanted, reading_of(config), config.data_dir, export=export, setting=config.set_by)
+    return partial(wanted, reading_of(config), config.data_dir, export=export)
 
 
 def find_input(config):
@@ -155,7 +155,7 @@ def find_input(config):
     copy_dir, data_dir, ours = config.work_dir / copies.FOLDER, config.data_dir, our_folders(config)
     if not isinstance(data_dir, Path):
         data_dir, ours = copies.fetch(data_dir, copy_dir, wanted_by(config), config.n_workers, config.set_by), []
-    return find_shards(data_dir, reading_of(config), copy_dir / copies.DECODED, ours, config.set_by)
+    return find_shards(data_dir, reading_of(config), copy_dir / copies.DECODED, ours)
 
 
 def our_folders(config):
