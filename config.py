@@ -238,7 +238,7 @@ class Config(BaseSettings):
 
     @property
     def work_dirs(self):
-        """The work folders of this machine, of both sets, or of an earlier run of two."""
+        """The work folders of this machine, of both sets, or where that of a second one would be."""
         other = self._other_work_dir if self.is_reference else self.reference.work_dir
         return [folder for folder in (self.work_dir, other) if isinstance(folder, Path)]
 

@@ -52,7 +52,7 @@ class FinishedRun:
         """The rows of these ids, in their order, [(id, row)]. Raises NeardupError where an id has none to compare."""
         known = [name for name in names if not has_surrogate(name)]  # half a character is in no id
         wanted, found, start = pa.array(known, pa.large_string()), [], 0
-        self.stages["01_pca_variance"].path("ids.arrow")  # of which all is read
+        self.stages["01_pca_variance"].path("ids.arrow")  # hashes it: all of it is read
         for chunk in self.ids.chunks:
             rows = np.nonzero(pc.is_in(chunk, wanted).to_numpy(zero_copy_only=False))[0]
             found += zip(chunk.take(pa.array(rows)).to_pylist(), (start + rows).tolist(), strict=True)

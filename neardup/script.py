@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 import signal
 import sys
 from argparse import ArgumentError
@@ -113,7 +114,7 @@ class _StandardError(FileIO):
     def write(self, data):
         """As FileIO.write."""
         with suppress(OSError):
-            return super().write(data)
+            return super().write(data) or len(data)  # None: it would have to wait, where that isn't wanted
         return len(data)
 
 
@@ -197,8 +198,8 @@ def _setting_message(error):
 
 
 def _fail(name, status, message):
-    line = for_terminal(" ".join(part.strip() for part in message.splitlines()))
-    sys.stderr.write(f"{name}: error: {line}\n")
+    line = re.sub(r"\s*\n\s*", " ", message.strip())
+    sys.stderr.write(f"{name}: error: {for_terminal(line)}\n")
     try:
         sys.stdout.flush()
     except OSError:  # nor at the end, when Python would try again

@@ -174,6 +174,21 @@ def test_rows_that_only_what_pca_left_out_tells_apart(tmp_path, looked_at, how):
     assert max(looked_at) > candidates._SAMPLED
 
 
+@pytest.mark.parametrize("reach", [1.3, 0.02])
+def test_comparing_rows_themselves_only_lets_go(reach):
+    """All that are too far apart but for rounding, and nothing else."""
+    rng = np.random.default_rng(0)
+    x, y = (unit(rng.normal(size=(n, 64))).astype(np.float32) for n in (300, 200))
+    y[:60] = x[60:120] + (rng.normal(size=(60, 64)) * 0.002).astype(np.float32)
+    before, apart = rng.random((300, 200)) < 0.8, np.linalg.norm(x[:, None].astype(np.float64) - y, axis=2)
+    tile, sides = (np.arange(300), np.arange(200)), [SimpleNamespace(unit=rows) for rows in (x, y)]
+    found = candidates._near_themselves(*sides, tile, before.copy(), reach)
+    assert not (found & ~before).any()
+    assert found[before & (apart <= reach)].all()
+    assert not found[apart > np.sqrt(reach**2 + 1e-4)].any()
+    assert 40 < np.count_nonzero(found) < np.count_nonzero(before) / 2
+
+
 def test_rows_themselves_are_not_compared_where_most_are_pairs(tmp_path, looked_at):
     """As a sample tells; whatever is near is looked at by itself then, and once."""
     rng = np.random.default_rng(0)
@@ -437,6 +452,7 @@ def test_the_audit_decides_what_float32_cannot(monkeypatch, stride, dense):
     away -= (away * rows).sum(axis=1)[:, None] * rows
     cosines = threshold + rng.choice([-1e-8, -1e-10, 1e-10, 1e-8], (100, 1))
     rows[1::2] = cosines * rows[::2] + np.sqrt(1 - cosines**2) * unit(away[::2])
+    rows *= np.random.default_rng(1).uniform(0.5, 2, (200, 1))
     audited, counted = np.arange(0, 200, 3), rng.random(200) < 0.7
     audited = audited[counted[audited]]
     stored = SimpleNamespace(dim=24, read=lambda start, stop: rows[start:stop])

@@ -1,5 +1,6 @@
 """Whatever is wrong with the input or the settings: one line, the right exit status, and no damage."""
 
+import contextlib
 import csv
 import errno
 import json
@@ -571,20 +572,34 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
 
-@pytest.mark.parametrize("reader", ["there", "gone"])
+@pytest.mark.parametrize("reader", ["there", "gone", "asleep"])
 def test_progress_that_nobody_reads(good, tmp_path, reader):
-    """A bar is drawn in the end; by who can't be told, as where a connection is lost."""
-    arguments = SCRIPTS[0], "--data-dir", good / "data", "--work-dir", tmp_path / "work"
-    read, write = os.pipe()
-    if reader == "gone":
-        os.close(read)
-    with os.fdopen(write, "w") as stream:
-        done = subprocess.run([sys.executable, "-c", WATCHED, *arguments], cwd=ROOT, stderr=stream, check=False)
+    """A bar is drawn in the end; by who can't be told, as where a connection is lost, or isn't to wait."""
+    arguments = [
+        sys.executable,
+        "-c",
+        WATCHED,
+        SCRIPTS[0],
+        "--data-dir",
+        good / "data",
+        "--work-dir",
+        tmp_path / "work",
+    ]
+    if reader == "there":
+        done = subprocess.run(arguments, cwd=ROOT, stderr=subprocess.PIPE, text=True, check=False)
+        assert "01 moments" in done.stderr
+    else:
+        read, write = os.pipe()
+        os.set_blocking(write, False)
+        with contextlib.suppress(BlockingIOError):
+            while reader == "asleep":
+                os.write(write, bytes(4096))
+        if reader == "gone":
+            os.close(read)
+        with os.fdopen(write, "w") as stream:
+            done = subprocess.run(arguments, cwd=ROOT, stderr=stream, check=False)
     assert done.returncode == 0
     assert (tmp_path / "work" / "01_pca_variance" / "manifest.json").exists()
-    if reader == "there":
-        with os.fdopen(read) as stream:
-            assert "01 moments" in stream.read()
 
 
 def ended(what, stderr=subprocess.PIPE):

@@ -1223,7 +1223,10 @@ FOUND = {
     "index that is cut": (index_that_is_cut, "it is damaged, copy it again"),
     "flipped byte": (npz_with_a_flipped_byte, "p.npz is damaged"),
     "late in a CSV file": (csv_that_breaks_late, "p.csv is not a CSV file in UTF-8"),
-    "semicolons": (csv_of_a_spreadsheet, "p.csv has one column, 'id;n': write it with commas, or as Parquet"),
+    "semicolons": (
+        csv_of_a_spreadsheet,
+        "p.csv has semicolons or tabs between its columns ('id;n'): write it with commas, or as",
+    ),
     "one name": (columns_of_one_name, "p.parquet has 2 columns 'id'"),
 }
 

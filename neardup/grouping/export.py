@@ -40,7 +40,7 @@ def write_copies(stage, shards, keep, ids, config):
         write_datacomp(stage.path("keep_datacomp.npy"), ids, np.concatenate([of_others, keep]))
     if not config.export:
         return []
-    stage.needs(sum(p.stat().st_size for s in shards for p in {s.path, s.ids_path, s.table} if p))
+    stage.needs(sum(p.stat().st_size for s in shards for p in {s.path, s.ids_path, s.table} if p), more=True)
     return write_copy(shards, keep, stage.path("export"), config.n_workers)
 
 

@@ -125,7 +125,7 @@ def make(shards, n_workers, anew=False, allow_missing=False):
 
 
 def forget_others(shards, folder):
-    """Remove copies of what isn't input any more. folder: of all copies."""
+    """Remove copies of what isn't input of this set any more. folder: of all its copies."""
     _keep_just(folder / DECODED, [shard.copy for shard in shards if shard.copy])
     if not any(folder / FETCHED in shard.path.parents for shard in shards):
         _keep_just(folder / FETCHED, [])

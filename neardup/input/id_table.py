@@ -114,6 +114,8 @@ class IdTable:
         try:
             return self.array(rows).to_pylist()
         except (ValueError, IndexError) as error:
+            if not self._path:
+                raise
             raise damaged(self._path, error) from error
 
 

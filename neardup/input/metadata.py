@@ -31,10 +31,20 @@ def column_names(path):
     if path.suffix == ".csv":
         with _mending(path), pa.csv.open_csv(path, **_csv_options()) as reader:
             names = reader.schema.names
-        if len(names) == 1 and any(mark in names[0] for mark in ";\t"):  # as spreadsheets write it
-            raise NeardupError(f"{path} has one column, {names[0]!r}: write it with commas, or as Parquet")
+        _check_commas(path)
         return names
     return schema_and_rows(path)[0].names
+
+
+def _check_commas(path):
+    """Raises NeardupError where a CSV file's columns are separated by others, as spreadsheets of some countries do."""
+    with path.open("rb") as file:
+        line = file.readline(_CSV_BLOCK).rstrip()
+    if b'"' not in line and max(map(line.count, (b";", b"\t"))) > line.count(b","):
+        raise NeardupError(
+            f"{path} has semicolons or tabs between its columns ({line.decode()!r}): write it with commas, or as "
+            "Parquet; or set id_column to '' if it holds no ids"
+        )
 
 
 def _columns_of(group, above):

@@ -178,11 +178,11 @@ def opened_data_sets(path, names, folder=None):
     """Yield data sets of an HDF5 file of ours. Raises NeardupError where it is damaged. folder: as in `damaged`."""
     try:
         with h5py.File(mirror.here(path)) as file:
-            found = [file[name] for name in names]
+            found = [file.get(name) for name in names]
             if not all(isinstance(item, h5py.Dataset) for item in found):
                 raise damaged(path, "no data sets", folder)
             yield found
-    except (OSError, KeyError, RuntimeError) as error:
+    except (OSError, RuntimeError) as error:
         if is_of_system(error):
             raise
         raise damaged(path, error, folder) from error

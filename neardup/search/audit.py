@@ -17,10 +17,8 @@ from neardup.search.components import components
 
 _BLOCK_ROWS = 2048  # compared with the audited rows at a time, at most
 _PAIRS_AT_ONCE = 256  # decided together
-_DENSE, _DENSE_AT_ONCE = (
-    16,
-    1 << 16,
-)  # comparisons for each that is open, where all are made as one product; and decided
+_DENSE = 16  # comparisons for each that is open, from which on all are made as one product
+_DENSE_AT_ONCE = 1 << 16  # decided together then
 _STRIDES = 16, 12, 8, 6, 4, 3, 2, 1  # of the coordinates that are compared first
 _READ_PAIRS = 1 << 20  # true pairs that are looked up together
 _COMPARED = 512  # audited rows, with each other, to choose those

@@ -16,9 +16,9 @@ _FAR = 1e30
 _NO_PLACES = np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64)
 # what is compared next, where more than so many of a tile are near
 _LEVELS = ("sketches", 0), ("longer", 1024), ("coordinates", 128)
-_SAMPLED = (
-    64  # of the places of a tile, of which half or more must be no pairs, or the rows themselves are not compared
-)
+_SAMPLED = 64  # places of a tile that tell whether comparing the rows themselves would leave most of them
+_ROWS_AT_ONCE = 256  # of a tile that are compared themselves together, with all of the other side
+_UNIT = 1.01  # no row of unit length is longer, however rounded
 _TIMES_LONGER = 4  # coordinates for each of the sketch, from which on some of them are compared before all
 
 
@@ -150,12 +150,12 @@ def _refined(x, y, tile, is_near, reaches, of_interest):
         if count * _DENSE <= is_near.size:
             break
         if not levels:
-            if not _are_mostly_pairs(x, y, tile, is_near, reaches["unit"]):
-                is_near = _near_in_all(x.unit[rows_x], y.unit[rows_y], reaches["unit"])
+            is_near = _near_themselves(x, y, tile, is_near.copy(), reaches["unit"])
             break
         level, few, reach = levels.pop(0)
         if count > few:
-            is_near = _near_in_all(getattr(x, level)[rows_x], getattr(y, level)[rows_y], reach)
+            before = is_near.copy()  # in memory that is overwritten next; rounding may let in what went already
+            is_near = before & _near_in_all(getattr(x, level)[rows_x], getattr(y, level)[rows_y], reach)
     i, j = np.divmod(np.flatnonzero(is_near), len(rows_y))
     i, j = rows_x[i], rows_y[j]
     chosen = of_interest(i, j)
@@ -167,33 +167,43 @@ def _refined(x, y, tile, is_near, reaches, of_interest):
     return i, j
 
 
-def _are_mostly_pairs(x, y, tile, is_near, reach):
-    """Whether over half of the near places in a tile are pairs, as some of them tell. Arguments: as in `_refined`."""
+def _near_themselves(x, y, tile, is_near, reach):
+    """Where rows of a tile are near themselves; as they were, where some of them tell that most would stay so.
+
+    tile: as in `_refined`; is_near: (r, c) bool, written to. Memory: of 512 rows, as stored and twice in float32.
+    """
     near = np.flatnonzero(is_near)
     i, j = np.divmod(near[np.linspace(0, len(near) - 1, _SAMPLED).astype(np.int64)], is_near.shape[1])
     difference = x.unit[tile[0][i]] - y.unit[tile[1][j]]
-    return 2 * np.count_nonzero(np.vecdot(difference, difference) <= reach**2) > _SAMPLED
+    most = -2 * _limit(difference.shape[1] + 2, reach, _UNIT)
+    if 2 * np.count_nonzero(np.vecdot(difference, difference) <= most) > _SAMPLED:
+        return is_near
+    unit_y = y.unit[tile[1]]
+    for start in range(0, len(is_near), _ROWS_AT_ONCE):
+        here = slice(start, start + _ROWS_AT_ONCE)
+        is_near[here] &= _near_in_all(x.unit[tile[0][here]], unit_y, reach, _UNIT)
+    return is_near
 
 
 @lru_cache(maxsize=16)
-def _limit(width, reach):
-    """Least value of `left` times `right` at this distance: both are of sketches no longer than `LONGEST`.
+def _limit(width, reach, longest=geometry.LONGEST):
+    """Least value of `left` times `right` at this distance, of sketches, or of rows themselves; none is longer.
 
     Rounding: the product's, and that of `shorten` (u of the tail a row), for which the width is taken 16 wider.
     """
-    return np.float32(-(reach**2 + geometry.squared_distance_error(width + 16)) / 2)
+    return np.float32(-(reach**2 + geometry.squared_distance_error(width + 16, longest)) / 2)
 
 
-def _near_in_all(vectors_x, vectors_y, reach):
+def _near_in_all(vectors_x, vectors_y, reach, longest=geometry.LONGEST):
     """Where rows are near in all coordinates, as `_near`: where many are, quicker than `within` for each two of them.
 
-    The product is that of `lay_out`, whose last two terms are added one by one.
+    The product is that of `lay_out`, whose last two terms are added one by one. longest: no row is longer.
     """
     product, is_near = _tile(len(vectors_x), len(vectors_y))
     np.matmul(vectors_x, vectors_y.T, out=product)
     product -= (np.vecdot(vectors_x, vectors_x) / 2)[:, None]
     product -= np.vecdot(vectors_y, vectors_y) / 2
-    return np.greater_equal(product, _limit(vectors_x.shape[1] + 2, reach), out=is_near)
+    return np.greater_equal(product, _limit(vectors_x.shape[1] + 2, reach, longest), out=is_near)
 
 
 def within(vectors_x, vectors_y, i, j, reach):

@@ -233,9 +233,9 @@ def shorten(sketches, n_coordinates):
     return np.column_stack([sketches[:, :n_coordinates], tail])
 
 
-def squared_distance_error(n_coordinates):
-    """Greatest error of |a|^2 + |b|^2 - 2ab in float32, for rows no longer than `LONGEST`."""
-    return 2 * (n_coordinates + 8) * UNIT32 * (2 * LONGEST) ** 2
+def squared_distance_error(n_coordinates, longest=LONGEST):
+    """Greatest error of |a|^2 + |b|^2 - 2ab in float32, for rows no longer than that."""
+    return 2 * (n_coordinates + 8) * UNIT32 * (2 * longest) ** 2
 
 
 def borders(own, centroids, error):

@@ -67,7 +67,7 @@ class OpenCluster:
     """What the search needs of a cluster, memory-mapped; most arrays are opened where rows are near.
 
     prepared: `Prepared`; reduced: a function that opens all PCA coordinates of all rows; visits: whether its rows are
-    visitors, prepared by `prepare_cluster`; vectors: `RowFiles` of all rows, where these may be looked at themselves.
+    visitors, prepared by `prepare_cluster`; vectors: `RowFiles` of all rows, where the search has a reach for `unit`.
     growth: a `Growth`, whose earlier rows have met each other.
     """
 

@@ -4,7 +4,10 @@ from neardup.machine.checksums import digest_of_values
 from neardup.machine.files import damaged, read_json, write_json
 
 FORMAT = 10  # of the artifacts; a new one makes all older work stale
-_OF_FILES = {"against": "against a second set that has changed", "tables": "with other texts or columns of metadata"}
+_OF_FILES = {
+    "against": "against a second set that has changed",
+    "tables": "with other texts, columns of metadata or files to export",
+}
 MANIFEST = "manifest.json"  # written last: a stage's folder that has one is whole
 
 

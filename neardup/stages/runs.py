@@ -118,8 +118,8 @@ def _earlier(run, name):
 def _tables_digest(run):
     """What identifies the texts and the metadata that a run's settings name. Memory: a column of a shard, twice.
 
-    Each with the name of its folder, file or shard. Of tables just those columns; where a copy is made all that is
-    copied, of vectors and of shards a sample, and when they were changed last. Raises as `read_column`.
+    Of tables just those columns; texts with their folder. Where a copy is made all that is copied, by name, of vectors
+    and of shards a sample, and when they were changed last. Raises as `read_column`.
     """
     config, shards = run.config, run.shards
     preview, columns = Preview(config.preview, shards, ids=None), set()
@@ -136,7 +136,7 @@ def _tables_digest(run):
         found.append(
             [name, digest_of_file(path) if is_whole else [digest_of_sample(path), copies.state(path, is_remote)]]
         )
-    return found + [[s.name, c, digest_of_column(s.table, c, s.rows)] for c in sorted(columns) for s in tables]
+    return found + [digest_of_column(s.table, column, s.rows) for column in sorted(columns) for s in tables]
 
 
 def reading_of(config):
