@@ -55,7 +55,7 @@ def run(config):
     preview.check()
     if not stage.finished:
         stage.needs(4 * variance.path("ids.arrow").stat().st_size)
-        find = partial(merge, shards) if is_alone else contamination.find
+        find = merge if is_alone else contamination.find
         stage = stage.finish(find(stage, earlier, preview, config))
     elif not here(stage.folder / REPORT).exists():  # which isn't hashed, so that a stage is finished without
         all_stages = earlier | {stage.name: stage}
@@ -69,10 +69,10 @@ def run(config):
     tell(config, stage, partial(report, preview, config) if is_alone else contamination.report)
 
 
-def merge(shards, stage, earlier, preview, config):
+def merge(stage, earlier, preview, config):
     """Join the pairs, choose what to keep, and write the stage's files. Returns its results, small JSON values."""
     engine.preload("matplotlib.figure")
-    variance, ids = earlier["01_pca_variance"], preview.ids
+    variance, ids, shards = earlier["01_pca_variance"], preview.ids, preview.shards
     rejected, repeated = (read_npy(variance.path(f"{name}_rows.npy")) for name in ("rejected", "repeated"))
     search = found_pairs(earlier["04_neighbor_search"], len(ids), stage.memory / 4)
     before = Decisions(stage, rejected) if stage.growth and (config.keep_previous or stage.growth.changes) else None
