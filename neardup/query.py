@@ -21,9 +21,10 @@ from config import Config
 from neardup import NeardupError
 from neardup.grouping.outputs import read_groups
 from neardup.input.embeddings import open_shards
-from neardup.input.id_table import IdTable
+from neardup.input.id_table import IdTable, positions
 from neardup.input.ids import has_surrogate
 from neardup.machine.files import write_beside_others
+from neardup.machine.imports import settle
 from neardup.machine.mirror import here
 from neardup.machine.npy import UNREADABLE, map_array, read_ahead, read_array, read_header, read_npy, read_npz
 from neardup.script import command_line, on_this_machine, report_errors
@@ -55,7 +56,7 @@ class FinishedRun:
         self.stages["01_pca_variance"].path("ids.arrow")  # hashes it: all of it is read
         for chunk in self.ids.chunks:
             rows = np.nonzero(pc.is_in(chunk, wanted).to_numpy(zero_copy_only=False))[0]
-            found += zip(chunk.take(pa.array(rows)).to_pylist(), (start + rows).tolist(), strict=True)
+            found += zip(chunk.take(positions(rows)).to_pylist(), (start + rows).tolist(), strict=True)
             start += len(chunk)
         missing = set(names) - {name for name, _ in found}
         if missing:
@@ -219,6 +220,7 @@ def main():
     given, settings = parser.parse_known_args()
     with report_errors("neardup.query"):
         write_beside_others()
+        settle()
         config = on_this_machine(Config(_cli_settings_source=command_line(parser.prog, settings)))
         if config.against_dir is not None:
             raise NeardupError(

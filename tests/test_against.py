@@ -330,6 +330,21 @@ def test_rows_of_the_run(finished):
     assert len(done.stderr.splitlines()) == 1
 
 
+@pytest.mark.parametrize("what", ["ids", "vectors"])
+def test_a_query_loads_no_pandas(finished, tmp_path, what):
+    """As Arrow would."""
+    config, _, new = finished
+    (tmp_path / "pandas.py").write_text("print('pandas is loaded')")
+    np.save(tmp_path / "new.npy", new[:3])
+    of = {"ids": read_ids(config.work_dir)[0], "vectors": tmp_path / "new.npy"}[what]
+    options = [f"--{name.replace('_', '-')}={getattr(config, name)}" for name in ("data_dir", "work_dir", *SETTINGS)]
+    asked = [sys.executable, "-m", "neardup.query", f"--{what}", of, *options]
+    path = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    done = subprocess.run(asked, cwd=ROOT, env=path, capture_output=True, text=True, timeout=60, check=True)
+    assert " near; group: " in done.stdout
+    assert "pandas is" not in done.stdout
+
+
 def test_a_query_by_ids_that_are_not_those_of_the_run(finished, tmp_path):
     """All are read, and hashed."""
     config, names = finished[0], read_ids(finished[0].work_dir)

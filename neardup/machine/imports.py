@@ -15,7 +15,7 @@ class _NoPandas:
 
 
 def settle():
-    """As each script does when all that it imports at first is there."""
+    """As each script and a query do when all that they import at first is there."""
     gc.freeze()  # what was imported stays: to look through it for garbage takes 5 % of a short script
     without_pandas()
 
