@@ -1,5 +1,6 @@
 """Files of ours: what was written is what is read, whatever it is; damage is told."""
 
+import shutil
 from types import SimpleNamespace
 
 import h5py
@@ -10,7 +11,6 @@ from neardup import NeardupError
 from neardup.grouping.outputs import read_groups
 from neardup.machine.files import read_json, write_json, write_npy
 from neardup.machine.npy import map_npy, read_npy
-from neardup.stages import artifacts
 from neardup.stages.artifacts import Stage
 
 GRID = np.arange(12, dtype=np.int64).reshape(3, 4)
@@ -43,7 +43,7 @@ def test_what_is_no_data_set_is_damage(tmp_path):
 def test_room_for_what_comes_beside_what_is_there(tmp_path, monkeypatch):
     """Or for all of a stage, of which an interrupted run has left some."""
     (tmp_path / "part").write_bytes(bytes(1000))
-    monkeypatch.setattr(artifacts.shutil, "disk_usage", lambda _: SimpleNamespace(free=500))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=500))
     stage = Stage("04_neighbor_search", tmp_path, {})
     stage.needs(1500)
     stage.needs(500, more=True)

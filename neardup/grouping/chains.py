@@ -12,6 +12,7 @@ from neardup.search.pairs import PAIR, among, pack
 
 _CHAIN_PAIRS = 50_000  # `sparse` pairs of a chain that networkx looks into, in up to 100 MB; others are flagged only
 _ROUNDS = 100  # of cuts: one that falls into halves takes few, but one whose first link is always the weakest all
+UNCUT = f"of over {_CHAIN_PAIRS // 2:,} rows, or {_ROUNDS} cuts"  # chains that `split_chains` leaves as they are
 
 
 def sparse(groups, forest, found):

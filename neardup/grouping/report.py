@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from neardup import NeardupError, plots
+from neardup.grouping.chains import UNCUT
 from neardup.input.preview import thumbnail
 from neardup.machine import mirror
 from neardup.machine.files import atomic, read_csv, read_json, read_json_items
@@ -105,6 +106,7 @@ def _content(stages, config, preview, *, groups, found):
     return {
         "name": _name(config.data_dir),
         "found": found,
+        "uncut": UNCUT,
         "total": total,
         "single": total - found["rows_in_groups"] - found["rejected"],
         "variance": variance.results,

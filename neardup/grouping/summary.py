@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 
+from neardup.grouping.chains import UNCUT
 from neardup.words import counted, for_terminal, in_words, shorten
 
 _SHOWN_GROUPS, _SHOWN_IDS, _SHOWN_TEXT = 5, 6, 100
@@ -63,7 +64,7 @@ def report(preview, config, stage):
             print(f"with grouping {name!r}: {counted(other['groups'], 'group')}", end=", ")
             print(f"{other['chains']:,} of them chains; drop {other['dropped']:,}")
     if found["uncut"]:
-        print(f"grouping 'split' leaves chains of over 25,000 rows, or 100 cuts, as they are: {found['uncut']:,}")
+        print(f"grouping 'split' leaves chains {UNCUT}, as they are: {found['uncut']:,}")
     tell_not_exported(found["not_exported"])
     for line in found["warnings"]:
         print(f"look at this: {line}")

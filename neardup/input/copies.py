@@ -1,6 +1,5 @@
 """Local copies of input that can't be memory-mapped where it lies: made once, in the work folder, and kept."""
 
-import shutil
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path, PurePosixPath
@@ -13,10 +12,11 @@ from neardup.input.formats.by_suffix import blocks, others
 from neardup.input.metadata import BESIDE, TEXTS
 from neardup.machine import engine, mirror
 from neardup.machine.checksums import digest_of_sample, digest_of_values
-from neardup.machine.files import atomic, npy_rows, read_json, resolved, write_json
+from neardup.machine.files import atomic, need_room, npy_rows, read_json, resolved, write_json
 
 FOLDER = "input"  # in the work folder
 FETCHED, DECODED = "fetched", "decoded"  # in that
+_OF_COPIES = " for copies of input that can't be memory-mapped"
 _BEGUN = {"of": None}  # note of a copy that is being made: what is left of it is ours
 
 
@@ -30,7 +30,7 @@ def fetch(url, folder, wanted, n_workers, setting="data_dir"):
     system, found, names, missing, path = _compared(url, folder, wanted, setting)
     mirrored, identity = folder / FETCHED, {name: found[remote] for remote, name in names.items()}
     _keep_just(mirrored, [mirrored / name for name in names.values()])
-    _need_room(folder, sum(found[remote]["size"] or 0 for remote, *_ in missing))
+    need_room(folder, sum(found[remote]["size"] or 0 for remote, *_ in missing), _OF_COPIES)
     of = url.rstrip("/") if path == mirrored else url.rstrip("/").rpartition("/")[0]
     mirror.follow(mirrored, of, digest_of_values(identity))
     engine.run_in_threads(partial(_fetch, system), missing, n_workers, "fetch input")
@@ -120,7 +120,8 @@ def make(shards, n_workers, anew=False, allow_missing=False):
     """
     missing = [s for s in shards if s.copy and (anew or not is_current(s))]
     if missing:
-        _need_room(missing[0].copy.parent, sum(s.rows * s.dim * s.dtype.itemsize for s in missing))
+        size = sum(s.rows * s.dim * s.dtype.itemsize for s in missing)
+        need_room(missing[0].copy.parent, size, _OF_COPIES)
         engine.run_in_threads(_make, [(s, allow_missing) for s in missing], n_workers, "decode input")
 
 
@@ -163,17 +164,6 @@ def _make(shard, allow_missing):
         raise NeardupError(f"the input ({shard.name}) changed while it was read: run the script again")
     found = {"rows": shard.rows, "dim": shard.dim, "dtype": shard.dtype.str, "others": beside}
     write_json(_note(copy), {"of": before, "copy": _state(copy)} | found)
-
-
-def _need_room(folder, size):
-    """Raises NeardupError where the disk has no room for so many bytes."""
-    folder.mkdir(parents=True, exist_ok=True)
-    free = shutil.disk_usage(folder).free
-    if size > free:
-        raise NeardupError(
-            f"{folder} needs {size / 1e9:.3g} GB for copies of input that can't be memory-mapped, and its disk has "
-            f"{free / 1e9:.3g} GB free: make room there, or set another work_dir"
-        )
 
 
 def _note(copy):

@@ -65,6 +65,17 @@ def atomic(path, flush=True):
         sync_folder(path.parent)
 
 
+def need_room(folder, size, what=""):
+    """Raises NeardupError where the disk has no room for so many bytes. what: they are for, as " for copies"."""
+    folder.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(folder).free
+    if size > free:
+        raise NeardupError(
+            f"{folder} needs about {size / 1e9:.3g} GB more{what}, and its disk has {free / 1e9:.3g} GB free: "
+            "make room there, or set another work_dir"
+        )
+
+
 def resolved(path):
     """A path without links; one that leads to itself as it is, where Path.resolve raises RuntimeError."""
     return Path(os.path.realpath(path))

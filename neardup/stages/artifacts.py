@@ -1,6 +1,5 @@
 """What stages leave on disk: a folder each, whole or absent, that says what it was made from."""
 
-import shutil
 import time
 from functools import lru_cache, partial
 from pathlib import Path
@@ -10,7 +9,7 @@ from neardup.input import copies
 from neardup.input.freshness import changed_shards, fingerprint, remember, times
 from neardup.machine import engine, mirror
 from neardup.machine.checksums import digest_of_file
-from neardup.machine.files import link, write_json, write_npy
+from neardup.machine.files import link, need_room, write_json, write_npy
 from neardup.machine.npy import read_npy
 from neardup.stages.folders import BEGUN, OLD, PARTIAL, PARTS, REMOVED, hidden, publish, remove, remove_temporary
 from neardup.stages.manifests import MANIFEST, some_of, write_manifest
@@ -115,12 +114,7 @@ class Stage:
         more: they are not, for they come beside what is there.
         """
         there = 0 if more else sum(p.stat().st_size for p in self.folder.rglob("*") if p.is_file())
-        free = shutil.disk_usage(self.folder).free
-        if size - there > free:
-            raise NeardupError(
-                f"{self.folder} needs about {(size - there) / 1e9:.3g} GB more, and its disk has {free / 1e9:.3g} GB "
-                "free: make room there, or set another work_dir"
-            )
+        need_room(self.folder, size - there)
 
     def finish(self, results):
         """Publish what was built in one rename, its manifest written last. results: small JSON values.
