@@ -7,7 +7,7 @@ that are held against a second set are sketched meanwhile, with its components, 
 
 from contextlib import contextmanager
 from functools import partial, reduce
-from itertools import pairwise
+from itertools import chain, pairwise
 
 import numpy as np
 
@@ -20,6 +20,7 @@ from neardup.machine import budget, engine
 from neardup.machine.checksums import Digest
 from neardup.machine.files import atomic, npy_rows, read_csv, read_json, write_csv, write_json, write_npy, write_npz
 from neardup.machine.npy import read_npy, read_npz
+from neardup.ranges import block_ranges
 from neardup.script import main, tell
 from neardup.search import geometry
 from neardup.search.moments import Moments, component_count, components_of, mean_and_covariance, spectrum
@@ -29,6 +30,9 @@ from neardup.words import counted, percent
 
 _BLOCK_ROWS = 4096  # rows of a block at most: a d x d float64 sum a block costs little beside its product
 _SHOWN = 10  # bad rows or repeated ids that an error names
+_LISTED = 1 << 14  # rejected rows whose shards and ids are looked up together
+_REASONS = "all zeros", "NaN or infinity"
+REJECTED = np.dtype([("row", "<i8"), ("reason", "u1")])  # the row, and which of the reasons
 _ORIGIN_ROWS = 256  # whose mean is taken off all rows before they are multiplied, so that little is lost
 
 
@@ -40,7 +44,8 @@ def run(config):
         stage.needs(disk_needed(shards) + stage.against * 4 * (config.sketch_dims + 1) * total_rows(shards))
         repeated, found = read_all(stage, shards, config)
         keep_repeated(stage, shards, repeated, config.duplicate_ids)
-        rejected = sorted(rejected_before(stage) + [tuple(r) for part in found for r in part["rejected"]])
+        rejected = [read_npy(stage.part("rejected", number)) for number in range(len(found))]
+        rejected = np.sort(np.concatenate([rejected_before(stage), *rejected]), order="row")
         keep_rejected(stage, shards, rejected, config.bad_rows)
         if stage.growth:
             components = keep_components(stage)
@@ -71,8 +76,8 @@ def read_all(stage, shards, config):
     """Gather all ids into ids.arrow, check the rows and sum up some of them; what an interrupted run finished stays.
 
     Of a run that grows just the new rows, which are checked and not summed up; of two sets they are sketched.
-    Returns the rows whose id another row has too, (r,) int64, and what each task found: digests of its pieces, and
-    [row, reason] of those that have no direction. Memory: a block, and 3 d^2 float64, a worker; 24 bytes a row.
+    Returns the rows whose id another row has too, (r,) int64, and of each task the digests of its pieces and how many
+    rows it summed up. Memory: a block, and 3 d^2 float64, a worker; 24 bytes a row.
     """
     rows = open_shards(shards)
     origin = stage.once(partial(common_origin, rows), "origin")
@@ -134,7 +139,9 @@ def known_ids(read, growth):
 
 
 def read_pieces(stage, rows, number, some, *, origin, chosen, projection, block_rows):
-    """Check all rows of some pieces, and write the `Moments` of those that count. Returns what was found otherwise.
+    """Check all rows of some pieces, and write which are REJECTED and the `Moments` of those that count.
+
+    Returns the digests of the pieces, and how many rows count.
 
     origin: what is taken off rows, (d,) float32; chosen: which rows count, ascending; projection: of
     `second_projection`.
@@ -142,7 +149,7 @@ def read_pieces(stage, rows, number, some, *, origin, chosen, projection, block_
     path = stage.part("found", number, suffix=".json")
     if path.exists():
         return read_json(path)
-    moments, rejected, digests = Moments(origin, block_rows), [], []
+    moments, rejected, digests = Moments(origin, block_rows), [np.empty(0, REJECTED)], []
     for piece in some:
         digest = Digest()
         with sketches_of(stage, piece, projection) as write_sketches:
@@ -150,14 +157,15 @@ def read_pieces(stage, rows, number, some, *, origin, chosen, projection, block_
                 stored = rows.read(low, high)
                 digest.update(stored)
                 values, scales, bad = geometry.scaled_rows32(stored)
-                rejected += [(low + i, reason) for i, reason in reasons(stored, bad)]
+                rejected.append(rejected_of(stored, bad, low))
                 here = chosen[slice(*np.searchsorted(chosen, (low, high)))] - low
                 moments.add(values, scales, here[~bad[here]])
                 write_sketches(values, scales)
         digests.append(digest.hexdigest())
     if not stage.growth:
         write_npy(stage.part("moments", number), moments.sums())
-    write_json(path, {"rejected": rejected, "digests": digests, "counted": moments.count})
+    write_npy(stage.part("rejected", number), np.concatenate(rejected))
+    write_json(path, {"digests": digests, "counted": moments.count})
     return read_json(path)
 
 
@@ -183,9 +191,13 @@ def sketches_of(stage, piece, projection):
         yield lambda values, scales: write(geometry.sketch(*geometry.project(values, scales, *projection)))
 
 
-def reasons(stored, bad):
-    """A list of (row, reason) of rows of a block. bad: which, (n,) bool."""
-    return [(int(i), "all zeros" if np.all(stored[i] == 0) else "NaN or infinity") for i in np.nonzero(bad)[0]]
+def rejected_of(stored, bad, start):
+    """The bad rows of a block as REJECTED. bad: which, (n,) bool; start: the number of its first row."""
+    places = np.nonzero(bad)[0]
+    found = np.empty(len(places), REJECTED)
+    found["row"] = start + places
+    found["reason"] = np.any(stored[places] != 0, axis=1)
+    return found
 
 
 def places_of(stage, shards, rows):
@@ -213,12 +225,13 @@ def keep_repeated(stage, shards, repeated, duplicate_ids):
 
 
 def rejected_before(stage):
-    """(row, reason) of the rows that were rejected when they were read, as far as they are still there."""
+    """REJECTED of the rows that were rejected when they were read, as far as they are still there."""
     if not stage.growth:
-        return []
-    found = [(int(line["row"]), line["reason"]) for line in read_csv(stage.previous.path("rejected.csv"))]
-    rows = stage.growth.renumbered([row for row, _ in found]).tolist()
-    return [(row, reason) for row, (_, reason) in zip(rows, found, strict=True) if row >= 0]
+        return np.empty(0, REJECTED)
+    lines = read_csv(stage.previous.path("rejected.csv"))
+    found = np.fromiter(((int(line["row"]), _REASONS.index(line["reason"])) for line in lines), REJECTED)
+    found["row"] = stage.growth.renumbered(found["row"])
+    return found[found["row"] >= 0]
 
 
 def content_of(stage, shards, digests):
@@ -232,23 +245,29 @@ def content_of(stage, shards, digests):
 
 
 def keep_rejected(stage, shards, rejected, bad_rows):
-    """Stop on rows without a direction, or list them in rejected.csv and rejected_rows.npy."""
-    places = places_of(stage, shards, [row for row, _ in rejected])
-    lines = [
-        (row, shard.name, at, name, reason) for (row, reason), (shard, at, name) in zip(rejected, places, strict=True)
-    ]
-    if lines and bad_rows == "error":
-        places = "; ".join(f"{file} row {at} (id {name!r}): {reason}" for _, file, at, name, reason in lines[:_SHOWN])
-        have = "row has" if len(lines) == 1 else "rows have"
+    """Stop on rows without a direction, or list them in rejected.csv and rejected_rows.npy. rejected: REJECTED."""
+
+    def lines(some):
+        """Yield (row, shard, row in the shard, id, reason) of each."""
+        places = places_of(stage, shards, some["row"])
+        for (row, reason), (shard, at, name) in zip(some.tolist(), places, strict=True):
+            yield row, shard.name, at, name, _REASONS[reason]
+
+    if len(rejected) and bad_rows == "error":
+        shown = lines(rejected[:_SHOWN])
+        places = "; ".join(f"{file} row {at} (id {name!r}): {reason}" for _, file, at, name, reason in shown)
+        have = "row has" if len(rejected) == 1 else "rows have"
         raise NeardupError(
-            f"{len(lines)} {have} no direction: {places}; mend them, or set bad_rows to 'skip' to leave them out"
+            f"{len(rejected)} {have} no direction: {places}; mend them, or set bad_rows to 'skip' to leave them out"
         )
-    if len(lines) == total_rows(shards):
+    if len(rejected) == total_rows(shards):
         raise NeardupError(
-            f"none of the {len(lines)} rows has a direction (NaN, infinity or zeros): nothing to compare"
+            f"none of the {len(rejected)} rows has a direction (NaN, infinity or zeros): nothing to compare"
         )
-    write_csv(stage.path("rejected.csv"), [("row", "shard", "row_in_shard", "id", "reason"), *lines])
-    write_npy(stage.path("rejected_rows.npy"), np.array([row for row, _ in rejected], dtype=np.int64))
+    blocks = (rejected[low:high] for low, high in block_ranges(0, len(rejected), _LISTED))
+    named = "row", "shard", "row_in_shard", "id", "reason"
+    write_csv(stage.path("rejected.csv"), chain([named], chain.from_iterable(map(lines, blocks))))
+    write_npy(stage.path("rejected_rows.npy"), rejected["row"].copy())
 
 
 def keep_components(stage):

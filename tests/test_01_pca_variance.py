@@ -299,6 +299,27 @@ def test_moments_of_a_sample_are_those_of_its_rows(tmp_path):
     assert np.load(folder / "rejected_rows.npy").tolist() == list(range(10, 60))
 
 
+def test_many_rejected_rows_take_little_memory(tmp_path):
+    """They are written some at a time, in order, with their reasons."""
+    rows = np.zeros((60_000, 2), np.float32)
+    rows[::3] = np.nan
+    rows[1::5] = 1
+    tracemalloc.start()
+    try:
+        folder = stage_1(tmp_path, rows, cuts=[25_000], bad_rows="skip")
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    print(f"{peak / 1e6:.1f} MB")
+    assert peak < 15e6
+    of = (np.arange(60_000) >= 25_000).astype(int)
+    assert (folder / "rejected.csv").read_text().splitlines()[1:] == [
+        f"{i},part_{of[i]}.npy,{i - of[i] * 25_000},id-{i},{'all zeros' if i % 3 else 'NaN or infinity'}"
+        for i in range(60_000)
+        if i % 5 != 1
+    ]
+
+
 @pytest.mark.parametrize("basis_rows", [499, 400, 251])
 def test_moments_of_nearly_all_rows_are_those_of_its_rows(tmp_path, basis_rows):
     """Of rows of any length, in shards so small that the sample has none, some or all rows of one."""

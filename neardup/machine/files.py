@@ -138,7 +138,7 @@ def write_csv(path, lines):
     Text that a spreadsheet would take for a formula is written as a JSON string.
     """
     with atomic(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerows([[_cell(c) if isinstance(c, str) else c for c in line] for line in lines])
+        csv.writer(file).writerows([_cell(c) if isinstance(c, str) else c for c in line] for line in lines)
 
 
 def read_csv(path):

@@ -1,13 +1,13 @@
 """Threads of BLAS and OpenMP, shared out in this one place, and memory that each thread keeps."""
 
 import math
-import os
 import sys
 import warnings
 from functools import lru_cache
 from threading import local
 
 import numpy as np
+from dask.system import cpu_count
 from threadpoolctl import ThreadpoolController
 
 # of OpenBLAS, which multiplies what happens to lie on the stack, too, for results that it doesn't keep
@@ -16,9 +16,10 @@ warnings.filterwarnings("ignore", "invalid value encountered in matmul", Runtime
 _of_thread = local()
 
 
+@lru_cache(maxsize=1)
 def cores():
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0))
+    """Cores that this process may use: of the machine's those that its affinity and a container's quota leave."""
+    return cpu_count()
 
 
 def limited(function, threads, *arguments):
