@@ -1196,10 +1196,10 @@ def csv_that_breaks_late(folder):
     (folder / "p.csv").write_text("id,n\n" + "".join(f"{i:020},1\n" for i in range(99_999)) + "x\n")
 
 
-def csv_of_a_spreadsheet(folder):
+def csv_of_a_spreadsheet(folder, header="id;n"):
     """Of a country where commas are for decimals."""
     np.save(folder / "p.npy", np.eye(3))
-    (folder / "p.csv").write_text("id;n\na;1\nb;2\nc;3\n")
+    (folder / "p.csv").write_text(f"{header}\na;1\nb;2\nc;3\n")
 
 
 def columns_of_one_name(folder):
@@ -1226,6 +1226,10 @@ FOUND = {
     "semicolons": (
         csv_of_a_spreadsheet,
         "p.csv has semicolons or tabs between its columns ('id;n'): write it with commas, or as",
+    ),
+    "quoted semicolons": (
+        partial(csv_of_a_spreadsheet, header='"id";"a, b";"n"'),
+        'p.csv has semicolons or tabs between its columns (\'"id";"a, b";"n"\'): write it with commas, or as',
     ),
     "one name": (columns_of_one_name, "p.parquet has 2 columns 'id'"),
 }

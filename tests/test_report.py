@@ -22,6 +22,7 @@ from config import Config
 from neardup import NeardupError
 from neardup.grouping import report
 from neardup.input import preview
+from neardup.machine.files import resolved
 from neardup.words import in_words
 
 REPORT = "045_merge/report.html"
@@ -212,6 +213,22 @@ def test_pictures_that_can_not_be_read_are_counted(tmp_path):
     sizes = {name: Image.open(io.BytesIO(base64.b64decode(data))).size for name, data in images.items()}
     assert sizes == {"upright": (40, 30), "turned": (30, 40)}
     assert f"8 of the pictures looked for couldn't be read, such as {tmp_path / 'pictures'}/" in text
+
+
+def test_ids_that_are_paths_of_pictures(tmp_path, capsys):
+    """They lead out of where a pattern begins, unless it begins at the root."""
+    paths, here = [str(tmp_path / f"{number}.png") for number in range(3)], resolved(".")
+    for path in paths:
+        (tmp_path / path).write_bytes(encoded("PNG"))
+    data = lay_out(tmp_path / "data", np.ones((3, 2)), ids=paths)
+    run_stages(data, tmp_path / "work", preview="{id}")
+    assert f"the first looked for was that of '{paths[0]}', which isn't below {here}" in capsys.readouterr().out
+    text = (tmp_path / "work" / REPORT).read_text()
+    assert f"3 weren't looked for, such as that of {paths[0]}, for they aren't below {here}, where" in text
+    run_stages(data, tmp_path / "work", scripts=SCRIPTS[-1:], preview="/{id}")
+    assert "picture" not in capsys.readouterr().out
+    tags = Tags((tmp_path / "work" / REPORT).read_text()).found
+    assert {attrs["alt"] for tag, attrs in tags if tag == "img"} == {*paths}
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "AVIF", "GIF", "TIFF", "BMP", "DDS", "ICO", "TGA", "JPEG2000"])
@@ -521,13 +538,19 @@ def test_half_a_character_is_shown_as_none(tmp_path):
 
 
 def test_no_secrets_are_shown(tmp_path, monkeypatch):
-    """Of a cluster's options just the names, of URLs not who logs in."""
+    """Of a cluster's options just the names, of URLs not who logs in, nor what they are signed with."""
     options = {"env": {"KEY": "hunter2"}, "image": "hunter3"}
     config = Config(_cli_parse_args=[], scheduler_options=options, against_work_dir="s3://me:hunter4@host/a")
     settings = report._settings(config)
     assert settings["scheduler_options"] == ["env", "image"]
     assert settings["against_work_dir"] == "s3://host/a"
     assert "hunter" not in json.dumps(settings)
+    urls = {"ftp://me:hunter5@host": "host", "ftp://me:hun@ter5@host/a": "a", "https://host/b?sig=hunter6/x": "b?"}
+    for url, name in urls.items():
+        assert report._name(url) == name
+        shown = report._settings(Config(_cli_parse_args=[], data_dir=url))["data_dir"]
+        assert "hun" not in shown
+        assert "ter" not in shown
 
 
 def test_pictures_do_not_depend_on_settings_made_for_others(tmp_path):

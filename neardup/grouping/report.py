@@ -27,7 +27,7 @@ _WORD_BYTES, _IMAGE_BYTES = 1_500_000, 2_700_000  # of what is shown of rows and
 _ROW_MARKUP, _STEP_MARKUP, _GROUP_MARKUP = 200, 90, 450  # bytes around what is shown of a row, in a path, of a group
 _CHAINS = _WORD_BYTES // (3 * (_ROW_MARKUP + _STEP_MARKUP) + _GROUP_MARKUP)  # that may fit: each has three rows
 _PIXELS = 112  # of a thumbnail's longer side
-_NAMED = re.compile("(?<=:)//[^/@]*@")  # who logs in, in a URL
+_SECRET = re.compile(r"(?<=:)//[^/]*@|(?<=\?).*")  # who logs in, in a URL, and what it is signed with
 
 
 def write_report(stages, config, preview, *, groups, found):
@@ -77,7 +77,14 @@ def _templates():
 
 def _name(location):
     """The last part of a path or URL."""
-    return Path(str(location)).name or _NAMED.sub("//", str(location))
+    public = _public(location)
+    return Path(public).name or public
+
+
+def _public(location):
+    """A path, or a URL without what may be secret."""
+    text = str(location)
+    return _SECRET.sub(lambda found: "//" * found[0].startswith("//"), text) if "://" in text else text
 
 
 def _of_run(stages, config):
@@ -88,15 +95,15 @@ def _of_run(stages, config):
         "searched": search["threshold"],
         "times": _times(stages),
         "settings": _settings(config),
-        "work_dir": _NAMED.sub("//", str(mirror.shown(config.work_dir))),
+        "work_dir": _public(mirror.shown(config.work_dir)),
     }
 
 
 def _settings(config):
-    """All settings as they are shown: without what may be secret, values of a cluster's options, names in URLs."""
+    """All settings as they are shown: without what may be secret, in URLs and in the options of a cluster."""
     settings = config.model_dump(mode="json")
     settings["scheduler_options"] = sorted(settings["scheduler_options"])
-    return {k: _NAMED.sub("//", v) if isinstance(v, str) else v for k, v in settings.items()}
+    return {k: _public(v) if isinstance(v, str) else v for k, v in settings.items()}
 
 
 def _content(stages, config, preview, *, groups, found):
@@ -135,7 +142,8 @@ class Shown:
     """Rows as a page shows them: id, text, and a picture in the page itself, as long as there is room for those.
 
     rows: all that may be shown; room: bytes that are left for all that is no picture; unread: {id: file} of pictures
-    that can't be read, without_room: ids of those that are left out, here or there, pictured: of those that aren't.
+    that can't be read, None of one that isn't looked for; without_room: ids of those that are left out, here or there,
+    pictured: of those that aren't.
     """
 
     def __init__(self, preview, rows):
@@ -174,7 +182,7 @@ class Shown:
             return None
         data = path and thumbnail(path, _PIXELS)
         if not data:
-            self.unread[name] = str(path or name)
+            self.unread[name] = path
             return None
         self.image_room -= len(data) * 4 // 3
         self.pictured.add(name)
@@ -200,8 +208,10 @@ def _looked_at(merge, groups, threshold, preview):
 
 def _pictures(shown):
     """What pages say of those that aren't shown. shown: `Shown`, of which all is done."""
-    unread = [shorten(path, _TEXT, _TEXT // 2) for path in shown.unread.values()]
-    return {"unread": unread, "without_room": shown.without_room - shown.pictured}
+    unread = [shorten(str(path), _TEXT, _TEXT // 2) for path in shown.unread.values() if path]
+    outside = [shorten(name, _ID) for name, path in shown.unread.items() if not path]
+    folder = shown.preview.folder if outside else None
+    return {"unread": unread, "outside": outside, "folder": folder, "without_room": shown.without_room - shown.pictured}
 
 
 def _fitting(shown, pairs):

@@ -1,5 +1,6 @@
 """Tables of what else is known of the rows: columns of Parquet, Arrow, CSV, HDF5 and .npz files, by name."""
 
+import re
 from contextlib import contextmanager
 
 import h5py
@@ -29,10 +30,9 @@ def column_names(path):
         with opened(path) as file:
             return [*_columns_of(file, ())]
     if path.suffix == ".csv":
-        with _mending(path), pa.csv.open_csv(path, **_csv_options()) as reader:
-            names = reader.schema.names
         _check_commas(path)
-        return names
+        with _mending(path), pa.csv.open_csv(path, **_csv_options()) as reader:
+            return reader.schema.names
     return schema_and_rows(path)[0].names
 
 
@@ -40,9 +40,11 @@ def _check_commas(path):
     """Raises NeardupError where a CSV file's columns are separated by others, as spreadsheets of some countries do."""
     with path.open("rb") as file:
         line = file.readline(_CSV_BLOCK).rstrip()
-    if b'"' not in line and max(map(line.count, (b";", b"\t"))) > line.count(b","):
+    shown = line.decode(errors="replace")
+    bare = re.sub(rb'"[^"]*"', b"", line)
+    if max(map(bare.count, (b";", b"\t"))) > bare.count(b","):
         raise NeardupError(
-            f"{path} has semicolons or tabs between its columns ({line.decode()!r}): write it with commas, or as "
+            f"{path} has semicolons or tabs between its columns ({shown!r}): write it with commas, or as "
             "Parquet; or set id_column to '' if it holds no ids"
         )
 

@@ -62,13 +62,17 @@ class Preview:
             return None
         return self.setting.replace("{id}", quote(name))
 
+    @property
+    def folder(self):
+        """The folder that a pattern of files begins with."""
+        return resolved(Path(self.setting.partition("{id}")[0] + "_").parent)
+
     def image(self, name):
         """The file of the image of an id, or None; never one outside the folder that the pattern begins with."""
         if not self.is_of_files or "\0" in name:
             return None
-        folder = resolved(Path(self.setting.partition("{id}")[0] + "_").parent)
         path = resolved(self.setting.replace("{id}", name))
-        return path if path.is_relative_to(folder) else None
+        return path if path.is_relative_to(self.folder) else None
 
     def texts(self, rows, most=None):
         """The first `most` characters of the texts of these rows, "" where there is none.
@@ -127,9 +131,11 @@ class Preview:
             )
 
     def missing(self, names):
-        """The first file looked for, if none of the images of these ids can be read; else None."""
+        """The first file looked for, in words, if none of the images of these ids can be read; else None."""
         paths = [path for path in map(self.image, names) if path]
-        return next(iter(paths), None) if not any(os.access(path, os.R_OK) for path in paths) else None
+        if not self.is_of_files or any(os.access(path, os.R_OK) for path in paths):
+            return None
+        return str(paths[0]) if paths else f"that of {names[0]!r}, which isn't below {self.folder}"
 
     def _texts_of(self, path, names):
         """What the JSON file of a shard, or None, has of these ids."""
