@@ -17,7 +17,6 @@ SIMILARITY_DECIMALS = 15  # a float64 dot product of unit rows carries no more
 _SAFE = 2.0**60  # squared lengths in float32 between 1 / this and this neither over- nor underflow in their terms
 LONGEST = 2.1  # no sketch, and no mean of sketches, is longer: |x - mean| <= 2, and the tail at least 0.25
 _VALUES_AT_ONCE = 1 << 15  # of either side of some pairs: 256 kB, which caches hold and the allocator keeps
-_MANY = 8  # pairs of a row, from which on a call for each row costs less than a copy of it for each pair
 _SUMMED = 8192  # values of a row that einsum takes at once, whatever other rows there are
 _SHORTEST_TAIL = 0.25  # tails are made at least this long: the error of a root falls with its size
 
@@ -107,13 +106,13 @@ def _dots(a, b):
 def similarities_among(rows, i, j):
     """As `similarities`, of the rows i with the rows j of one array, each cast once. rows: (n, d); i, j: (p,) int.
 
-    Where many in turn have the same i, that row isn't copied for each: 0.8 instead of 2.5 us a pair of 1,024 values.
+    Where so many in turn have the same i that these fill a step, that row isn't copied for each.
     Returns (p,) float64. Memory: 8 n d bytes, and 0.5 MB.
     """
     values = as_float64(rows)
     squares, dots = _dots(values, values), np.empty(len(i))
     step, ends = max(1, _VALUES_AT_ONCE // rows.shape[1]), np.nonzero(np.diff(i, append=-1))[0] + 1
-    if len(i) >= _MANY * len(ends):
+    if len(i) >= step * len(ends):
         for first, end in pairwise([0, *ends.tolist()]):
             for start in range(first, end, 2 * step):
                 here = slice(start, min(start + 2 * step, end))

@@ -48,16 +48,27 @@ def verify_block(stage, candidates, similarity, threshold, block):
 
 
 def similarity_of(rows, step, rows_a, rows_b):
-    """Similarity of the rows rows_a[i] and rows_b[i], (p,) float64. Memory: that of `step` of them, two rows each.
-
-    In the order of rows_b: of a crowd, where each row meets each other, few rows are then read for many pairs.
-    """
-    similarity, order = np.empty(len(rows_a)), np.argsort(rows_b, kind="stable")
+    """Similarity of the rows rows_a[i] and rows_b[i], (p,) float64. Memory: that of `step` of them, two rows each."""
+    similarity, order = np.empty(len(rows_a)), by_crowds(rows_a, rows_b)
     for start in range(0, len(order), step):
         here = order[start : start + step]
         distinct, places = np.unique(np.concatenate([rows_b[here], rows_a[here]]), return_inverse=True)
         similarity[here] = geometry.similarities_among(rows.gather(distinct), *places.reshape(2, -1))
     return similarity
+
+
+def by_crowds(rows_a, rows_b):
+    """An order of some pairs, (p,) int64, in which those of a crowd, where each row meets each other, are together.
+
+    So few rows are read for many pairs. Those of the same row_b follow each other, and all that begin with the same
+    row_a: in a crowd of pairs sorted by row_a that is the first of its rows.
+    """
+    order = np.argsort(rows_b, kind="stable")
+    starts = np.flatnonzero(np.diff(rows_b[order], prepend=-1))
+    runs = np.argsort(rows_a[order[starts]], kind="stable")
+    sizes = np.diff(starts, append=len(order))[runs]
+    moved = np.repeat(starts[runs] - (np.cumsum(sizes) - sizes), sizes)
+    return order[np.arange(len(order)) + moved]
 
 
 def are_pairs(rows, step, threshold, rows_a, rows_b):
