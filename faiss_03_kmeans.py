@@ -117,15 +117,14 @@ def train(stage, sketches, rejected, runs, config):
 
 
 def most_clusters(stage, n_rows):
-    """How many cluster files there may be: stage 4 counts visits, 4 bytes for any two.
-
-    In half of its memory, and 8 of the bytes that go with each row.
+    """Most cluster files: stage 4's table of visits, 4 bytes for any two of them, has to fit half of the working memory
+    and 8 bytes a row.
     """
     return min(MOST_CLUSTERS, int(((stage.memory / 2 + 8 * n_rows) / 4) ** 0.5))
 
 
 def check_count(stage, n_files, n_rows):
-    """Raises NeardupError where there are more."""
+    """Raises NeardupError where `n_files` are more than `most_clusters`."""
     most = most_clusters(stage, n_rows)
     if n_files > most:
         raise NeardupError(

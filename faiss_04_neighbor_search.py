@@ -20,7 +20,7 @@ from neardup.notices import notice
 from neardup.script import main, tell
 from neardup.search import geometry, pairs
 from neardup.search.audit import audit_pairs, begin_audit
-from neardup.search.candidates import are_dense, first_dims, n_longer
+from neardup.search.candidates import first_dims, n_longer
 from neardup.search.clusters import Clusters, cluster_name
 from neardup.search.couples import search_task, visitors
 from neardup.search.opened import OpenCluster, Prepared, open_projection, open_reduced, prepare_cluster
@@ -30,9 +30,9 @@ from neardup.search.verification import are_pairs, verified_at_once, verify_cand
 from neardup.stages.runs import begin
 from neardup.words import counted
 
-_LISTED, _LISTED_ROWS = 1 << 18, 256  # margins computed at a time, which caches hold; and rows, at least
+_LISTED, _LISTED_ROWS = 1 << 18, 256  # margins of a block, which a core's cache holds; rows of it, at least
 _MUCH = 0.8  # seconds of search in a thread, about, from which on processes repay their start
-_ACROSS = 4  # distances for each inside clusters, about
+_ACROSS = 4  # distances searched in all for each that is inside a cluster, about
 _QUICK = 0.4  # nanoseconds of a distance under which threads would wait for each other, more than search
 _SAMPLED_CLUSTERS, _SAMPLED_ROWS = 4, 512  # and rows of each, to choose what is compared first
 _CROWDED = 200  # candidates a row, from which on some rows must repeat by the hundred
@@ -60,12 +60,11 @@ def search(stage, shards, earlier, config):
     clusters = open_clusters(earlier["03_kmeans"], config)
     error = earlier["02_pca_reduce"].results["sketch_error"]
     reach = geometry.Reach(geometry.radius(config.search_threshold, rows.dim), error)
-    n_first, nanoseconds = compared_first(stage, clusters, reach.of_sketches)
+    n_first, nanoseconds, dense = compared_first(stage, clusters, reach.of_sketches)
     distances = _ACROSS * float(np.sum(np.diff(clusters.bounds).astype(float) ** 2) / 2)
     with engine.in_processes(config, stage.memory, distances * nanoseconds >= 1e9 * _MUCH and not stage.growth):
         beside = audit.tasks if nanoseconds < _QUICK else None
         prepared = Prepared(stage, clusters, n_first)
-        dense = are_dense(nanoseconds)
         candidates, compared = find_candidates(prepared, reach, dense, rows, labels, earlier, config, beside)
         n_candidates = rows_in(candidates)
         tell_of_crowds(n_candidates, len(rows), config)
@@ -104,9 +103,9 @@ def open_clusters(kmeans, config):
 
 
 def reaches_of(reach, dim, reduction, longer):
-    """Greatest distances of a pair, by what is compared: of all coordinates where they are more than the sketch holds,
-    of the rows themselves where they hold more.
+    """Greatest distances of a pair, by what is compared: of all coordinates where the sketch leaves some out.
 
+    And of the rows themselves where the PCA does.
     longer: coordinates of longer sketches, 0 where there are none.
     """
     n_components, reaches = reduction["n_components"], {"sketches": reach.of_sketches}
@@ -120,7 +119,7 @@ def reaches_of(reach, dim, reduction, longer):
 
 
 def find_candidates(prepared, reach, dense, rows, labels, earlier, config, beside):
-    """All two rows that may be pairs, in files of sorted packed pairs; those an interrupted run finished stay.
+    """Write all candidates, sorted packed pairs, into files; those an interrupted run finished stay.
 
     Of a run that grows just those of which one is new. prepared: `Prepared`, of which files are still to be written;
     reach: `Reach`; dense: whether rows are near nearly everywhere, so that longer sketches are worth their memory;
@@ -156,17 +155,17 @@ def find_candidates(prepared, reach, dense, rows, labels, earlier, config, besid
 def compared_first(stage, clusters, reach):
     """How many coordinates of sketches to compare first, by a sample of the largest clusters; as a run began with.
 
-    And how many nanoseconds a distance then takes in a thread, about. reach: greatest distance of sketches of a pair.
+    As `first_dims` has it. reach: greatest distance of sketches of a pair.
     """
 
     def chosen():
         largest = np.argsort(-np.diff(clusters.bounds), kind="stable")[:_SAMPLED_CLUSTERS].tolist()
         sketches = [clusters.load(c)[1] for c in largest]
         samples = [s[np.linspace(0, len(s) - 1, min(len(s), _SAMPLED_ROWS)).astype(int)] for s in sketches]
-        return np.array(first_dims(samples, reach))
+        return np.array(first_dims(samples, reach), dtype=float)
 
-    n_first, nanoseconds = stage.once(chosen, "compared_first").tolist()
-    return int(n_first), nanoseconds
+    n_first, nanoseconds, dense = stage.once(chosen, "compared_first").tolist()
+    return int(n_first), nanoseconds, bool(dense)
 
 
 def coordinates_opener(reduction, rows, needed, config):

@@ -393,8 +393,9 @@ def test_as_few_coordinates_are_compared_first_as_tell_apart():
         32,
     ]
     assert candidates.first_dims([apart[:, -9:]], 0.2)[0] == 8
-    slow, quick = (candidates.first_dims([some], 0.2)[1] for some in (np.zeros_like(apart), apart))
+    (_, slow, near), (_, quick, few) = (candidates.first_dims([some], 0.2) for some in (np.zeros_like(apart), apart))
     assert slow > 10 * quick
+    assert [near, few] == [True, False]
 
 
 class Coordinates:

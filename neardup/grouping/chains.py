@@ -44,10 +44,11 @@ def sparse(groups, forest, found):
 
 
 def explain_chains(groups, found, ids):
-    """Yield what holds each chain together: (name, its weakest member, the path of strongest links to it, all bridges).
+    """Yield (name, entry of chains.json) of each chain: its weakest member, and what holds it together.
 
-    Path and bridges are left out where a chain has over 50,000 pairs, or just pairs that join are known. found: of
-    `sparse`, so these are chains of over 25,000 rows. Memory: that of it, and a chain.
+    That is the path of strongest links to that member, and all bridges; left out where a chain has over 50,000 pairs of
+    `sparse`, which `found` is, so over 25,000 rows, or where just pairs that join are known. Memory: that of `found`,
+    and a chain.
     """
     chains, most = np.nonzero(groups.are_chains(found.threshold))[0], _CHAIN_PAIRS if found.complete else 0
     for number, pairs in pairs_of_groups(groups, chains, found, most):

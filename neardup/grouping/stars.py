@@ -42,8 +42,8 @@ def centres(neighbors, rank, most_pairs, kept=None):
     neighbors(): yields the pairs; rank: (n,) int64, a permutation; most_pairs: that are held in memory at once; kept:
     rows that are taken whatever they are near, (n,) bool. Where more are undecided, all rows that no undecided
     neighbour comes before are taken together, which gives the same (Blelloch, Fineman and Shun 2012, "Greedy sequential
-    maximal independent set and matching are parallel on average"). Of chains whose ranks follow them that takes a row
-    at a time, so where it leaves over half of the pairs, those of the first ranks are decided one by one.
+    maximal independent set and matching are parallel on average"). A chain that is ranked along its length loses a row
+    a round that way: where over half of the pairs are left, those of the first ranks are decided one by one.
     """
     kept = np.zeros(len(rank), dtype=bool) if kept is None else kept
     covered, before = kept.copy(), np.inf

@@ -84,7 +84,7 @@ def in_processes(config, memory, is_much):
 
 
 def peak_bytes():
-    """Resident memory of this process at most, and of all that it started, as if their peaks came together."""
+    """Most resident memory of this process and those it started, as if their peaks came at one time: an upper bound."""
     status = Path("/proc/self/status").read_text()  # getrusage begins with the peak of who started it
     own, others = int(re.search(r"VmHWM:\s+(\d+)", status)[1]), resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
     return 1024 * (own + _processes * others)
@@ -107,10 +107,10 @@ def worker_count(n_workers):
 
 
 def compute(tasks, n_workers, label):
-    """Results of tasks, (function, *arguments) each, in order: begun in it, too, so what takes long comes first.
+    """Results of tasks, (function, *arguments) each, in order. They begin in that order: put first what takes long.
 
     At most `n_workers` at a time, with a progress bar; each task's BLAS and OpenMP threads are limited so that tasks
-    times threads equals cores.
+    times threads are no more than the cores.
     """
     with _timed(label, len(tasks)):
         if _workers:

@@ -28,10 +28,10 @@ def folder_for(url):
 
 
 def attach(local, url, run, leading):
-    """From now on a folder mirrors one behind a URL; what it holds of other times than what is there now is removed.
+    """From now on a folder mirrors one behind a URL. What it holds of an earlier state of that is removed.
 
-    run: what tells this run of a script from others; leading: [(folder, names)], below it: what is in such a folder
-    goes together with its files of these names.
+    run: what tells this run of a script from others; leading: [(folder, names)], below it: where files of these names
+    aren't the same in both, all of such a folder is removed.
     """
     how = url, run, leading
     if _attached.get(str(local)) == how:
@@ -59,7 +59,7 @@ def follow(local, url, content):
 
 
 def attach_all(mirrors):
-    """As the script's process, of which they are `attached`, in one on another host."""
+    """In a worker: mirror what the script's process does. mirrors: its `attached`."""
     for local, url, run, leading in mirrors:
         if leading is not None:
             attach(local, url, run, leading)

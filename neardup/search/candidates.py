@@ -26,27 +26,23 @@ def first_dims(samples, reach):
     """How many coordinates to compare first so that the search takes the least time, as samples tell.
 
     samples: sketches of rows of some clusters, (s, m + 1) float32 each; reach: greatest distance of two sketches.
-    Returns them, and the nanoseconds that a distance then takes in a thread, about: no more where over one in 32 is
-    near than where that many are, for then matrices of all coordinates are compared.
+    Returns them; the nanoseconds that a distance then takes in a thread, about; and whether rows are near nearly
+    everywhere, over one in 32: all coordinates are compared as matrices then, which takes no longer if more are near.
     """
     count = sum(len(sample) ** 2 for sample in samples)
 
-    def nanoseconds(n_coordinates):
+    def choice(n_coordinates):
         short = [geometry.shorten(sample, n_coordinates) for sample in samples]
-        n_near = sum(np.count_nonzero(_near_in_all(some, some, reach)) - len(some) for some in short)
-        return _NS[0] + _NS[1] * n_coordinates + _NS[2] * min(n_near / count, 2 / _DENSE)
+        share = sum(np.count_nonzero(_near_in_all(some, some, reach)) - len(some) for some in short) / count
+        nanoseconds = _NS[0] + _NS[1] * n_coordinates + _NS[2] * min(share, 2 / _DENSE)
+        return n_coordinates, nanoseconds, share > 2 / _DENSE
 
     choices = {min(d, samples[0].shape[1] - 1) for d in _FIRST_DIMS}
-    return min(((n, nanoseconds(n)) for n in sorted(choices)), key=lambda choice: choice[1])
-
-
-def are_dense(nanoseconds):
-    """Whether samples tell that rows are near nearly everywhere. nanoseconds: of `first_dims`."""
-    return nanoseconds >= _NS[2] * 2 / _DENSE
+    return min(map(choice, sorted(choices)), key=lambda choice: choice[1])
 
 
 def n_longer(sketch_dims, n_components):
-    """Coordinates of longer sketches, as many times those of a sketch as all are of them; 0 where that gains little."""
+    """Coordinates of longer sketches, the geometric mean of a sketch's and of all; 0 where that gains little."""
     return round((sketch_dims * n_components) ** 0.5) if n_components >= _TIMES_LONGER * sketch_dims else 0
 
 
@@ -113,7 +109,7 @@ def search(x, y, reaches, places=None, margins=None, joined=None):
 
 
 def _near(blocks, columns, limit):
-    """Where the product of `_padded` rows with columns is at least `limit`, (r, c) bool, to be overwritten next."""
+    """Where `_padded` rows times columns are at least `limit`, (r, c) bool, which the next call overwrites."""
     product, is_near = _tile(len(blocks) * _BLOCK, columns.shape[1])
     np.matmul(blocks, columns, out=product.reshape(len(blocks), _BLOCK, -1))
     return np.greater_equal(product, limit, out=is_near)

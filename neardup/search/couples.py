@@ -12,7 +12,7 @@ from neardup.search.candidates import search
 from neardup.search.components import joining
 from neardup.search.opened import UnitRows, longer_sketches
 
-_OPENING = Lock()  # one thread opens clusters whose rows all are to search with
+_OPENING = Lock()  # one thread at a time makes `Visitors`
 
 
 def search_task(stage, opened, reaches, most_bytes, joins, task):

@@ -23,7 +23,7 @@ class Kept(NamedTuple):
 
     @classmethod
     def none(cls, n_rows, width):
-        """None, of a run from scratch."""
+        """Nothing is kept: a run from scratch."""
         return cls(np.empty((0, width), np.float32), np.full(n_rows, -1, dtype=np.int32), [(0, n_rows)])
 
 
@@ -63,8 +63,8 @@ def renumber(stage, growth, ids, number, then):
 def gain(of_centroid, base, n_clusters):
     """How many times fewer distances inside clusters there would be, about, were so many clusters made of all rows.
 
-    of_centroid: (F,) rows of each centroid now; base: (F,) when they were made, which are taken for as uneven as new
-    ones would be.
+    of_centroid: (F,) rows of each centroid now; base: (F,) of those the rows in the files that stayed, taken to be as
+    uneven as new clusters would be.
     """
     of_centroid, base = of_centroid.astype(float), base.astype(float)
     share = np.sum(base**2) / max(1, base.sum()) ** 2

@@ -8,7 +8,7 @@ import numpy as np
 from neardup.machine import engine
 from neardup.ranges import size_ranges
 
-_TASKS, _MOST_TASKS, _TASK_WORK = 24, 20_000, 4e9  # of either part of the search, least and most; distances of a task
+_TASKS, _MOST_TASKS, _TASK_WORK = 24, 20_000, 4e9  # fewest and most tasks of each kind; distances that one is to have
 _LEAST_WORK = 1e8  # distances of a task, below which there are fewer: its files take longer
 _OPENED = 1e5  # distances that take as long as to open a cluster
 _GROUPS = 4  # of clusters that a task holds open, at least: small enough to be many, large enough to be opened seldom

@@ -10,8 +10,8 @@ from neardup.machine.npy import map_npy, rows_in
 from neardup.search import geometry
 from neardup.search.pairs import PAIR, bounds_between, cuts, together, unpack
 
-BLOCK_PAIRS = 1 << 20  # candidates of a task, at most: of 20,000 rows that all meet 50 share a row
-_BYTES_A_CANDIDATE = 100  # meanwhile
+BLOCK_PAIRS = 1 << 20  # candidates of a task, at most: where 20,000 rows all meet, each of them is in about 50
+_BYTES_A_CANDIDATE = 100  # of memory, while it is verified
 
 
 def verify_candidates(stage, candidates, rows, config):

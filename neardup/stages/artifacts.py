@@ -24,9 +24,9 @@ STAGES = {  # folder of a stage, in their order: the script that writes it, and 
         ("threshold", "target_rows", "grouping", "representative", "keep_previous", "tabulate", "preview", "export"),
     ),
 }
-TIMES, REPORT = "times.json", "report.html"  # of a stage, but not the same in each run: what it took, and what shows it
+TIMES, REPORT = "times.json", "report.html"  # differ between runs, so they aren't hashed
 _LOOKED_AT = 1 << 20  # bytes of a file, up to which it is hashed before another stage has it, too
-LEADING = [  # of a work folder, for `mirror.attach`: its folders, and the files with which all others of one change
+LEADING = [  # for `mirror.attach`: each stage's folders, and the files that change whenever anything there does
     entry for name in STAGES for entry in ((name, (MANIFEST,)), (f".{name}.{PARTIAL}", (BEGUN, MANIFEST)))
 ]
 
@@ -198,7 +198,7 @@ class Stage:
 def _take(of, folder, name, then):
     """Have a file of a finished stage in another folder; those that an interrupted run took stay.
 
-    A small one is looked at first: whoever needs it anew would be sent to the wrong stage.
+    A small one is verified first, so that an error names the stage that wrote it.
     """
     source, path = of.folder / then, folder / name
     if source.exists() and source.stat().st_size < _LOOKED_AT:

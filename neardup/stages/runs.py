@@ -145,7 +145,7 @@ def reading_of(config):
 
 
 def wanted_by(config):
-    """Which files of a remote folder to fetch, as a function of `wanted`."""
+    """`shards.wanted` with all but the names, to say which files of a remote folder to fetch."""
     export = config.export and not config.is_reference
     return partial(wanted, reading_of(config), config.data_dir, export=export)
 
@@ -223,7 +223,7 @@ def _open(run, name, key):
     folder = hidden(final, PARTIAL)
     recover(final)
     if (folder / MANIFEST).exists() and not differences(read_manifest(folder / MANIFEST), key):
-        publish(folder, final)  # killed between its last word and its publication
+        publish(folder, final)  # killed after the manifest was written, before the folder was renamed
     if (final / MANIFEST).exists():
         manifest = read_manifest(final / MANIFEST)
         if not (differences(manifest, key) or _changes(run, manifest)):
