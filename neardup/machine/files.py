@@ -57,8 +57,7 @@ def atomic(path, flush=True):
     path.parent.mkdir(parents=True, exist_ok=True)
     yield temporary
     if flush:
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
+        sync_file(temporary)
         mirror.put(temporary, path)  # first, so that what is here is there
     os.replace(temporary, path)
     if flush:
@@ -87,8 +86,11 @@ def is_file(path):
 
 
 def link(source, path):
-    """Have a finished file under another name, too: the same file, or a copy where the file system has no links."""
-    with atomic(path) as temporary:
+    """Have a finished file under another name, too: the same file, or a copy where the file system has no links.
+
+    Its folder is left to flush, once for all files.
+    """
+    with atomic(path, flush=False) as temporary:
         temporary.unlink(missing_ok=True)
         try:
             os.link(source, temporary)
@@ -96,6 +98,8 @@ def link(source, path):
             if error.errno not in _NO_LINKS:
                 raise
             shutil.copyfile(source, temporary)
+            sync_file(temporary)
+        mirror.put(temporary, path)
 
 
 def write_json(path, content, flush=True):
@@ -260,6 +264,12 @@ def npy_rows(path, shape, dtype="<f4", flush=True, digest=None, cached=True):
     if not cached and hasattr(os, "posix_fadvise"):
         with path.open("rb") as file:
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def sync_file(path):
+    """Flush what a file holds to disk."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
 
 
 def sync_folder(folder: Path):

@@ -9,7 +9,7 @@ from neardup.input import copies
 from neardup.input.freshness import changed_shards, fingerprint, remember, times
 from neardup.machine import engine, mirror
 from neardup.machine.checksums import digest_of_file
-from neardup.machine.files import link, need_room, write_json, write_npy
+from neardup.machine.files import link, need_room, sync_folder, write_json, write_npy
 from neardup.machine.npy import read_npy
 from neardup.stages.folders import BEGUN, OLD, PARTIAL, PARTS, REMOVED, hidden, publish, remove, remove_temporary
 from neardup.stages.manifests import MANIFEST, some_of, write_manifest
@@ -106,6 +106,8 @@ class Stage:
         """Have files of another stage, as they are. then: their names there, if others; of: it, or the previous one."""
         of, both = of or self.previous, [*zip(names, then or names, strict=True)]
         engine.run(partial(_take, of, self.folder), both, self.run.config.n_workers, "taken over")
+        for folder in filter(Path.exists, {(self.folder / name).parent for name in names}):
+            sync_folder(folder)
         self.files |= {name: of.files[there] for name, there in both}
 
     def needs(self, size, more=False):
