@@ -3,6 +3,7 @@
 import gc
 import io
 import itertools
+import json
 import shutil
 import sys
 import tempfile
@@ -268,6 +269,43 @@ def test_rows_that_are_the_same_are_joined(tmp_path):
     near, unclear = brute_force(rows, 1 - 1e-9)
     assert not unclear
     assert found_groups(tmp_path / "work") == components(near, 120) != set()
+
+
+def crowded(rng, n):
+    """Rows of which some are the same, or near one of a few, or alike in chains, or nothing of that; shuffled."""
+    parts = [np.repeat(rng.normal(size=(1, 6)), rng.integers(0, n // 2), axis=0)]
+    parts += [rng.normal(size=6) + rng.normal(size=(rng.integers(0, n // 3), 6)) * rng.uniform(0, 0.3) for _ in "ab"]
+    parts.append(np.cumsum(rng.normal(size=(n // 8, 6)) * 0.4, axis=0) + 3)
+    return rng.permutation(np.concatenate([*parts, rng.normal(size=(n // 4, 6))])).astype(np.float32)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_rows_of_a_crowd_need_not_all_meet(seed, tmp_path, monkeypatch):
+    """Inside a cluster and across borders; the groups are those of all pairs."""
+    rng = np.random.default_rng(seed)
+    rows = crowded(rng, 400)
+    monkeypatch.setattr(candidates, "_TILE", (64, int(rng.choice([4, 16]))))
+    how = {"threshold": float(rng.choice([0.9, 0.98])), "n_clusters": int(rng.integers(1, 7)), "pairs": "joining"}
+    run_stages(lay_out(tmp_path / "data", rows), tmp_path / "work", SCRIPTS[:4], **how)
+    near, unclear = brute_force(rows, how["threshold"])
+    assert not unclear
+    assert pair_set(tmp_path / "work") <= near
+    assert components(pair_set(tmp_path / "work"), len(rows)) == components(near, len(rows))
+
+
+def test_a_crowd_costs_about_its_size(tmp_path, monkeypatch):
+    """Not its square, where it is more than half of all rows."""
+    rng = np.random.default_rng(0)
+    rows = rng.permutation(np.concatenate([np.ones((3000, 8)), rng.normal(size=(1000, 8))])).astype(np.float32)
+    monkeypatch.setattr(candidates, "_TILE", (128, 32))
+    compared = {}
+    for kept in ("all", "joining"):
+        run_stages(lay_out(tmp_path / kept, rows), tmp_path / "work", SCRIPTS[:4], n_clusters=1, pairs=kept)
+        manifest = (tmp_path / "work" / "04_neighbor_search" / "manifest.json").read_text()
+        compared[kept] = json.loads(manifest)["results"]["compared"]
+    least = 3000 * 1000 + 1000**2 / 2
+    assert least < compared["joining"] < 1.3 * least
+    assert compared["all"] > 8e6
 
 
 class Rows:

@@ -108,6 +108,47 @@ def search(x, y, reaches, places=None, margins=None, joined=None):
         yield *_NO_PLACES, compared
 
 
+def search_joining(x, reaches, joined):
+    """As `search` of a cluster alone, where who takes the rows that are near updates `joined` before the next tile.
+
+    Once all rows of a crowd have met a few of it they are one component, and needn't meet each other any more: a crowd
+    of g rows costs about g, not g^2 / 2. joined: (n,) int64, a component for each row.
+    """
+    every, both = np.arange(len(x.left)), (joined, joined)
+    few = every[:: -(-len(every) // _TILE[1]) or 1]
+    others = np.setdiff1d(every, few, assume_unique=True)
+    yield from search(x, None, reaches, (few, few), joined=both)
+    yield from search(x, x, reaches, (others, few), joined=both)
+    while (crowd := _largest(joined[others])).any():
+        members, others = others[crowd], others[~crowd]
+        yield from search(x, x, reaches, (others, members), joined=both)
+    yield from search(x, None, reaches, (others, others), joined=both)
+
+
+def search_two_joining(x, y, reaches, places, margins, joined):
+    """As `search_joining`, of two clusters. places, margins, joined: as in `search`."""
+
+    def meet(of_x, of_y):
+        """The search of some of the places on either side."""
+        some = [(p[0][of_x], p[1][of_y]) for p in (places, margins)]
+        return search(x, y, reaches, *some, joined) if len(some[0][0]) and len(some[0][1]) else ()
+
+    left = np.arange(len(places[1]))
+    while (crowd := _largest(joined[1][places[1][left]])).any():
+        members, left = left[crowd], left[~crowd]
+        for some in (members[: _TILE[1]], members[_TILE[1] :]):  # what the first ones join is of the crowd then
+            yield from meet(joined[0][places[0]] != joined[1][places[1][members[0]]], some)
+    yield from meet(slice(None), left)
+
+
+def _largest(labels):
+    """Which rows are in the largest component, (n,) bool; none where it has fewer than a tile has on a side."""
+    found, counts = np.unique(labels, return_counts=True)
+    if counts.max(initial=0) < _TILE[1]:
+        return np.zeros(len(labels), dtype=bool)
+    return labels == found[np.argmax(counts)]
+
+
 def _near(blocks, columns, limit):
     """Where `_padded` rows times columns are at least `limit`, (r, c) bool, which the next call overwrites."""
     product, is_near = _tile(len(blocks) * _BLOCK, columns.shape[1])

@@ -8,7 +8,7 @@ import numpy as np
 from neardup.machine.files import write_npy
 from neardup.machine.npy import read_npy
 from neardup.search import pairs
-from neardup.search.candidates import search
+from neardup.search.candidates import search, search_joining, search_two_joining
 from neardup.search.components import joining
 from neardup.search.opened import UnitRows, longer_sketches
 
@@ -148,10 +148,14 @@ def search_two(x, y, reaches, joins, joined):
     if x.growth:
         tiles = meet_fresh(x, y, reaches)
     elif alone:
-        y, tiles, offset = x, search(x, None, reaches, joined=joins and (joined, joined)), 0
+        tiles = search_joining(x, reaches, joined) if joins else search(x, None, reaches)
+        y, offset = x, 0
     else:
         places, margins = zip(x.visits_to(y.number), y.visits_to(x.number), strict=True)
-        tiles = search(x, y, reaches, places, margins, joins and (joined[:offset], joined[offset:]))
+        if joins:
+            tiles = search_two_joining(x, y, reaches, places, margins, (joined[:offset], joined[offset:]))
+        else:
+            tiles = search(x, y, reaches, places, margins)
     for i, j, compared in tiles:
         if joins and len(i):
             rows = x.rows if alone else np.concatenate([x.rows, y.rows])
