@@ -26,6 +26,7 @@ from hypothesis import strategies as st
 from faiss_03_kmeans import nearest_centroids
 from neardup import NeardupError
 from neardup.machine import npy
+from neardup.order import stable_order
 from neardup.search import candidates, geometry, pairs
 from neardup.search.components import components as smallest_of_each
 from neardup.search.components import joining
@@ -161,6 +162,18 @@ def test_pairs_of_several_blocks_join_as_all_together(seed, n, share, blocks):
         for row in group:
             expected[row] = group[0]
     assert smallest_of_each(np.array_split(chosen, blocks), n).tolist() == expected
+
+
+@pytest.mark.parametrize("dtype", [np.int64, np.int32, np.uint64, np.float64, bool])
+@given(seed=SEEDS, n=st.integers(0, 300), lowest=st.sampled_from([0, -5, 2**31 - 40, 2**32 - 40, 2**62]))
+@settings(deadline=None, max_examples=60)
+def test_equal_values_stay_in_order(seed, n, lowest, dtype):
+    """On both sides of what is packed as it is, and of zero."""
+    found = np.random.default_rng(seed).integers(0, 50, n) + lowest
+    values = (found / 7 if dtype == np.float64 else found).astype(dtype)
+    order = stable_order(values)
+    assert order.dtype == np.int64
+    assert order.tolist() == np.argsort(values, kind="stable").tolist()
 
 
 def join(n, n_candidates, share, rng):

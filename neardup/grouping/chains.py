@@ -7,6 +7,7 @@ import numpy as np
 
 from neardup.grouping.groups import members_and_bounds
 from neardup.grouping.thresholds import spanning_forest
+from neardup.order import stable_order
 from neardup.ranges import size_ranges
 from neardup.search.pairs import PAIR, among, pack
 
@@ -100,7 +101,7 @@ def pairs_of_groups(groups, chosen, found, most):
             of, same = place_of(pairs, number_of)
             some.append(pairs.compress(same & (of >= low) & (of < high) & (counts[of] > 0)))
         pairs = np.concatenate(some)
-        pairs = pairs.take(np.argsort(number_of[pairs["row_a"]], kind="stable"))
+        pairs = pairs.take(stable_order(number_of[pairs["row_a"]]))
         for i in range(low, high):
             yield chosen[i], pairs[bounds[i] - bounds[low] : bounds[i + 1] - bounds[low]]
 

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from neardup.order import stable_order
 from neardup.ranges import size_ranges
 
 
@@ -69,5 +70,5 @@ def members_and_bounds(smallest):
     """Rows of groups of two or more, by group then row, and the bounds of the groups. smallest: as in `components`."""
     sizes = np.bincount(smallest, minlength=len(smallest))
     rows = np.nonzero(sizes[smallest] > 1)[0]
-    rows = rows[np.argsort(smallest[rows], kind="stable")]
+    rows = rows[stable_order(smallest[rows])]
     return rows, np.cumulative_sum(sizes[sizes > 1], include_initial=True)

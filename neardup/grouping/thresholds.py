@@ -4,6 +4,7 @@ import numpy as np
 
 from neardup import NeardupError
 from neardup.grouping.groups import members_and_bounds
+from neardup.order import stable_order
 from neardup.search.components import components, numbered
 from neardup.search.pairs import PAIR
 from neardup.words import exact
@@ -61,7 +62,7 @@ def _forest_of(parts):
     from scipy.sparse.csgraph import minimum_spanning_tree
 
     pairs = np.concatenate(parts)
-    order = np.argsort(-pairs["similarity"], kind="stable")  # equal ones are in order: those of the forest first
+    order = stable_order(-pairs["similarity"])  # equal ones are in order: those of the forest first
     pairs = pairs.take(order)
     nodes, ends = numbered([pairs["row_a"], pairs["row_b"]])
     places = np.arange(1, len(pairs) + 1, dtype=np.float64)  # as weights: exact, and no two are the same
@@ -128,5 +129,5 @@ def examples(pair_blocks, thresholds, count):
             weakest = found[i]["similarity"][-1] if len(found[i]) == count else high  # that may be shown
             more = pairs.compress((similarity >= low) & (similarity < min(high, weakest)))
             some = np.concatenate([found[i], more])
-            found[i] = some.take(np.argsort(some["similarity"], kind="stable")[:count])
+            found[i] = some.take(stable_order(some["similarity"])[:count])
     return found

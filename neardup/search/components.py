@@ -2,6 +2,8 @@
 
 import numpy as np
 
+from neardup.order import stable_order
+
 
 def components(pair_blocks, n_rows):
     """The smallest row that each row is joined with, (n_rows,) int64. Memory: 24 bytes a row, and that of a block.
@@ -67,6 +69,6 @@ def joining(i, j, joined, is_pair):
 
 def _some_of_each(labels, each):
     """Where the first few of each label are. labels: (c,) int."""
-    order = np.argsort(labels, kind="stable")
+    order = stable_order(labels)
     _, first, counts = np.unique(labels[order], return_index=True, return_counts=True)
     return order[np.arange(len(order)) - np.repeat(first, counts) < each]

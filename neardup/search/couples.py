@@ -7,6 +7,7 @@ import numpy as np
 
 from neardup.machine.files import write_npy
 from neardup.machine.npy import read_npy
+from neardup.order import stable_order
 from neardup.search import pairs
 from neardup.search.candidates import search, search_joining, search_two_joining
 from neardup.search.components import joining
@@ -122,7 +123,7 @@ class Visitors:
             parts += [(np.full(len(own), x.number), start + own), (to, start + x.places[others].astype(np.int64))]
             start += len(x)
         target, at = (np.concatenate(p) for p in zip(*parts, strict=True))
-        order = np.argsort(target, kind="stable")
+        order = stable_order(target)
         return target[order], at[order]
 
 

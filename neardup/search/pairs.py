@@ -11,6 +11,7 @@ import numpy as np
 
 from neardup.input.embeddings import MOST_ROWS
 from neardup.machine.files import damaged, opened_data_sets
+from neardup.order import stable_order
 from neardup.ranges import size_ranges
 
 PAIR = np.dtype([("row_a", "<i8"), ("row_b", "<i8"), ("similarity", "<f8")])
@@ -170,7 +171,7 @@ def both_ways(path, n_rows, most, folder):
         for number, (low, high) in enumerate(ranges):
             here = _as_pairs([s[starts[number] : starts[number + 1]] for s in stored])
             pairs = np.concatenate([_read_mirrored(folder / f"{number}.bin"), here])  # of each row by row_b
-            yield low, high, pairs.take(np.argsort(pairs["row_a"], kind="stable"))
+            yield low, high, pairs.take(stable_order(pairs["row_a"]))
     folder.rmdir()
 
 
@@ -194,7 +195,7 @@ def _mirror(path, n_rows, lows, folder):
         counts += np.bincount(np.searchsorted(lows, pairs["row_a"], side="right") - 1, minlength=len(lows))
         pairs["row_a"], pairs["row_b"] = pairs["row_b"].copy(), pairs["row_a"].copy()
         of_range = np.searchsorted(lows, pairs["row_a"], side="right") - 1
-        order = np.argsort(of_range, kind="stable")
+        order = stable_order(of_range)
         numbers, first = np.unique(of_range[order], return_index=True)
         for number, some in zip(numbers, np.split(pairs.take(order), first[1:]), strict=True):
             with (folder / f"{number}.bin").open("ab") as file:

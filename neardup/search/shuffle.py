@@ -9,6 +9,7 @@ from neardup.input.id_table import IdTable, bytes_of, positions
 from neardup.machine import engine
 from neardup.machine.files import atomic, write_npy
 from neardup.machine.npy import map_npy, read_array, read_npy
+from neardup.order import stable_order
 from neardup.ranges import equal_parts, size_ranges
 from neardup.search.clusters import cluster_path, write_cluster
 
@@ -22,7 +23,7 @@ def write_run(stage, sketches, ids, n_clusters, number, start, nearest):
     sketches: (r, m + 1) float32 of the rows from `start` on, or None where they and ids are taken later from where
     they are; ids: `IdTable` of all rows; nearest: (r,) int32, -1 of rows that are left out.
     """
-    order = np.argsort(nearest, kind="stable")[np.count_nonzero(nearest < 0) :]
+    order = stable_order(nearest)[np.count_nonzero(nearest < 0) :]
     rows, flush = order + start, stage.flush
     content = [rows]
     if sketches is not None:
@@ -69,7 +70,7 @@ class Shuffle:
             nearest = read_npy(stage.part("nearest", number))
             found = np.where(nearest < 0, np.int32(-1), self.first_file + first[nearest])
             some = np.nonzero((nearest >= 0) & is_cut[nearest])[0]
-            some = some[np.argsort(nearest[some], kind="stable")]
+            some = some[stable_order(nearest[some])]
             cluster = nearest[some]
             rank = np.arange(len(some)) - np.searchsorted(cluster, cluster)
             at = self.starts[cluster] + self.before[number, cluster] + rank
@@ -110,7 +111,7 @@ def merge_runs(stage, width, sources, low, cuts, begins, counts):
     if all(path.exists() for path in paths):
         return
     some = list(enumerate(zip(begins.tolist(), counts.sum(axis=1).tolist(), strict=True)))
-    order = np.argsort(np.repeat(np.tile(np.arange(counts.shape[1]), len(counts)), counts.ravel()), kind="stable")
+    order = stable_order(np.repeat(np.tile(np.arange(counts.shape[1]), len(counts)), counts.ravel()))
     rows = np.concatenate([_rows_of_run(stage, number, *part) for number, part in some])[order]
     if sources:
         sketches, places, ids = sources[0].gather(rows), rows, sources[1]

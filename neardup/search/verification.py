@@ -7,6 +7,7 @@ import numpy as np
 from neardup.machine import budget, engine
 from neardup.machine.files import write_npy
 from neardup.machine.npy import map_npy, rows_in
+from neardup.order import stable_order
 from neardup.search import geometry
 from neardup.search.pairs import PAIR, bounds_between, cuts, together, unpack
 
@@ -63,9 +64,9 @@ def by_crowds(rows_a, rows_b):
     So few rows are read for many pairs. Those of the same row_b follow each other, and all that begin with the same
     row_a: in a crowd of pairs sorted by row_a that is the first of its rows.
     """
-    order = np.argsort(rows_b, kind="stable")
+    order = stable_order(rows_b)
     starts = np.flatnonzero(np.diff(rows_b[order], prepend=-1))
-    runs = np.argsort(rows_a[order[starts]], kind="stable")
+    runs = stable_order(rows_a[order[starts]])
     sizes = np.diff(starts, append=len(order))[runs]
     moved = np.repeat(starts[runs] - (np.cumsum(sizes) - sizes), sizes)
     return order[np.arange(len(order)) + moved]
