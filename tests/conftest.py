@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tracemalloc
 from contextlib import contextmanager, nullcontext
 from functools import lru_cache
 from itertools import pairwise
@@ -21,6 +22,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from config import ROOT, Config
+from neardup.input.metadata import column_blocks
 from neardup.stages.artifacts import STAGES
 
 SCRIPTS = [script for script, _ in STAGES.values()]
@@ -193,6 +195,25 @@ def read_ids(work_dir):
     """All ids, in row order."""
     with pa.ipc.open_file(work_dir / "01_pca_variance" / "ids.arrow") as file:
         return file.read_all()["id"].to_pylist()
+
+
+def read_column(path, name, rows):
+    """A column of a table as one Arrow array."""
+    return pa.chunked_array([*column_blocks(path, name, rows)]).combine_chunks()
+
+
+@contextmanager
+def peak_memory():
+    """Yield a function that tells the most bytes that Python, NumPy and Arrow have held at a time from here on."""
+    pa.array(np.zeros(1))  # pyarrow imports pandas, where that is installed
+    usual, pool = pa.default_memory_pool(), pa.proxy_memory_pool(pa.default_memory_pool())
+    pa.set_memory_pool(pool)
+    tracemalloc.start()
+    try:
+        yield lambda: tracemalloc.get_traced_memory()[1] + pool.max_memory()
+    finally:
+        tracemalloc.stop()
+        pa.set_memory_pool(usual)
 
 
 def tree_bytes(folder):

@@ -21,7 +21,7 @@ import pyarrow.csv
 import pyarrow.feather
 import pyarrow.parquet as pq
 import pytest
-from conftest import brute_force, components, run_stages, tree_bytes, unit
+from conftest import brute_force, components, read_column, run_stages, tree_bytes, unit
 from faults import failing
 
 from neardup import NeardupError
@@ -32,7 +32,6 @@ from neardup.input.formats import hdf5, npy, npz, tables, vecs
 from neardup.input.formats.by_suffix import blocks
 from neardup.input.id_table import IdTable
 from neardup.input.ids import id_blocks
-from neardup.input.metadata import read_column
 from neardup.input.shards import Reading, find_shards
 from neardup.search.pairs import PAIR, Found
 

@@ -30,6 +30,8 @@ from conftest import (
     found_groups,
     found_pairs,
     lay_out,
+    peak_memory,
+    read_column,
     read_csv,
     read_ids,
     run_stages,
@@ -40,13 +42,15 @@ from config import Config
 from neardup import NeardupError
 from neardup.grouping.outputs import id_lines
 from neardup.input import copies, layout, shards
+from neardup.input.column_digest import digest_of_column
 from neardup.input.embeddings import RowFiles
 from neardup.input.formats import by_suffix
 from neardup.input.freshness import times
 from neardup.input.id_table import IdTable
 from neardup.input.ids import expected_bytes, id_blocks
 from neardup.input.layout import Layout, npy_layout
-from neardup.input.metadata import column_blocks, column_names, read_column
+from neardup.input.metadata import column_blocks, column_names
+from neardup.input.preview import Preview
 from neardup.input.shards import Reading, find_shards
 from neardup.plan import plan
 from neardup.stages.artifacts import STAGES
@@ -1675,3 +1679,93 @@ def test_a_line_that_begins_with_a_quote_is_named(tmp_path):
     (tmp_path / "a.txt").write_text('Low\nScary Monsters\n"Heroes" (live)\n')
     with pytest.raises(NeardupError, match=r"a\.txt .*line 3 begins with a quote, but is no JSON string"):
         [*id_blocks(find_shards(tmp_path)[0])]
+
+
+def long_texts(n_rows):
+    """Texts of 10 kB, of which ASCII is one half."""
+    return [f"{i:05}" + "ab" * 2500 + "é" * 2500 for i in range(n_rows)]
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".arrow"])
+@pytest.mark.parametrize("kind", ["distinct", "repeated"])
+def test_long_texts_are_read_block_by_block(tmp_path, monkeypatch, suffix, kind):
+    """In 6 MB where all take 40: the few that are shown, their lengths, and their digest. Repeated ones are 10 kB."""
+    monkeypatch.setattr("neardup.input.formats.BLOCK_BYTES", 1 << 20)
+    texts = long_texts(4000) if kind == "distinct" else long_texts(1) * 4000
+    np.save(tmp_path / "p.npy", np.ones((4000, 2), "f4"))
+    options = {"write_batch_size": 32} if suffix == ".parquet" else {}  # of a larger one pages are
+    write_table(tmp_path / f"p{suffix}", {"id": [*map(str, range(4000))], "text": texts}, **options)
+    preview = Preview("text", find_shards(tmp_path), None)
+    with peak_memory() as peak:
+        assert preview.texts([3999, 7, 7, 0], 9) == [texts[row][:9] for row in (3999, 7, 7, 0)]
+        assert preview.lengths().tolist() == [len(text) for text in texts]
+        digest = digest_of_column(tmp_path / f"p{suffix}", "text", 4000)
+        most = peak()
+    print(f"{most / 1e6:.1f} MB")
+    assert most < 6 << 20
+    write_table(tmp_path / "q.parquet", {"text": texts}, row_group_size=900)
+    assert digest == digest_of_column(tmp_path / "q.parquet", "text", 4000)
+
+
+COLUMNS = {
+    "text": pa.array(["a", None, "", "bc", "bc", "é", "d"] * 9),
+    "bytes": pa.array([b"a", None, b"", b"\xff", b"bc", b"c", b"d"] * 9, pa.large_binary()),
+    "dictionary": pa.array(["a", None, "b", "a", "", "c", "d"] * 9).dictionary_encode(),
+    "number": pa.array([1, None, 0, -1, 5, 2**60, 3] * 9),
+    "float": pa.array([1, None, 0, -0.0, np.nan, np.inf, 3] * 9, pa.float16()),
+    "flag": pa.array([True, None, False, False, True, True, False] * 9),
+    "decimal": pa.array([1, None, 0, -1, 5, 8, 3] * 9, pa.decimal128(5, 2)),
+    "fixed": pa.array([b"ab", None, b"cd", b"\0\0", b"gh", b"ij", b"kl"] * 9, pa.binary(2)),
+    "time": pa.array([1, None, 0, -1, 5, 2**60, 3] * 9, pa.timestamp("ns", "UTC")),
+    "nothing": pa.nulls(63),
+    "list": pa.array([[1], None, [], [2, None], [3, 4], [5], [None]] * 9),
+    "lists of texts": pa.array([[["a"]], None, [], [["b", None], None], [[]], [["c"]], [["d"]]] * 9),
+    "pair": pa.array([[1, 2], None, [None, 4], [5, 6], [7, 8], [9, 1], [0, 0]] * 9, pa.list_(pa.int8(), 2)),
+    "struct": pa.array([{"a": i, "b": [i]} if i != 1 else None for i in range(7)] * 9),
+    "map": pa.array([[("a", 1)], None, [], [("b", None)], [("c", 2), ("d", 3)], [], []] * 9, pa.map_("string", "int8")),
+    "list view": pa.array([[1], None, [], [2, None], [3, 4], [5], [None]] * 9, pa.list_view(pa.int8())),
+    "uuid": pa.ExtensionArray.from_storage(pa.uuid(), pa.array([*[b"0" * 16, None, b"1" * 16] * 21], pa.binary(16))),
+}
+
+
+@pytest.mark.parametrize("name", COLUMNS)
+def test_the_digest_of_a_column_is_of_its_values_and_their_type(tmp_path, name):
+    """Not of how its file is cut, nor of what lies where a value is missing; of each value, null and type."""
+    values, path = COLUMNS[name], tmp_path / "p.arrow"
+
+    def digest_of(values, sizes=(63,)):
+        with pa.ipc.new_file(str(path), pa.schema([("c", values.type)])) as writer:
+            for start, stop in pairwise(np.cumsum([0, *sizes])):
+                writer.write_batch(pa.record_batch([values[start:stop]], ["c"]))
+        return digest_of_column(path, "c", len(values))
+
+    digest = digest_of(values)
+    assert len({digest_of(values, sizes) for sizes in ([1] * 63, [5, 0, 50, 8], [62, 1])} | {digest}) == 1
+    others = [values[:-1], values.take(pa.array([*range(62), 0])), values.take(pa.array([1, 0, *range(2, 63)]))]
+    others += [values.take(pa.array([*range(62), None])), pa.nulls(63, values.type)]
+    found = {digest_of(other, (len(other),)) for other in others if not other.equals(values)}
+    assert digest not in found
+    assert len(found) == (len(others) if name != "nothing" else 1)
+
+
+@pytest.mark.parametrize(
+    "a, b",
+    [
+        (["ab", "c"], ["a", "bc"]),
+        (["a", None], [None, "a"]),
+        (["", None], [None, ""]),
+        ([1, 0], [1, None]),
+        ([[1], [2]], [[1, 2], []]),
+        ([[["a"], []]], [[["a"]], []]),
+        ([1.0, 2.0], [1, 2]),
+        (pa.array([1, 2], pa.int8()), pa.array([1, 2], pa.uint8())),
+        (pa.array([1, 2], pa.timestamp("s")), pa.array([1, 2], pa.timestamp("s", "UTC"))),
+        (pa.array([1, 2], pa.date32()), pa.array([1, 2], pa.time32("s"))),
+        ([{"a": 1, "b": None}, {"a": None, "b": 1}], [{"a": 1, "b": 1}, {"a": None, "b": None}]),
+    ],
+)
+def test_digests_of_columns_that_are_alike(tmp_path, a, b):
+    write_table(tmp_path / "a.arrow", {"c": a})
+    write_table(tmp_path / "b.arrow", {"c": b})
+    digests = {digest_of_column(tmp_path / name, "c", len(c)) for name, c in (("a.arrow", a), ("b.arrow", b))}
+    assert len(digests) == 2

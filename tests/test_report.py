@@ -317,8 +317,8 @@ def test_texts_of_a_column_are_read_once_for_all_that_is_shown(tmp_path, monkeyp
     data, captions = lay_out(tmp_path / "data", rows, cuts=[40]), [f"<caption> of {row}" for row in range(len(rows))]
     for number, some in enumerate((captions[:40], captions[40:])):
         pq.write_table(pa.table({"caption": some}), data / f"part_{number}.parquet")
-    read_column = preview.read_column
-    monkeypatch.setattr(preview, "read_column", lambda path, *more: read.update([path]) or read_column(path, *more))
+    read_column = preview.column_blocks
+    monkeypatch.setattr(preview, "column_blocks", lambda path, *more: read.update([path]) or read_column(path, *more))
     run_stages(data, tmp_path / "work", threshold=0.94, report_threshold=0.8, preview="caption")
     assert read == {data / "part_0.parquet": 3, data / "part_1.parquet": 3}
     text = (tmp_path / "work" / REPORT).read_text()

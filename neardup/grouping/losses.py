@@ -6,7 +6,7 @@ import pyarrow.compute as pc
 from neardup import NeardupError
 from neardup.grouping.chains import place_of, places_among
 from neardup.grouping.thresholds import spanning_forest
-from neardup.input.metadata import as_text, read_column
+from neardup.input.metadata import as_text, column_blocks
 from neardup.words import counted, in_words, percent
 
 _LARGE_GROUP, _LARGE_LOSS = 0.01, 0.9  # share of all rows in one group, and of a shard dropped, that are worth a look
@@ -17,7 +17,7 @@ def losses(shards, columns, dropped):
     """How many rows there are, and how many of them are dropped: [(by, value, rows, dropped)].
 
     columns: names of metadata; one named "shard" is "column shard" here; dropped: (n,) bool. Raises NeardupError
-    where a shard has no such column. Memory: a column of a shard, and its distinct values.
+    where a shard has no such column. Memory: a block of a column, and its distinct values.
     """
     found = [("shard", s.name, s.rows, int(dropped[s.start : s.stop].sum())) for s in shards]
     for column in columns:
@@ -25,14 +25,17 @@ def losses(shards, columns, dropped):
         for shard in shards:
             if shard.table is None:
                 raise NeardupError(f"tabulate: {shard.path} has no table with a column {column!r}: set it right")
-            values = as_text(read_column(shard.table, column, shard.rows), shard.table, column).dictionary_encode()
-            codes = pc.fill_null(values.indices, len(values.dictionary)).to_numpy(zero_copy_only=False)
-            drop = dropped[shard.start : shard.stop]
-            names = [*values.dictionary.to_pylist(), ""]
-            per_value = zip(*(np.bincount(c, minlength=len(names)).tolist() for c in (codes, codes[drop])), strict=True)
-            for name, (rows, lost) in zip(names, per_value, strict=True):
-                before = counts.get(name, (0, 0))
-                counts[name] = before[0] + rows, before[1] + lost
+            start = shard.start
+            for block in column_blocks(shard.table, column, shard.rows):
+                values = as_text(block, shard.table, column).dictionary_encode()
+                codes = pc.fill_null(values.indices, len(values.dictionary)).to_numpy(zero_copy_only=False)
+                drop = dropped[start : start + len(block)]
+                names = [*values.dictionary.to_pylist(), ""]
+                both = (np.bincount(c, minlength=len(names)).tolist() for c in (codes, codes[drop]))
+                for name, rows, lost in zip(names, *both, strict=True):
+                    before = counts.get(name, (0, 0))
+                    counts[name] = before[0] + rows, before[1] + lost
+                start += len(block)
         by = "column shard" if column == "shard" else column
         found += [(by, name, *counts[name]) for name in sorted(counts) if counts[name][0]]
     return found

@@ -11,7 +11,6 @@ from neardup import NeardupError
 from neardup.input.formats import npz
 from neardup.input.formats.hdf5 import opened
 from neardup.input.formats.tables import batches, check_once, missing_values, schema_and_rows, without_views
-from neardup.machine.checksums import digest_of_bytes
 from neardup.words import first_line
 
 SUFFIXES = ".parquet", ".csv", ".arrow", ".feather"  # of a table that lies beside a shard, in the order of preference
@@ -59,12 +58,6 @@ def _columns_of(group, above):
             yield from (f"{name}/{below}" for below in _columns_of(item, (*above, group)))
         elif isinstance(item, h5py.Dataset) and item.ndim == 1:
             yield name
-
-
-def read_column(path, name, rows):
-    """A column of a table as one Arrow array. Arguments and errors as in `column_blocks`. Memory: the column, twice."""
-    found = [*column_blocks(path, name, rows)]
-    return pa.chunked_array(found).combine_chunks() if found else pa.nulls(0)
 
 
 _WIDE = {pa.string(): pa.large_string(), pa.binary(): pa.large_binary()}  # which over 2 GiB can be of
@@ -172,14 +165,6 @@ def _table_blocks(path, name, _kind):
 
 
 _READERS = {".h5": _hdf5_blocks, ".hdf5": _hdf5_blocks, ".npz": _npz_blocks, ".csv": _csv_blocks}
-
-
-def digest_of_column(path, name, rows):
-    """Digest of a column's type and values. Raises as `read_column`. Memory: the column, twice."""
-    batch, sink = pa.record_batch([read_column(path, name, rows)], [name]), pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, batch.schema) as writer:  # which knows all types, and leaves out what isn't of them
-        writer.write_batch(batch)
-    return digest_of_bytes(sink.getvalue())
 
 
 def as_text(values, path, name):

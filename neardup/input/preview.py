@@ -14,9 +14,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from neardup import NeardupError
+from neardup.input.embeddings import total_rows
 from neardup.input.id_table import positions
 from neardup.input.ids import BLOCK_ROWS
-from neardup.input.metadata import TEXTS, as_text, read_column
+from neardup.input.metadata import TEXTS, as_text, column_blocks
 from neardup.machine.files import resolved
 
 _LINKED = "https://", "http://"  # what a page links to
@@ -78,7 +79,7 @@ class Preview:
         """The first `most` characters of the texts of these rows, "" where there is none.
 
         Reads a JSON file once, or the column of each shard that has some of the rows: better once for many rows.
-        Memory: that file, or a column of a shard.
+        Memory: that file, or a block of the column, and these texts.
         """
         if not (self.is_file or self.is_column):
             return [""] * len(rows)
@@ -88,28 +89,35 @@ class Preview:
             if not len(here):
                 continue
             if self.is_column:
-                column, places = self._column(shard), rows[here] - shard.start
-                if pa.types.is_temporal(column.type):  # of which Python has not all
-                    values = as_text(column.take(positions(places)), shard.table, self.setting).to_pylist()
-                else:
-                    values = [column[place].as_py() for place in places.tolist()]
+                parts = self._values_of(shard, rows, here)
             else:
-                values = self._texts_of(path, self.ids.take(rows[here]))
-            for i, value in zip(here.tolist(), values, strict=True):
-                found[i] = "" if value is None else _writable(str(value)[:most])
+                parts = [(here, self._texts_of(path, self.ids.take(rows[here])))]
+            for places, values in parts:
+                for i, value in zip(places.tolist(), values, strict=True):
+                    found[i] = "" if value is None else _writable(str(value)[:most])
         return found
 
+    def _values_of(self, shard, rows, here):
+        """Yield places among the rows of a shard's, and the values that its column has of them, block by block."""
+        for start, values in self._blocks(shard):
+            places = here[(rows[here] >= start) & (rows[here] < start + len(values))]
+            wanted = rows[places] - start
+            if pa.types.is_temporal(values.type):  # of which Python has not all
+                yield places, as_text(values.take(positions(wanted)), shard.table, self.setting).to_pylist()
+            else:
+                yield places, [values[place].as_py() for place in wanted.tolist()]
+
     def lengths(self):
-        """Characters of the text of each row, (n,) int64. Memory: 8 bytes a row, and as `texts`."""
+        """Characters of the text of each row, (n,) int64. Memory: 8 bytes a row, and the JSON file or a block."""
+        found = np.empty(total_rows(self.shards), dtype=np.int64)
         if self.is_column:
-            parts = []
             for shard in self.shards:
-                values = as_text(self._column(shard), shard.table, self.setting)
-                parts.append(pc.fill_null(pc.utf8_length(values), 0).to_numpy(zero_copy_only=False))
-            return np.concatenate(parts).astype(np.int64)
+                for start, values in self._blocks(shard):
+                    lengths = pc.utf8_length(as_text(values, shard.table, self.setting))
+                    found[start : start + len(values)] = pc.fill_null(lengths, 0).to_numpy(zero_copy_only=False)
+            return found
         if not self.is_file:
             raise NeardupError("representative 'longest_text' needs texts: set preview to a JSON file or a column")
-        found = np.empty(len(self.ids), dtype=np.int64)
         for shard, path in zip(self.shards, self.files, strict=True):
             end = shard.stop
             for start in range(shard.start, end, BLOCK_ROWS):
@@ -142,8 +150,12 @@ class Preview:
         texts = {} if path is None else self._load(path, self.setting is not None)
         return [texts.get(name) for name in names]
 
-    def _column(self, shard):
-        return read_column(self._table(shard), self.setting, shard.rows)
+    def _blocks(self, shard):
+        """Yield (number of the first row, values) of the column of a shard, block by block."""
+        start = shard.start
+        for values in column_blocks(self._table(shard), self.setting, shard.rows):
+            yield start, values
+            start += len(values)
 
     def _table(self, shard):
         if shard.table is None:

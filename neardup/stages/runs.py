@@ -10,9 +10,10 @@ import numpy as np
 from neardup import NeardupError
 from neardup.input import copies
 from neardup.input.beside import copied_too
+from neardup.input.column_digest import digest_of_column
 from neardup.input.embeddings import shard_starts, total_rows
 from neardup.input.freshness import changed_shards, fingerprint, times
-from neardup.input.metadata import BESIDE, digest_of_column
+from neardup.input.metadata import BESIDE
 from neardup.input.preview import Preview
 from neardup.input.shards import Reading, find_shards, joined, wanted
 from neardup.machine import budget, mirror
@@ -116,10 +117,10 @@ def _earlier(run, name):
 
 
 def _tables_digest(run):
-    """What identifies the texts and the metadata that a run's settings name. Memory: a column of a shard, twice.
+    """What identifies the texts and the metadata that a run's settings name. Memory: as in `digest_of_column`.
 
     Of tables just those columns; texts with their folder. Where a copy is made all that is copied, by name, of vectors
-    and of shards a sample, and when they were changed last. Raises as `read_column`.
+    and of shards a sample, and when they were changed last. Raises as `column_blocks`.
     """
     config, shards = run.config, run.shards
     preview, columns = Preview(config.preview, shards, ids=None), set()

@@ -16,6 +16,7 @@ from neardup.words import first_line
 
 _SET = "set vectors to another"
 _ROWS = 1 << 12  # of a batch at most: lists come with numbers of their own
+_FIRST = 64  # rows of a file that tell about how long they are
 _PLAIN = {pa.string_view(): pa.large_string(), pa.binary_view(): pa.large_binary()}  # of views, which few kernels know
 
 
@@ -88,7 +89,7 @@ def write_kept(path, target, keep):
 def _kept_blocks(path, keep):
     """Yield lists of record batches of the rows to keep, all of a list together about a block."""
     found, start = [], 0
-    for batch in batches(path, None, _rows_at_a_time(path)):
+    for batch in batches(path, None, _ROWS):
         found.append(_filtered(batch, pa.array(keep[start : start + len(batch)])))
         start += len(batch)
         if sum(b.nbytes for b in found) >= formats.BLOCK_BYTES:
@@ -117,14 +118,23 @@ def without_views(kind):
     return _PLAIN.get(kind, kind)
 
 
-def _rows_at_a_time(path):
-    """Rows of a batch, of all columns."""
-    if path.suffix != ".parquet":
-        return _ROWS
-    with _parquet(path) as file:
-        found = file.metadata
-        size = sum(found.row_group(i).total_byte_size for i in range(found.num_row_groups))
-    return min(_ROWS, rows_at_once(1 + size // max(1, found.num_rows), np.dtype(np.uint8)))
+def _rows_at_a_time(file, columns):
+    """Rows of a Parquet file of which these columns, or all, take about a block; as its first rows, if longer."""
+    groups = [file.metadata.row_group(i) for i in range(file.num_row_groups)]
+    if columns is None:
+        size = sum(group.total_byte_size for group in groups)
+    else:
+        paths = [file.schema.column(i).path for i in range(len(file.schema))]
+        leaves = [i for i, path in enumerate(paths) for c in columns if path == c or path.startswith(f"{c}.")]
+        size = sum(group.column(i).total_uncompressed_size for group in groups for i in leaves)
+    found = _fitting(size, file.metadata.num_rows)
+    first = next(file.iter_batches(min(found, _FIRST), columns=columns), None)  # repeated values take little in a file
+    return min(found, _fitting(first.nbytes, len(first))) if first else found
+
+
+def _fitting(size, rows):
+    """How many of so many rows, which take so many bytes, make a block."""
+    return rows_at_once(1 + size // max(1, rows), np.dtype(np.uint8))
 
 
 @contextmanager
@@ -222,18 +232,22 @@ def missing_values(path, name):
 
 
 def batches(path, columns, rows):
-    """Yield record batches of these columns, or all, of at most so many rows. Raises NeardupError if damaged."""
+    """Yield record batches of these columns, or all, of about a block, and of at most so many rows.
+
+    Memory: a block, or a record batch of Arrow that is compressed. Raises NeardupError where the file is damaged.
+    """
     with _reading(path):
         if path.suffix == ".parquet":
             with _parquet(path, memory_map=True) as file:
-                yield from file.iter_batches(rows, columns=columns)
+                yield from file.iter_batches(min(rows, _rows_at_a_time(file, columns)), columns=columns)
             return
         with pa.memory_map(str(path)) as source:
             for batch in _batches(_reader(source)):
                 chosen = batch if columns is None else batch.select(columns)
                 chosen.validate(full=True)  # an offset that leads out of the file would end the process
-                for start in range(0, batch.num_rows, rows):
-                    yield chosen.slice(start, rows)
+                step = min(rows, _fitting(chosen.nbytes, len(chosen)))
+                for start in range(0, len(chosen), step):
+                    yield chosen.slice(start, step)
 
 
 def _batches(reader):
