@@ -1584,6 +1584,33 @@ def test_cells_of_several_lines_where_blocks_end(tmp_path, monkeypatch):
     ] == texts
 
 
+@pytest.mark.parametrize("place", [0, 100, 199])
+def test_a_line_longer_than_a_block_of_a_csv_file(tmp_path, monkeypatch, place):
+    """What comes before it isn't given twice; the first line may be the long one."""
+    monkeypatch.setattr("neardup.input.metadata._CSV_BLOCK", 100)
+    texts = [f"c-{i}" + "x" * (500 if i == place else 0) for i in range(200)]
+    write_table(tmp_path / "p.csv", {"id": [*map(str, range(200))], "text": texts, "x" * 300 * (not place): texts})
+    assert column_names(tmp_path / "p.csv")[:2] == ["id", "text"]
+    assert read_column(tmp_path / "p.csv", "text", 200).to_pylist() == texts
+    for name, expected in (("id", [*map(str, range(200))]), ("text", texts)):
+        blocks = [some.to_pylist() for some in column_blocks(tmp_path / "p.csv", name, 200, pa.large_string())]
+        assert [value for some in blocks for value in some] == expected
+        assert len(blocks) > 1 or not place
+
+
+def test_csv_files_of_long_texts_are_not_read_far_ahead(tmp_path):
+    """In 100 MB, of 200, of which just the ids are wanted: Arrow reads what it can before anybody asks."""
+    with (tmp_path / "p.csv").open("w") as file:
+        file.write("id,text\n")
+        file.writelines(f"{i},{'long ' * 1000}\n" for i in range(40_000))
+    with peak_memory() as peak:
+        names = (i for some in column_blocks(tmp_path / "p.csv", "id", 40_000, pa.large_string()) for i in some)
+        assert all(name.as_py() == str(i) for i, name in enumerate(names))
+        most = peak()
+    print(f"{most / 1e6:.1f} MB")
+    assert most < 100e6
+
+
 def test_views_in_dictionaries_are_ids_too(tmp_path):
     values = pa.DictionaryArray.from_arrays(pa.array(range(20), pa.uint32()), pa.array(NAMES, pa.string_view()))
     write_table(tmp_path / "p.arrow", {"emb": LISTS, "id": values})

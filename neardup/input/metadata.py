@@ -18,7 +18,8 @@ BESIDE = ".txt", *SUFFIXES  # of what may hold ids or metadata of a shard
 TEXTS = "texts.json"  # what the ids of all shards of a folder stand for
 _BATCH = 1 << 16  # rows of a column that are read together
 _NPZ_TEXT = {"U": pa.large_string(), "S": pa.large_binary()}  # by the kind of NumPy's dtype
-_CSV_BLOCK = 1 << 23  # bytes of a CSV file that are read together: no line is longer
+_CSV_BLOCK = 1 << 20  # bytes of a CSV file that are read together: Arrow reads some dozens of blocks ahead
+_CSV_LINE = 1 << 23  # the same where a line is longer: none is longer than this
 
 
 def column_names(path):
@@ -30,15 +31,15 @@ def column_names(path):
             return [*_columns_of(file, ())]
     if path.suffix == ".csv":
         _check_commas(path)
-        with _mending(path), pa.csv.open_csv(path, **_csv_options()) as reader:
-            return reader.schema.names
+        with _mending(path):
+            return _in_small_blocks(lambda size: _csv_names(path, size))
     return schema_and_rows(path)[0].names
 
 
 def _check_commas(path):
     """Raises NeardupError where a CSV file's columns are separated by others, as spreadsheets of some countries do."""
     with path.open("rb") as file:
-        line = file.readline(_CSV_BLOCK).rstrip()
+        line = file.readline(_CSV_LINE).rstrip()
     shown = line.decode(errors="replace")
     bare = re.sub(rb'"[^"]*"', b"", line)
     if max(map(bare.count, (b";", b"\t"))) > bare.count(b","):
@@ -151,13 +152,42 @@ def _npz_blocks(path, name, _kind):
 
 def _csv_blocks(path, name, kind):
     """Of a type that isn't given all of the column decides, not its first cells."""
-    options = _csv_options(name, kind)
     with _mending(path):
         if kind is None:
-            yield from pa.csv.read_csv(path, **options).column(0).chunks
+            read = pa.csv.read_csv
+            yield from _in_small_blocks(lambda size: read(path, **_csv_options(size, name)).column(0).chunks)
             return
-        with pa.csv.open_csv(path, **options) as reader:
-            yield from (batch.column(0) for batch in reader)
+        count = 0
+        try:
+            for values in _csv_stream(path, name, kind, _CSV_BLOCK):
+                yield values
+                count += len(values)
+            return
+        except pa.ArrowInvalid:
+            pass  # a line may be too long
+        start = 0
+        for values in _csv_stream(path, name, kind, _CSV_LINE):
+            if start + len(values) > count:
+                yield values[max(0, count - start) :]
+            start += len(values)
+
+
+def _in_small_blocks(read):
+    """What read(bytes of a block) returns; of small blocks, or else, as a line may be too long, of large ones."""
+    try:
+        return read(_CSV_BLOCK)
+    except pa.ArrowInvalid:
+        return read(_CSV_LINE)
+
+
+def _csv_names(path, size):
+    with pa.csv.open_csv(path, **_csv_options(size)) as reader:
+        return reader.schema.names
+
+
+def _csv_stream(path, name, kind, size):
+    with pa.csv.open_csv(path, **_csv_options(size, name, kind)) as reader:
+        yield from (batch.column(0) for batch in reader)
 
 
 def _table_blocks(path, name, _kind):
@@ -175,15 +205,15 @@ def as_text(values, path, name):
         raise NeardupError(f"{path}: column {name!r} holds {values.type}, no text: name another") from error
 
 
-def _csv_options(name=None, kind=None):
-    """Of one column, where it is named; its type is that of all its cells, not of the first ones."""
+def _csv_options(size, name=None, kind=None):
+    """Of blocks of so many bytes, of one column, where it is named; its type is that of all its cells."""
     convert = pa.csv.ConvertOptions(
         include_columns=[name] if name else None,
         column_types={name: kind} if kind else None,
         strings_can_be_null=False,
     )
     return {
-        "read_options": pa.csv.ReadOptions(block_size=_CSV_BLOCK),
+        "read_options": pa.csv.ReadOptions(block_size=size),
         "parse_options": pa.csv.ParseOptions(newlines_in_values=True),
         "convert_options": convert,
     }
@@ -197,6 +227,6 @@ def _mending(path):
     except (pa.ArrowInvalid, UnicodeDecodeError) as error:
         reason = first_line(error)
         raise NeardupError(
-            f"{path} is not a CSV file in UTF-8 with a line of column names, none of over {_CSV_BLOCK >> 20} MiB "
+            f"{path} is not a CSV file in UTF-8 with a line of column names, none of over {_CSV_LINE >> 20} MiB "
             f"({reason}): mend it, or write it as Parquet"
         ) from error
