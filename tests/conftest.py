@@ -26,6 +26,7 @@ from neardup.input.metadata import column_blocks
 from neardup.stages.artifacts import STAGES
 
 SCRIPTS = [script for script, _ in STAGES.values()]
+_POOLS = []  # which arrays that are made in them must not outlive
 NOTES = {".lock", ".lock.json", ".input.json", "times.json", "report.html"}
 EXAMPLE = ROOT / "examples" / "debian"
 # of small sets: the 50 of config.py take longer than all else, in each test
@@ -207,6 +208,7 @@ def peak_memory():
     """Yield a function that tells the most bytes that Python, NumPy and Arrow have held at a time from here on."""
     pa.array(np.zeros(1))  # pyarrow imports pandas, where that is installed
     usual, pool = pa.default_memory_pool(), pa.proxy_memory_pool(pa.default_memory_pool())
+    _POOLS.append(pool)
     pa.set_memory_pool(pool)
     tracemalloc.start()
     try:

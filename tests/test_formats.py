@@ -45,6 +45,7 @@ from neardup.input import copies, layout, shards
 from neardup.input.column_digest import digest_of_column
 from neardup.input.embeddings import RowFiles
 from neardup.input.formats import by_suffix
+from neardup.input.formats.tables import batches, missing_values, schema_and_rows
 from neardup.input.freshness import times
 from neardup.input.id_table import IdTable
 from neardup.input.ids import expected_bytes, id_blocks
@@ -1796,3 +1797,27 @@ def test_digests_of_columns_that_are_alike(tmp_path, a, b):
     write_table(tmp_path / "b.arrow", {"c": b})
     digests = {digest_of_column(tmp_path / name, "c", len(c)) for name, c in (("a.arrow", a), ("b.arrow", b))}
     assert len(digests) == 2
+
+
+@pytest.mark.parametrize("new", [pa.ipc.new_file, pa.ipc.new_stream])
+def test_one_batch_of_a_compressed_file_of_arrow_is_decompressed_at_a_time(tmp_path, monkeypatch, new):
+    """4 MB; of the other columns nothing, and to count rows of the smallest only."""
+    monkeypatch.setattr("neardup.input.formats.BLOCK_BYTES", 1 << 18)
+    rows = np.random.default_rng(0).normal(size=(4 * 512, 1024))
+    table = pa.table({"more": lists(rows), "emb": lists(rows[::-1].copy()), "id": [*map(str, range(len(rows)))]})
+    with new(str(tmp_path / "p.arrow"), table.schema, options=pa.ipc.IpcWriteOptions(compression="lz4")) as writer:
+        writer.write_table(table, max_chunksize=512)
+    with peak_memory() as peak:
+        assert schema_and_rows(tmp_path / "p.arrow")[1] == len(rows)
+        assert missing_values(tmp_path / "p.arrow", "id") == 0
+        assert peak() < 1 << 20
+        start = 0
+        for some in by_suffix.blocks(tmp_path / "p.arrow", "emb"):
+            assert (some == rows[::-1][start : start + len(some)]).all()
+            start += len(some)
+        most = peak()
+    assert start == len(rows)
+    print(f"{most / 1e6:.1f} MB")
+    assert most < 6e6
+    [both] = {tuple(b.schema.names) for b in batches(tmp_path / "p.arrow", ["id", "more"], 9)}
+    assert both == ("id", "more")

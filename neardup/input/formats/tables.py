@@ -2,6 +2,8 @@
 
 from contextlib import contextmanager
 from functools import lru_cache
+from itertools import islice
+from operator import attrgetter, methodcaller
 
 import numpy as np
 import pyarrow as pa
@@ -16,6 +18,7 @@ from neardup.words import first_line
 
 _SET = "set vectors to another"
 _ROWS = 1 << 12  # of a batch at most: lists come with numbers of their own
+_MAGIC = 8  # bytes that Arrow's file format begins with
 _FIRST = 64  # rows of a file that tell about how long they are
 _PLAIN = {pa.string_view(): pa.large_string(), pa.binary_view(): pa.large_binary()}  # of views, which few kernels know
 
@@ -202,8 +205,9 @@ def schema_and_rows(path):
             with _parquet(path) as file:
                 return file.schema_arrow, file.metadata.num_rows
         with pa.memory_map(str(path)) as source:
-            reader = _reader(source)
-            return reader.schema, sum(batch.num_rows for batch in _batches(reader))
+            schema = _reader(source).schema
+            source.seek(0)
+            return schema, sum(map(len, _batches(source, _smallest(schema))))
 
 
 def has_vectors(path, dim):
@@ -227,8 +231,7 @@ def missing_values(path, name):
                 return sum(f.null_count for f in found if f.has_null_count)
         field = schema_and_rows(path)[0].get_field_index(name)
         with pa.memory_map(str(path)) as source:
-            reader = _reader(source, pa.ipc.IpcReadOptions(included_fields=[field]))
-            return sum(batch.column(0).null_count for batch in _batches(reader))
+            return sum(map(attrgetter("null_count"), map(methodcaller("column", 0), _batches(source, [field]))))
 
 
 def batches(path, columns, rows):
@@ -242,28 +245,66 @@ def batches(path, columns, rows):
                 yield from file.iter_batches(min(rows, _rows_at_a_time(file, columns)), columns=columns)
             return
         with pa.memory_map(str(path)) as source:
-            for batch in _batches(_reader(source)):
-                chosen = batch if columns is None else batch.select(columns)
-                chosen.validate(full=True)  # an offset that leads out of the file would end the process
-                step = min(rows, _fitting(chosen.nbytes, len(chosen)))
-                for start in range(0, len(chosen), step):
-                    yield chosen.slice(start, step)
+            names = _reader(source).schema.names
+            source.seek(0)
+            fields = None if columns is None else [names.index(c) if isinstance(c, str) else c for c in columns]
+            for batch in _batches(source, fields):
+                batch.validate(full=True)  # an offset that leads out of the file would end the process
+                step = min(rows, _fitting(batch.nbytes, len(batch)))
+                for start in range(0, len(batch), step):
+                    some = batch.slice(start, step)
+                    # whoever has the last one would hold all of the batch while the next is decompressed
+                    yield some if start == 0 or start + step < len(batch) else _copied(some)
+                    del some
+                del batch
 
 
-def _batches(reader):
-    """Those of Arrow's file format are numbered, those of its stream format follow each other."""
-    if hasattr(reader, "num_record_batches"):
-        return (reader.get_batch(number) for number in range(reader.num_record_batches))
-    return reader
+def _copied(batch):
+    """A copy of some rows of a record batch, which holds no others."""
+    return pa.record_batch([pa.concat_arrays([c, c[:0]]) for c in batch.columns], schema=batch.schema)
 
 
-def _reader(source, options=None):
+def _batches(source, fields):
+    """An iterator of the record batches of these columns, by their numbers, or of all; it holds none that it gave.
+
+    Arrow's file format is its stream format, and where batches lie in it. Read as a stream, columns that aren't asked
+    for aren't decompressed; read as a file those that are would be copied first. But a file's dictionaries may lie
+    behind what they are of.
+    """
+    reader = _reader(source)
+    count, kinds = getattr(reader, "num_record_batches", None), reader.schema.types
+    if count is not None and (fields is None or any("dictionary<" in str(kind) for kind in kinds)):
+        found, places = map(reader.get_batch, range(count)), fields
+    else:
+        source.seek(0 if count is None else _MAGIC)
+        options = pa.ipc.IpcReadOptions(included_fields=fields)
+        found = islice(pa.ipc.open_stream(source, options=options), count)
+        places = fields and [sorted(fields).index(field) for field in fields]
+    return found if fields is None else map(methodcaller("select", places), found)
+
+
+def _reader(source):
     """Of Arrow's file format, or else of its stream format."""
     try:
-        return pa.ipc.open_file(source, options=options)
+        return pa.ipc.open_file(source)
     except pa.ArrowInvalid:
         source.seek(0)
-        return pa.ipc.open_stream(source, options=options)
+        return pa.ipc.open_stream(source)
+
+
+def _smallest(schema):
+    """The number, in a list, of the column that takes the least memory, as far as types tell; None of no columns."""
+    return [min(range(len(schema)), key=lambda i: _bits(schema.types[i]))] if len(schema) else None
+
+
+def _bits(kind):
+    """Of a value; of texts and lists, which have a length each, more than of any number."""
+    if pa.types.is_null(kind):
+        return 0
+    try:
+        return kind.bit_width
+    except ValueError:
+        return 1 << 20 if pa.types.is_nested(kind) else 1 << 10
 
 
 def _name(path, schema, name):
