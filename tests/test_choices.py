@@ -25,6 +25,7 @@ from conftest import (
     found_pairs,
     lay_out,
     pair_set,
+    peak_memory,
     read_csv,
     read_ids,
     run_stages,
@@ -37,7 +38,7 @@ from test_groupings import arc, without_pictures
 
 from neardup import NeardupError
 from neardup.grouping.groups import Groups
-from neardup.grouping.losses import warnings
+from neardup.grouping.losses import losses, warnings
 from neardup.input.shards import find_shards
 from neardup.machine.checksums import digest_of_sample
 from neardup.script import main
@@ -625,6 +626,31 @@ def test_why_a_row_is_dropped_and_what_a_kept_one_stands_for(scored, grouping):
     found = results(work)
     assert found["kept"] + found["dropped"] == len(rows) == 120
     assert (found["dropped"], found["rows_in_groups"]) == (len(table["row"]) - whys.count("kept"), len(table["row"]))
+
+
+@pytest.mark.parametrize("kind", ["distinct", "few", "half"])
+def test_values_are_counted_block_by_block(tmp_path, monkeypatch, kind):
+    """In their order, missing ones as empty; a column in 140 bytes a row, where objects of Python took 340."""
+    monkeypatch.setattr("neardup.input.metadata._BATCH", 1000)
+    monkeypatch.setattr("neardup.grouping.losses.BLOCK_ROWS", 1000)
+    n_rows = 100_000
+    numbers = np.random.default_rng(0).permutation(n_rows) % {"distinct": n_rows, "few": 7, "half": n_rows // 2}[kind]
+    values = [None if i % 100 == 7 else "" if i == 3 else f"{i}-ünï" for i in numbers.tolist()]
+    dropped = np.random.default_rng(1).random(n_rows) < 0.3
+    data = lay_out(tmp_path / "data", np.ones((n_rows, 1), "f4"), cuts=[40_000])
+    write_tables(data, {"v": values, "shard": values}, cuts=[40_000])
+    shards = find_shards(data)
+    with peak_memory() as peak:
+        found = losses(shards, ["v", "shard"], dropped)
+        n_lines = sum(1 for _ in found)
+        most = peak()
+    print(f"{most / n_rows:.0f} bytes a row")
+    assert most < 2 * 140 * n_rows
+    rows, lost = Counter(v or "" for v in values), Counter(v or "" for v, d in zip(values, dropped, strict=True) if d)
+    of_shards = [("shard", s.name, s.rows, int(dropped[s.start : s.stop].sum())) for s in shards]
+    expected = [(by, v, rows[v], lost[v]) for by in ("v", "column shard") for v in sorted(rows)]
+    assert [*found] == of_shards + expected
+    assert n_lines == len(expected) + 2
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

@@ -8,6 +8,7 @@ import re
 import shutil
 from collections import Counter
 from html.parser import HTMLParser
+from types import SimpleNamespace
 from urllib.parse import quote
 
 import numpy as np
@@ -22,7 +23,7 @@ from config import Config
 from neardup import NeardupError
 from neardup.grouping import report
 from neardup.input import preview
-from neardup.machine.files import resolved
+from neardup.machine.files import resolved, write_csv
 from neardup.words import in_words
 
 REPORT = "045_merge/report.html"
@@ -135,6 +136,21 @@ def test_warnings_losses_and_chains_are_shown(tmp_path):
         path = " ".join(word for step in zip(chain["path"][:-1], links, strict=True) for word in step)
         assert f"weakest link {in_words(min(chain['path_similarities']))} {path} {chain['weakest']} {name}" in article
         assert "(chain)" in article
+
+
+def test_of_many_values_those_that_lose_most_are_shown(tmp_path, monkeypatch):
+    """The first ones, where they lose as much."""
+    lines = [("a" if i % 3 else "b", f"value {i}", 10, i * 7919 % 11) for i in range(500)]
+    write_csv(tmp_path / "losses.csv", [("by", "value", "rows", "dropped"), *lines])
+    found = []
+    for size in (31, 1000):
+        monkeypatch.setattr(report, "_SORTED_LOSSES", size)
+        found.append(report._losses(SimpleNamespace(path=lambda name: tmp_path / name)))
+    assert found[0] == found[1]
+    for by, (some, count) in found[0].items():
+        of = sorted((line for line in lines if line[0] == by), key=lambda line: -line[3])
+        assert [line[:3] for line in some] == [line[1:] for line in of[:30]]
+        assert count == len(of)
 
 
 def test_text_that_a_csv_file_has_as_a_json_string_is_shown_as_it_is(tmp_path):

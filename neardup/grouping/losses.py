@@ -1,11 +1,13 @@
 """What a decision would cost, counted in rows: by shard, by columns of metadata; and what is suspiciously much."""
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 
 from neardup import NeardupError
 from neardup.grouping.chains import place_of, places_among
 from neardup.grouping.thresholds import spanning_forest
+from neardup.input.ids import BLOCK_ROWS
 from neardup.input.metadata import as_text, column_blocks
 from neardup.words import counted, in_words, percent
 
@@ -13,32 +15,60 @@ _LARGE_GROUP, _LARGE_LOSS = 0.01, 0.9  # share of all rows in one group, and of 
 _LARGE_ROWS, _LINES = 10, 10  # rows of such a group, at least; lines of a kind
 
 
-def losses(shards, columns, dropped):
-    """How many rows there are, and how many of them are dropped: [(by, value, rows, dropped)].
+class Losses:
+    """How many rows there are, and how many of them are dropped: an iterable of (by, value, rows, dropped).
 
-    columns: names of metadata; one named "shard" is "column shard" here; dropped: (n,) bool. Raises NeardupError
-    where a shard has no such column. Memory: a block of a column, and its distinct values.
+    of_shards: such lines; of_columns: [(by, Arrow strings, (c, 2) int64 rows and dropped)]. Memory: those, 8 bytes a
+    value, and as Python objects a block.
     """
-    found = [("shard", s.name, s.rows, int(dropped[s.start : s.stop].sum())) for s in shards]
-    for column in columns:
-        counts = {}
-        for shard in shards:
-            if shard.table is None:
-                raise NeardupError(f"tabulate: {shard.path} has no table with a column {column!r}: set it right")
-            start = shard.start
-            for block in column_blocks(shard.table, column, shard.rows):
-                values = as_text(block, shard.table, column).dictionary_encode()
-                codes = pc.fill_null(values.indices, len(values.dictionary)).to_numpy(zero_copy_only=False)
-                drop = dropped[start : start + len(block)]
-                names = [*values.dictionary.to_pylist(), ""]
-                both = (np.bincount(c, minlength=len(names)).tolist() for c in (codes, codes[drop]))
-                for name, rows, lost in zip(names, *both, strict=True):
-                    before = counts.get(name, (0, 0))
-                    counts[name] = before[0] + rows, before[1] + lost
-                start += len(block)
-        by = "column shard" if column == "shard" else column
-        found += [(by, name, *counts[name]) for name in sorted(counts) if counts[name][0]]
-    return found
+
+    def __init__(self, of_shards, of_columns):
+        self.of_shards, self.of_columns = of_shards, of_columns
+
+    def __iter__(self):
+        yield from self.of_shards
+        for by, values, counts in self.of_columns:
+            order = pc.sort_indices(values)
+            for start in range(0, len(order), BLOCK_ROWS):
+                some = order[start : start + BLOCK_ROWS]
+                for value, line in zip(values.take(some).to_pylist(), counts[some.to_numpy()].tolist(), strict=True):
+                    yield by, value, *line
+
+
+def losses(shards, columns, dropped):
+    """The `Losses` by shard, and by columns of metadata, the values of each in order.
+
+    columns: names; one named "shard" is "column shard" here; dropped: (n,) bool. Raises NeardupError where a shard has
+    no such column. Memory: a block of a column, and its distinct values, three times.
+    """
+    of_shards = [("shard", s.name, s.rows, int(dropped[s.start : s.stop].sum())) for s in shards]
+    of_columns = [("column shard" if c == "shard" else c, *_counted(shards, c, dropped)) for c in columns]
+    return Losses(of_shards, of_columns)
+
+
+def _counted(shards, column, dropped):
+    """The distinct values of a column, and how many rows have each and how many of those are dropped, (c, 2) int64."""
+    parts = [(pa.array([], pa.large_string()), np.empty((0, 2), np.int64))]
+    for shard in shards:
+        if shard.table is None:
+            raise NeardupError(f"tabulate: {shard.path} has no table with a column {column!r}: set it right")
+        start = shard.start
+        for block in column_blocks(shard.table, column, shard.rows):
+            values, lost = as_text(block, shard.table, column), dropped[start : start + len(block)]
+            counts = np.stack([np.ones(len(block), np.int64), lost], axis=1)
+            parts.append(_added_up([(pc.fill_null(values, ""), counts)]))
+            if sum(len(values) for values, _ in parts[1:]) > len(parts[0][0]):
+                parts = [_added_up(parts)]
+            start += len(block)
+    return _added_up(parts)
+
+
+def _added_up(parts):
+    """Distinct values and their counts, of some [(values, counts)] that may share values."""
+    values = pa.concat_arrays([values for values, _ in parts]).dictionary_encode()
+    counts = np.zeros((len(values.dictionary), 2), dtype=np.int64)
+    np.add.at(counts, values.indices.to_numpy(), np.concatenate([some for _, some in parts]))
+    return values.dictionary, counts
 
 
 def warnings(groups, found, n_rows, pair_blocks):

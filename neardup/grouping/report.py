@@ -6,6 +6,7 @@ import json
 import math
 import os
 import re
+from collections import Counter
 from functools import lru_cache, partial
 from html import escape
 from pathlib import Path
@@ -22,6 +23,7 @@ from neardup.stages.artifacts import REPORT, TIMES
 from neardup.words import exact, in_words, percent, shorten
 
 _SAMPLE, _MEMBERS, _LOSSES = 12, 12, 30  # groups of a kind, rows of a group, lines of a table
+_SORTED_LOSSES = 1000  # lines of which those are taken at a time
 _TEXT, _ID, _STEPS = 400, 120, 4  # characters of a text, of an id; rows of a path at each of its ends
 _WORD_BYTES, _IMAGE_BYTES = 1_500_000, 2_700_000  # of what is shown of rows and groups; of thumbnails
 _ROW_MARKUP, _STEP_MARKUP, _GROUP_MARKUP = 200, 90, 450  # bytes around what is shown of a row, in a path, of a group
@@ -276,12 +278,20 @@ def _examples(merge):
 
 def _losses(merge):
     """{by: [(value, rows, dropped, share)]}, those that lose most first, and how many there are of each."""
-    found = {}
+    found, count = {}, Counter()
     for line in read_csv(merge.path("losses.csv")):
         rows, dropped = int(line["rows"]), int(line["dropped"])
         value = shorten(line["value"], _ID, _ID // 3)
-        found.setdefault(line["by"], []).append((value, rows, dropped, dropped / rows if rows else 0.0))
-    return {by: (sorted(lines, key=lambda line: -line[3])[:_LOSSES], len(lines)) for by, lines in found.items()}
+        most = found.setdefault(line["by"], [])
+        most.append((value, rows, dropped, dropped / rows if rows else 0.0))
+        count[line["by"]] += 1
+        if len(most) == _SORTED_LOSSES:
+            most[:] = _largest(most)
+    return {by: (_largest(lines), count[by]) for by, lines in found.items()}
+
+
+def _largest(lines):
+    return sorted(lines, key=lambda line: -line[3])[:_LOSSES]
 
 
 def _times(stages):
