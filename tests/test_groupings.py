@@ -679,3 +679,29 @@ def test_what_can_not_be_cut_is_looked_at_once(monkeypatch):
     assert after[:10] == before[:10]
     assert sorted(row for row in calls if row < 40) == list(range(0, 40, 4))
     assert len([row for row in calls if row >= 40]) > 2
+
+
+@pytest.mark.parametrize("every", [2, 20])
+def test_ids_that_rows_share_are_gathered_block_by_block(tmp_path, monkeypatch, every):
+    """Those of rows that are kept, or of those that are dropped, whichever are fewer; 5,000 rows have the same."""
+    monkeypatch.setattr("neardup.grouping.outputs.BLOCK_ROWS", 1000)
+    n_rows, rng = 100_000, np.random.default_rng(every)
+    number = np.concatenate([rng.integers(0, n_rows // 2, n_rows - 5000), np.full(5000, n_rows)])
+    names = [f"{i:040}" for i in number.tolist()]
+    rows = np.sort(rng.permutation(n_rows)[: n_rows // every // 5 * 5])
+    groups = Groups(rows, np.arange(0, len(rows) + 1, 5), np.ones(len(rows)), rows[::5], np.zeros(len(rows) // 5, "i4"))
+    rejected = np.setdiff1d(np.arange(0, n_rows, 30), rows)
+    repeated = np.nonzero(np.bincount(number)[number] > 1)[0]
+    ids = IdTable([pa.array(names[start : start + 1000], pa.large_string()) for start in range(0, n_rows, 1000)])
+    dropped = groups.dropped(n_rows)
+    kept = ~dropped & ~np.isin(np.arange(n_rows), rejected)
+    with peak_memory() as peak:
+        found = outputs.write_lists(tmp_path, groups, rejected, repeated, ids)
+    print(f"{peak[0] / n_rows:.0f} bytes a row")
+    assert peak[0] < 80 * n_rows
+    assert (found == kept).all()
+    spared = {names[row] for row in np.nonzero(kept)[0]}
+    lines = [(tmp_path / name).read_text().split() for name in ("keep.txt", "drop.txt")]
+    assert lines[0] == [names[row] for row in np.nonzero(kept)[0]]
+    assert lines[1] == [names[row] for row in np.nonzero(dropped)[0] if names[row] not in spared]
+    assert 0 < len(lines[1]) < np.count_nonzero(dropped)

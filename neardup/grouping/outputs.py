@@ -169,16 +169,31 @@ def write_lists(folder, groups, rejected, repeated, ids):
     """keep.txt and drop.txt: every row that isn't rejected is in one of them. Returns which are kept, (n,) bool.
 
     Dropped are the members of groups that are not their representatives. Where rows share an id, it is in drop.txt
-    only if none of them is kept, for who deletes by the id deletes them all. Memory: 2 bytes a row.
+    only if none of them is kept, for who deletes by the id deletes them all. Memory: 2 bytes a row, and as Python
+    strings the ids of those that share one and are kept, or of those that are dropped, whichever are fewer.
     """
     drop = groups.dropped(len(ids))
     assert not drop[rejected].any()
     keep = ~drop
     keep[rejected] = False
-    spared = set(ids.take(repeated[keep[repeated]]))
-    drop[[row for row, name in zip(repeated, ids.take(repeated), strict=True) if name in spared]] = False
+    both = _ids_of_both(*sorted([repeated[keep[repeated]], repeated[drop[repeated]]], key=len), ids)
+    for rows, names in _named(repeated[drop[repeated]] if both else [], ids):
+        drop[rows[[name in both for name in names]]] = False
     write_id_lists(folder, keep, drop, ids)
     return keep
+
+
+def _ids_of_both(few, many, ids):
+    """The ids that both some rows and others have."""
+    names = {name for _, some in _named(few, ids) for name in some}
+    return {name for _, some in _named(many, ids) for name in names.intersection(some)} if names else names
+
+
+def _named(rows, ids):
+    """Yield some of the rows, and their ids."""
+    for start in range(0, len(rows), BLOCK_ROWS):
+        some = rows[start : start + BLOCK_ROWS]
+        yield some, ids.take(some)
 
 
 def write_id_lists(folder, keep, drop, ids, first=0):
