@@ -43,7 +43,7 @@ from neardup import NeardupError
 from neardup.grouping.outputs import id_lines
 from neardup.input import copies, layout, shards
 from neardup.input.column_digest import digest_of_column
-from neardup.input.embeddings import RowFiles
+from neardup.input.embeddings import RowFiles, Shard
 from neardup.input.formats import by_suffix
 from neardup.input.formats.tables import batches, missing_values, schema_and_rows
 from neardup.input.freshness import times
@@ -1821,3 +1821,101 @@ def test_one_batch_of_a_compressed_file_of_arrow_is_decompressed_at_a_time(tmp_p
     assert most < 6e6
     [both] = {tuple(b.schema.names) for b in batches(tmp_path / "p.arrow", ["id", "more"], 9)}
     assert both == ("id", "more")
+
+
+LINES = [
+    b"",
+    b"\n",
+    b"\n\n",
+    b"a",
+    b"a\n",
+    b"a\n\n",
+    b"\na",
+    b"a\r\nb\rc\n",
+    b'"a"\n""\n"\\n"\nb"',
+    b' "a"\n',
+    b"[a\nb]\nc",
+]
+LINES += [
+    b"a\n\xc3\xa9\n\xe2\x80\xa8\n \nb\x0cc",
+    b"\xef\xbb\xbf",
+    b"\xef\xbb\xbfa\nb",
+    b"a\n\xef\xbb\xbfb",
+    b"\n [1\n]",
+]
+LINES += [
+    b'["a",\n"b",\n"c"]',
+    b"{\n}",
+    b'a\nb\n"c\nd',
+    b'a\n"b\nc\xff\nd',
+    b"a\nb\nc\n\xff",
+    b'a\nb\nc\n"\\ud800"',
+    b"[\xff",
+]
+
+
+@pytest.mark.parametrize("n_rows", range(6))
+@pytest.mark.parametrize("text", LINES)
+def test_lines_are_read_block_by_block_as_they_are_all_at_once(tmp_path, monkeypatch, text, n_rows):
+    """The same ids, or the same error, that of the encoding first, then that of a line, then that of their number."""
+    monkeypatch.setattr("neardup.input.ids.BLOCK_ROWS", 2)
+    path = tmp_path / "p.txt"
+    path.write_bytes(text)
+    shard = Shard(tmp_path / "p.npy", 0, n_rows, 2, np.dtype("f4"), "p.npy", ids_path=path)
+    try:
+        found = [name for some in id_blocks(shard) for name in some.to_pylist()]
+    except NeardupError as error:
+        found = str(error)
+    try:
+        whole = path.read_text(encoding="utf-8-sig")
+        lines = whole.removesuffix("\n").split("\n") if whole or n_rows else []
+        if whole.lstrip().startswith(("[", "{")) and not (len(lines) == n_rows and not is_json_list(whole)):
+            expected = json.loads(whole)
+            if not isinstance(expected, list):
+                expected = f"{path} holds a JSON dict, not a list"
+            elif len(expected) != n_rows:
+                expected = f"{path} lists {len(expected)} ids but p.npy has {n_rows} rows"
+            else:
+                expected = [*map(str, expected)]
+        else:
+            bad = [i for i, line in enumerate(lines, 1) if line.startswith('"') and not is_json(line)]
+            if bad:
+                raise ValueError(f"line {bad[0]} begins with a quote, but is no JSON string")
+            expected = [json.loads(line) if line.startswith('"') else line for line in lines]
+            if len(lines) != n_rows:
+                expected = f"{path} is not JSON, and has {len(lines)} lines, not an id in each"
+            elif "\ud800" in expected:
+                expected = f"{path}: id 3 ('\\ud800') is not a string of valid Unicode or an integer: mend it"
+    except ValueError as error:
+        expected = f"{path} is not JSON in UTF-8 ({error})"
+    if isinstance(expected, str) and not expected.endswith("mend it"):
+        expected += f": write a JSON list of the {n_rows} ids of p.npy"
+    assert found == expected
+
+
+def is_json(text):
+    try:
+        json.loads(text)
+    except ValueError:
+        return False
+    return True
+
+
+def is_json_list(text):
+    return is_json(text) and isinstance(json.loads(text), list)
+
+
+def test_lines_take_the_memory_of_a_block(tmp_path, monkeypatch):
+    """1 MB, where all take 30."""
+    monkeypatch.setattr("neardup.input.ids.BLOCK_ROWS", 1 << 10)
+    names = [f"https://example.org/{i:060}" for i in range(100_000)]
+    (tmp_path / "p.txt").write_text("\n".join(names))
+    shard = Shard(tmp_path / "p.npy", 0, len(names), 2, np.dtype("f4"), "p.npy", ids_path=tmp_path / "p.txt")
+    with peak_memory() as peak:
+        starts = range(0, len(names), 1 << 10)
+        assert all(
+            some.to_pylist() == names[i : i + (1 << 10)] for i, some in zip(starts, id_blocks(shard), strict=True)
+        )
+        most = peak()
+    print(f"{most / 1e6:.1f} MB")
+    assert most < 1e6

@@ -1,6 +1,7 @@
 """Names of rows, as the shards and what lies beside them give them."""
 
 import json
+from itertools import islice
 from uuid import UUID
 
 import numpy as np
@@ -31,15 +32,15 @@ def expected_bytes(shards):
 def id_blocks(shard):
     """Yield the ids of a shard as Arrow arrays of at most 65,536 strings: from its text file or table, or `shard:row`.
 
-    Raises NeardupError, naming the file and what is wrong. Memory: a block, three times; of a text file, an IndexIDMap
-    or a dictionary of Arrow all of its ids.
+    Raises NeardupError, naming the file and what is wrong. Memory: a block, three times; of an IndexIDMap or a
+    dictionary of Arrow all of its ids; of a JSON list four to eight times its file.
     """
     path = shard.ids_path
     if path is None:
         yield from _numbered(shard)
         return
     if path.suffix == ".txt":
-        whole = [_read_text(shard)]
+        whole = _read_text(shard)
     elif shard.id_column is None:
         whole = [pa.array(id_map(path)).cast(pa.large_string())]
     else:
@@ -118,24 +119,50 @@ def _utf8(values):
 
 
 def _read_text(shard):
-    """The ids of a .txt file: a JSON list of as many strings (or integers) as the shard has rows, or a line each."""
+    """Yield the ids of a .txt file: a JSON list of as many strings (or integers) as the shard has rows, or a line each.
+
+    Memory: of lines a block, three times, and they are read twice, so that errors come first; of a list four to eight
+    times the file.
+    """
     path = shard.ids_path
     advice = f"write a JSON list of the {shard.rows} ids of {shard.path.name}"
     try:
-        text = path.read_text(encoding="utf-8-sig")
-        is_json = text.lstrip().startswith(("[", "{")) and not _has_lines(text, shard.rows)
-        ids = json.loads(text) if is_json else _lines(text) if text or shard.rows else []
+        is_json = _begins_as_json(path) and not _has_lines(_text(path), shard.rows)
+        ids = json.loads(_text(path)) if is_json else None
+        count = None if is_json else sum(map(len, _line_blocks(path))) or min(1, shard.rows)
     except (ValueError, RecursionError) as error:  # not UTF-8, not JSON, a number too long
-        raise NeardupError(f"{path} is not JSON in UTF-8 ({error}): {advice}") from error
-    if not isinstance(ids, list):
+        raise NeardupError(f"{path} is not JSON in UTF-8 ({_not_utf8(path) or error}): {advice}") from error
+    if is_json and not isinstance(ids, list):
         raise NeardupError(f"{path} holds a JSON {type(ids).__name__}, not a list: {advice}")
-    if len(ids) != shard.rows:
-        if not is_json:
-            raise NeardupError(f"{path} is not JSON, and has {len(ids)} lines, not an id in each: {advice}")
+    if is_json and len(ids) != shard.rows:
         raise NeardupError(f"{path} lists {len(ids)} ids but {shard.path.name} has {shard.rows} rows: {advice}")
-    if {*map(type, ids)} <= {str} and not has_surrogate("".join(ids)):
-        return pa.array(ids, pa.large_string())
-    return pa.array([_as_text(path, row, value) for row, value in enumerate(ids)], pa.large_string())
+    if not is_json and count != shard.rows:
+        raise NeardupError(f"{path} is not JSON, and has {count} lines, not an id in each: {advice}")
+    start = 0
+    for some in [ids] if is_json else _line_blocks(path):
+        yield _strings(path, start, some)
+        start += len(some)
+    if start < shard.rows:  # of an empty file, which is an empty line
+        yield pa.array([""], pa.large_string())
+
+
+def _text(path):
+    return path.read_text(encoding="utf-8-sig")
+
+
+def _not_utf8(path):
+    """What is wrong with a text as a whole, of which lines tell another place; None where it is UTF-8."""
+    try:
+        _text(path)
+    except UnicodeDecodeError as error:
+        return error
+    return None
+
+
+def _begins_as_json(path):
+    with path.open(encoding="utf-8-sig") as file:
+        first = next((line for line in file if not line.isspace()), "")
+    return first.lstrip().startswith(("[", "{"))
 
 
 def _has_lines(text, rows):
@@ -148,16 +175,31 @@ def _has_lines(text, rows):
         return True
 
 
-def _lines(text):
-    """The ids of a text with one a line, as `outputs.id_line` writes them: JSON strings where a quote begins them."""
-    found = text.removesuffix("\n").split("\n")
-    for number, line in enumerate(found):
-        if line.startswith('"'):
-            try:
-                found[number] = json.loads(line)
-            except ValueError as error:
-                raise ValueError(f"line {number + 1} begins with a quote, but is no JSON string") from error
-    return found
+def _line_blocks(path):
+    """Yield lists of at most 65,536 ids of a text with one a line, as `outputs.id_line` writes them."""
+    with path.open(encoding="utf-8-sig") as file:
+        start = 0
+        while text := "".join(islice(file, BLOCK_ROWS)):
+            found = text.removesuffix("\n").split("\n")
+            if '\n"' in "\n" + text:
+                found = [_unquoted(number, line) for number, line in enumerate(found, start + 1)]
+            yield found
+            start += len(found)
+
+
+def _unquoted(number, line):
+    """An id that is a JSON string where a quote begins it."""
+    try:
+        return json.loads(line) if line.startswith('"') else line
+    except ValueError as error:
+        raise ValueError(f"line {number} begins with a quote, but is no JSON string") from error
+
+
+def _strings(path, start, ids):
+    """Ids, of which the first has the number start, as Arrow strings. Raises as `_as_text`."""
+    if not ({*map(type, ids)} <= {str} and not has_surrogate("".join(ids))):
+        ids = [_as_text(path, row, value) for row, value in enumerate(ids, start)]
+    return pa.array(ids, pa.large_string())
 
 
 def _as_text(path, row, value):
