@@ -95,9 +95,23 @@ def test_an_error_of_a_task_is_said(whole, tmp_path):
         assert "No space left on device; mend that" in refused(whole, tmp_path, port)
 
 
-def test_a_class_that_is_not_there(whole, tmp_path):
-    done = command(SCRIPTS[0], "--data-dir", whole / "data", "--work-dir", tmp_path, "--scheduler", "dask_none.Cluster")
-    assert "scheduler = 'dask_none.Cluster'" in done.stderr.splitlines()[-1]
+@pytest.mark.parametrize(
+    ("kind", "options", "said"),
+    [
+        ("dask_none.Cluster", "{}", "scheduler = 'dask_none.Cluster': No module named 'dask_none': set it"),
+        ("json.JSONDecoder", "{}", "scheduler = 'json.JSONDecoder': 'JSONDecoder' object has no attribute 'scale'"),
+        (
+            "distributed.LocalCluster",
+            '{"nope": 1}',
+            "scheduler = 'distributed.LocalCluster' with scheduler_options of ['nope']: Server.__init__() got an "
+            "unexpected keyword argument 'nope'",
+        ),
+    ],
+)
+def test_a_class_that_is_none_of_clusters(whole, tmp_path, kind, options, said):
+    folders = "--data-dir", whole / "data", "--work-dir", tmp_path
+    done = command(SCRIPTS[0], *folders, "--scheduler", kind, "--n-workers=1", "--scheduler-options", options)
+    assert said in done.stderr.splitlines()[-1]
     assert done.returncode == 1
 
 

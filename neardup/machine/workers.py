@@ -18,6 +18,7 @@ from tqdm import tqdm
 from neardup import NeardupError
 from neardup.machine.checksums import digest_of_bytes, digest_of_sources
 from neardup.notices import notice
+from neardup.words import first_line
 
 # what is raised where the scheduler is gone; its own errors are OSErrors
 _GONE = FutureCancelledError, ClosedClientError, OSError
@@ -51,11 +52,13 @@ class Workers:
         module, _, kind = self.name.rpartition(".")
         try:
             own = getattr(import_module(module), kind)(**self._options)
-        except (ImportError, AttributeError, ValueError, TypeError) as error:
+            own.scale(self._wanted or 1)
+        except (ImportError, AttributeError, ValueError, TypeError, RuntimeError) as error:
+            options = f" with scheduler_options of {sorted(self._options)}" if self._options else ""
             raise NeardupError(
-                f"scheduler = {self.name!r} with scheduler_options of {sorted(self._options)}: {error}"
+                f"scheduler = {self.name!r}{options}: {first_line(error.__cause__ or error)}: set it to a class of "
+                "Dask clusters, and scheduler_options to what that takes"
             ) from error
-        own.scale(self._wanted or 1)
         return own
 
     def _connect(self):
