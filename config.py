@@ -59,7 +59,7 @@ class Config(BaseSettings):
         cli_kebab_case=True,
         cli_hide_none_type=True,
         cli_avoid_json=True,
-        cli_implicit_flags="toggle",
+        cli_implicit_flags=True,
         cli_shortcuts={"json-output": "json"},
         frozen=True,
         validate_default=True,

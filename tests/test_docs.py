@@ -9,6 +9,7 @@ import h5py
 import pyarrow.parquet as pq
 import pytest
 from conftest import EXAMPLE, SCRIPTS, command, run_stages, tree_bytes
+from pydantic import create_model
 
 from config import ROOT, SECTIONS, Config
 
@@ -41,7 +42,7 @@ def test_help_lists_every_setting(script):
     """With its line of explanation and its default, under what the script is for."""
     done = command(script, "--help", COLUMNS="1000")
     assert (done.returncode, done.stderr) == (0, "")
-    said = " ".join(done.stdout.split())
+    said = re.sub(r", --(no-[a-z-]+|json)\b", "", " ".join(done.stdout.split()))  # other names of the one before
     options = dict(re.findall(r" --([a-z-]+),? (.*?)(?= --[a-z]|$)", said.split(" options: ")[1]))
     assert {option.replace("-", "_") for option in options} - {"help"} == SETTINGS
     for name, field in Config.model_fields.items():
@@ -52,6 +53,16 @@ def test_help_lists_every_setting(script):
     assert purpose in said
     shown = re.findall(r"^(?:(\S.*):$| +--([a-z-]+))", done.stdout, flags=re.MULTILINE)
     assert [option.replace("-", "_") or title for title, option in shown] == ["options", *in_sections()]
+
+
+def test_a_flag_can_be_given_whatever_its_default():
+    """Which config.py may have otherwise."""
+    flags = [name for name, field in Config.model_fields.items() if field.annotation is bool]
+    edited = create_model("Edited", __base__=Config, **dict.fromkeys(flags, (bool, True)))
+    for config in (Config, edited):
+        for prefix, value in (("--", True), ("--no-", False)):
+            read = config(_cli_parse_args=[f"{prefix}{flag.replace('_', '-')}" for flag in flags])
+            assert [getattr(read, flag) for flag in flags] == [value] * len(flags)
 
 
 def in_sections():
