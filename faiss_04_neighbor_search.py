@@ -28,7 +28,7 @@ from neardup.search.pairs import BYTES_A_PAIR, BYTES_A_ROW, PAIR, read_pairs
 from neardup.search.tasks import search_tasks
 from neardup.search.verification import are_pairs, verified_at_once, verify_candidates
 from neardup.stages.runs import begin
-from neardup.words import counted
+from neardup.words import counted, disk_size
 
 _LISTED, _LISTED_ROWS = 1 << 18, 256  # margins of a block, which a core's cache holds; rows of it, at least
 _MUCH = 0.8  # seconds of search in a thread, about, from which on processes repay their start
@@ -199,7 +199,7 @@ def find_visits(stage, prepare, labels, n_clusters, config):
 def tell_of_crowds(n_candidates, n_rows, config):
     """Where rows repeat by the hundred, say that there is a choice, while it is early."""
     if config.pairs == "all" and config.against_dir is None and n_candidates > _CROWDED * n_rows:
-        size = f"up to {n_candidates * BYTES_A_PAIR / 1e9:.2g} GB of pairs"
+        size = f"up to {disk_size(n_candidates * BYTES_A_PAIR)} of pairs"
         notice(
             f"{n_candidates:,} candidates for {n_rows:,} rows, {size}: if groups are all you need, pairs = 'joining' "
             "makes the same ones of a few of them"

@@ -17,7 +17,7 @@ from neardup.search import geometry
 from neardup.search.moments import component_count
 from neardup.search.pairs import BYTES_A_PAIR, BYTES_A_ROW
 from neardup.stages.runs import find_input, reading_of, wanted_by
-from neardup.words import counted
+from neardup.words import counted, disk_size, memory_size
 
 _SAMPLE, _RUN = 4096, 256  # rows that are read and multiplied; of them that follow each other
 _PIPELINE = 3.0, 0.12  # of docs/performance.md: all five scripts take so many times the products' seconds at 10^6 rows,
@@ -101,18 +101,18 @@ def _existing(folder):
 
 def print_plan(found):
     """Say it."""
-    size = f"{found['input_bytes'] / 1e9:.3g} GB"
+    size = disk_size(found["input_bytes"])
     if "rows" not in found:
         print(f"{found['files']:,} files of {size} to fetch: how many rows they hold is known when they are here")
         print_second(found)
         return
     shards = counted(found["shards"], "shard")
     print(f"{counted(found['rows'], 'row')} of {counted(found['dim'], 'value')} in {shards}, {size}")
-    print(f"disk: about {found['disk_bytes'] / 1e9:.3g} GB and {BYTES_A_PAIR} bytes a pair of near rows", end=", ")
-    print(f"of {found['disk_free_bytes'] / 1e9:.3g} GB free")
+    print(f"disk: about {disk_size(found['disk_bytes'])} and {BYTES_A_PAIR} bytes a pair of near rows", end=", ")
+    print(f"of {disk_size(found['disk_free_bytes'])} free")
     more = found["memory_bytes"] > found["memory_limit_bytes"]
-    print(f"memory: about {found['memory_bytes'] / 1e9:.3g} GB", end="")
-    limit = f", up to {found['memory_limit_bytes'] / 1e9:.3g} GB where very many rows are near"
+    print(f"memory: about {memory_size(found['memory_bytes'])}", end="")
+    limit = f", up to {memory_size(found['memory_limit_bytes'])} where very many rows are near"
     print(": set memory_limit to as much" if more else limit)
     print_second(found)
     if found.get("seconds"):

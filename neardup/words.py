@@ -27,6 +27,18 @@ def counted(number, noun):
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
+def disk_size(n_bytes):
+    """So many bytes, in powers of 1,000, as disks are sold."""
+    rounded = float(f"{n_bytes:.3g}")
+    power = min(len(f"{rounded:.0f}") - 1, 12) // 3
+    return f"{rounded / 1000**power:,.10g} {('bytes', 'kB', 'MB', 'GB', 'TB')[power]}"
+
+
+def memory_size(n_bytes):
+    """So many bytes, never less, as `memory_limit` takes them."""
+    return f"{math.ceil(n_bytes / 2**20)}MiB"
+
+
 def in_words(similarity, decimals=4):
     """A similarity with so many decimals, never more than it is: who takes it for a threshold still has the pair."""
     return f"{math.floor(math.nextafter(similarity * 10**decimals, math.inf)) / 10**decimals:.{decimals}f}"

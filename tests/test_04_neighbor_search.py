@@ -32,7 +32,7 @@ from neardup.search import audit, candidates, couples, geometry, opened
 from neardup.search.audit import audit_block, audit_tasks, drawn
 from neardup.search.couples import Visitors
 from neardup.search.pairs import PAIR, unpack
-from neardup.words import in_words
+from neardup.words import disk_size, in_words
 
 STAGE = "04_neighbor_search"
 
@@ -484,6 +484,11 @@ def test_similarities_are_shown_with_no_more_than_they_are():
     assert shown == ["0.9824", "0.9800", "0.9999", "0.9999", "1.0000", "0.9822", "-0.4626"]
     for step in range(-10_000, 10_001):
         assert in_words(step / 1e4) == f"{step / 1e4:.4f}"
+
+
+def test_sizes_are_shown_in_the_unit_that_suits_them():
+    shown = {0: "0 bytes", 999: "999 bytes", 38_500: "38.5 kB", 999_999: "1 MB", 1.04e9: "1.04 GB", 1e17: "100,000 TB"}
+    assert {size: disk_size(size) for size in shown} == shown
 
 
 def test_more_audited_rows_than_memory_holds_are_refused():

@@ -365,6 +365,7 @@ def test_too_little_memory_for_the_rows_is_said(tmp_path):
     line = refused(run("--memory-limit", "1GiB"))
     assert "memory_limit = 1024MiB is too little for 100,000,000 rows" in line
     least = re.search(r"at least (\d+)MiB", line)[1]
+    assert f"memory: about {least}MiB: set memory_limit to as much" in run("--memory-limit=1GiB", "--dry-run").stdout
     assert "run faiss_01_pca_variance.py first" in refused(run("--memory-limit", f"{least}MiB"))
 
 

@@ -1,9 +1,8 @@
 """How much is held at a time: sizes of blocks and tasks, from the memory limit."""
 
-import math
-
 from neardup import NeardupError
 from neardup.machine.engine import worker_count
+from neardup.words import memory_size
 
 _LIBRARIES = 270 * 10**6  # bytes that Python and the libraries of a script take at most (docs/reliability.md)
 SCRIPT_BYTES_A_ROW = 80  # of the stage that keeps most of each row, mapped parts of files among them
@@ -19,8 +18,8 @@ def working_memory(memory_limit, n_rows, dim):
     least = least_memory(n_rows, dim)
     if memory_limit < least:
         raise NeardupError(
-            f"memory_limit = {memory_limit / 2**20:.0f}MiB is too little for {n_rows:,} rows of {dim:,} values: set it "
-            f"to at least {math.ceil(least / 2**20)}MiB (libraries take {_LIBRARIES / 2**20:.0f}MiB, and "
+            f"memory_limit = {memory_limit // 2**20}MiB is too little for {n_rows:,} rows of {dim:,} values: set it "
+            f"to at least {memory_size(least)} (libraries take {memory_size(_LIBRARIES)}, and "
             f"{SCRIPT_BYTES_A_ROW} bytes go with each row, and at times {_BYTES_A_PRODUCT} with any two values of one)"
         )
     return memory_limit - least + _LEAST_WORKING

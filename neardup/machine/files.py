@@ -17,6 +17,7 @@ import numpy as np
 
 from neardup import NeardupError
 from neardup.machine import mirror
+from neardup.words import disk_size
 
 LONGEST_CELL = 2**31 - 1  # characters of a CSV file's; csv's own limit is 131,072
 _FORMULA = ("=", "+", "-", "@", '"')  # beginnings of text that isn't written to a CSV file as it is
@@ -70,7 +71,7 @@ def need_room(folder, size, what=""):
     free = shutil.disk_usage(folder).free
     if size > free:
         raise NeardupError(
-            f"{folder} needs about {size / 1e9:.3g} GB more{what}, and its disk has {free / 1e9:.3g} GB free: "
+            f"{folder} needs about {disk_size(size)} more{what}, and its disk has {disk_size(free)} free: "
             "make room there, or set another work_dir"
         )
 
