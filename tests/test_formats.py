@@ -1103,11 +1103,22 @@ def test_texts_that_are_named_as_no_shard_is_are_no_ids(tmp_path, memory, place)
     assert read_ids(tmp_path / "work") == NAMES * 2
 
 
-@pytest.mark.parametrize("url", ["nowhere://bucket/set", "memory://bucket/set", "memory://bucket/text"])
-def test_a_url_of_nothing(tmp_path, memory, url):
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [
+        (
+            "nowhere://bucket/set",
+            "data_dir {} can't be listed (ValueError: Protocol not known: nowhere): mend that",
+        ),
+        ("memory://bucket/none", "nothing is there, or can be reached, at data_dir {}: set it to the URL of"),
+        ("http://127.0.0.1:9/x.npy", "nothing is there, or can be reached, at data_dir {}: set it to the URL of"),
+        ("memory://bucket/set", "data_dir {} holds no embeddings"),
+        ("memory://bucket/text", "data_dir {} holds no embeddings"),
+    ],
+)
+def test_a_url_of_nothing(tmp_path, memory, url, said):
     memory.pipe_file("/bucket/text/README.md", b"not wanted")
-    what = "can't be listed (ValueError: Protocol not known" if "nowhere" in url else "holds no embeddings"
-    with pytest.raises(NeardupError, match=re.escape(f"data_dir {url} {what}")):
+    with pytest.raises(NeardupError, match=re.escape(said.format(url))):
         run_stages(url, tmp_path / "work", SCRIPTS[:1])
 
 

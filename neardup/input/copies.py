@@ -59,10 +59,12 @@ def _listed(url, wanted, setting):
     """The file system of a URL, its path there, {path: what is known} of all below it, {path: name} of the wanted."""
     import fsspec
 
-    with _listing(f"{setting} {url}"):
+    with _listing(setting, url):
         system, root = fsspec.core.url_to_fs(url)
         root = root.rstrip("/")
         found = {path: info for path, info in system.find(root, detail=True).items() if info.get("type") != "directory"}
+        if not found:  # also of a web server that doesn't answer
+            system.info(root)
         if root in found:  # a single file, and what may lie beside it
             beside = [f"{root.removesuffix(PurePosixPath(root).suffix)}{suffix}" for suffix in BESIDE]
             beside.append(f"{root.rpartition('/')[0]}/{TEXTS}")
@@ -72,20 +74,26 @@ def _listed(url, wanted, setting):
     if any(".." in PurePosixPath(name).parts for name in names):
         raise NeardupError(f"{setting} {url} holds names with '..', which lead out of it: rename them")
     chosen = {names[name]: name for name in wanted([*names], root.removeprefix(above).lstrip("/") or None)}
-    with _listing(f"{setting} {url}"):  # of a web server's folder just the names are known
+    with _listing(setting, url):  # of a web server's folder just the names are known
         found |= {path: system.info(path) for path in chosen if found[path].get("size") is None}
     return system, root, found, chosen
 
 
 @contextmanager
-def _listing(place):
-    """Raises NeardupError where what lies there can't be listed."""
+def _listing(setting, url):
+    """Raises NeardupError where what lies at a URL can't be listed. setting: that names it."""
     try:
         yield
     except ImportError as error:
-        raise NeardupError(f"{place}: {error}") from error
+        raise NeardupError(f"{setting} {url}: {error}") from error
+    except FileNotFoundError as error:
+        raise NeardupError(
+            f"nothing is there, or can be reached, at {setting} {url}: set it to the URL of your embeddings"
+        ) from error
     except Exception as error:  # each file system has its own
-        raise NeardupError(f"{place} can't be listed ({type(error).__name__}: {error}): mend that") from error
+        raise NeardupError(
+            f"{setting} {url} can't be listed ({type(error).__name__}: {error}): mend that, or set it to another URL"
+        ) from error
 
 
 def _fetch(system, remote, path, identity):
