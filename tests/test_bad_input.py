@@ -101,7 +101,15 @@ BAD_DATA = {
         lambda d: (d / "part_2.txt").write_text("[]"),
         "part_2.txt is there, but part_2.npy, whose ids it lists, is not",
     ),
-    "ids not JSON": (lambda d: (d / "part_1.txt").write_text("a\nb\n"), "part_1.txt is not JSON, and has 2 lines"),
+    "ids not JSON": (
+        lambda d: (d / "part_1.txt").write_text("a\nb\n"),
+        "part_1.txt has 2 lines, not 20: write a JSON list ",
+    ),
+    "ids of one line": (
+        lambda d: (d / "part_1.txt").write_text("a\n"),
+        "part_1.txt has 1 line, not 20: write a JSON list of the 20 ids of part_1.npy, or one id a line",
+    ),
+    "ids empty": (lambda d: (d / "part_1.txt").write_text(""), "part_1.txt has 0 lines, not 20: "),
     "ids not UTF-8": (lambda d: (d / "part_1.txt").write_bytes(b'["\xff"]'), "part_1.txt is not JSON in UTF-8"),
     "ids no list": (lambda d: change_ids(d, lambda i: dict.fromkeys(i)), "part_1.txt holds a JSON dict, not a list"),
     "id no string": (lambda d: change_ids(d, lambda i: [None, *i[1:]]), "part_1.txt: id 0 (None) is not a string"),

@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 from neardup import NeardupError
 from neardup.input.formats.flat import id_map
 from neardup.input.metadata import column_blocks, column_type
+from neardup.words import counted
 
 BLOCK_ROWS = 1 << 16  # rows whose ids are handled together
 _BYTES_A_ROW = 64  # of an id in a table, about
@@ -137,7 +138,8 @@ def _read_text(shard):
     if is_json and len(ids) != shard.rows:
         raise NeardupError(f"{path} lists {len(ids)} ids but {shard.path.name} has {shard.rows} rows: {advice}")
     if not is_json and count != shard.rows:
-        raise NeardupError(f"{path} is not JSON, and has {count} lines, not an id in each: {advice}")
+        lines = counted(count if path.stat().st_size else 0, "line")
+        raise NeardupError(f"{path} has {lines}, not {shard.rows}: {advice}, or one id a line")
     start = 0
     for some in [ids] if is_json else _line_blocks(path):
         yield _strings(path, start, some)
