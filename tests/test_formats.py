@@ -466,7 +466,11 @@ BAD = {  # how to write it, message, settings
         "p.h5 has 19 rows, not the 20 of its shard",
         {"id_column": "id"},
     ),
-    "ids of one": (beside(None, ".csv"), "p_1.txt is missing, while p_0.npy has its ids in p_0.csv"),
+    "ids of one": (beside(None, ".csv"), "p_1.csv is missing, while p_0.npy has its ids in p_0.csv"),
+    "metadata of one": (
+        lambda d: [few(clip, clip)(d), (d / "metadata" / "metadata_1.parquet").unlink()],
+        "metadata/metadata_1.parquet is missing, while img_emb_0.npy has its ids in metadata_0.parquet: put it there",
+    ),
     "fvecs of two widths": (bytes_of("p.fvecs", BENT.tobytes()), "p.fvecs: row 13 is not of 8 values like the first"),
     "IVF": (partial(index, faiss.index_factory(8, "IVF1,Flat")), "p.index holds an IndexIVFFlat, not a flat index"),
     "HNSW": (partial(index, faiss.IndexIDMap(faiss.IndexHNSWFlat(8, 4))), "p.index holds an IndexHNSWFlat, not a flat"),

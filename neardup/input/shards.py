@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from neardup import NeardupError
 from neardup.input import copies
-from neardup.input.beside import ABOUT, CLIP, OF_DATASET, TABLES, of_clip, tables_of
+from neardup.input.beside import ABOUT, CLIP, OF_DATASET, TABLES, of_clip, root_of, tables_of
 from neardup.input.embeddings import MOST_ROWS, Shard
 from neardup.input.formats import flat, vecs
 from neardup.input.formats.by_suffix import MODULES, describe
@@ -112,7 +112,7 @@ def find_shards(data_dir, reading=AS_FOUND, copy_dir=None, ours=()):
     if start == 0:
         raise NeardupError(f"the {len(shards)} shards in {data_dir} hold no rows: nothing to compare")
     shards = _with_ids(shards, reading.id_column)
-    _check_ids(shards)
+    _check_ids(shards, kind)
     _check_lists(glob, data_dir, names)
     return shards
 
@@ -254,14 +254,17 @@ def _raise_no_column(shard, column, names):
     raise NeardupError(f"{where}: set id_column right")
 
 
-def _check_ids(shards):
-    """Raises NeardupError where some shards have ids and others none."""
+def _check_ids(shards, kind):
+    """Raises NeardupError where some shards have ids and others none. kind: their format."""
     without = [s for s in shards if s.ids_path is None]
     if without and len(without) < len(shards):
-        path, some = without[0].path.with_suffix(".txt"), next(s for s in shards if s.ids_path)
+        shard, some = without[0], next(s for s in shards if s.ids_path)
+        path, advice = shard.path.with_suffix(".txt"), f"write a JSON list of the {shard.rows} ids of {shard.path.name}"
+        if not shard.table and some.ids_path == some.table:
+            near = [root_of(shard) / name for name in tables_of(PurePath(shard.name), kind)]
+            path, advice = next(table for table in near if table.suffix == some.table.suffix), "put it there"
         raise NeardupError(
-            f"{path} is missing, while {some.path.name} has its ids in {some.ids_path.name}: "
-            f"write a JSON list of the {without[0].rows} ids of {without[0].path.name}, or {ANOTHER}"
+            f"{path} is missing, while {some.path.name} has its ids in {some.ids_path.name}: {advice}, or {ANOTHER}"
         )
 
 
