@@ -424,6 +424,12 @@ BAD = {  # how to write it, message, settings
     "no data set": (datasets(x=np.arange(3)), "p.h5 has no data set of vectors (there are: none): set vectors"),
     "several data sets": (datasets(x=FEW, y=FEW), "p.h5 has several data sets of vectors (x, y): set vectors"),
     "no array": (lambda d: np.savez(d / "p.npz", x=FEW[0]), "p.npz has no array of vectors"),
+    "integers in HDF5": (datasets(train=FEW.astype("i4")), "p.h5 (train) holds int32, not float16, float32"),
+    "integers in HDF5, named": (
+        datasets(train=FEW, b=FEW.astype("i4")),
+        "p.h5 (b) holds int32, not float16, float32",
+        {"vectors": "b"},
+    ),
     "integers": (lambda d: np.savez(d / "p.npz", x=FEW.astype(int)), "p.npz (x.npy) holds int64, not float16"),
     "objects": (lambda d: np.savez(d / "p.npz", x=FEW.astype(object)), "(x.npy) holds pickled Python objects"),
     "widths": (lambda d: [npz(d, 0, FEW, NAMES), npz(d, 1, FEW[:, :6], NAMES)], "p_1.npz has rows of 6 values"),

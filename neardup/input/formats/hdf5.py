@@ -9,6 +9,7 @@ import numpy as np
 
 from neardup import NeardupError
 from neardup.input.formats import Vectors, is_vector_dtype, rows_at_once, the_one
+from neardup.input.formats.npy import check
 from neardup.input.layout import Layout
 from neardup.machine.files import hdf5, is_of_system
 
@@ -43,7 +44,7 @@ def blocks(path, name=None):
 def vector_names(path):
     """The names of the data sets that may be the vectors."""
     with opened(path) as file:
-        return _vector_names(file)
+        return _names(file, _is_vectors)
 
 
 def others(path, name=None):
@@ -154,14 +155,23 @@ def _name(path, file, name):
     name = name and name.strip("/")
     if name and _is_vectors(file.get(name)):
         return name
-    return the_one(path, name, _vector_names(file), "data set")
+    found = _names(file, _is_vectors)
+    wrong = next((n for n in _names(file, _is_of_numbers) if n == name or not (name or found)), None)
+    if wrong:
+        check(f"{path} ({wrong})", file[wrong])
+    return the_one(path, name, found, "data set")
 
 
-def _vector_names(file):
+def _names(file, is_one):
+    """The names of the items that are what is wanted, by whatever groups they are in."""
     found = []
-    file.visititems(lambda n, o: found.append(n) if _is_vectors(o) else None)
+    file.visititems(lambda n, o: found.append(n) if is_one(o) else None)
     return found
 
 
+def _is_of_numbers(item):
+    return isinstance(item, h5py.Dataset) and item.ndim == 2 and item.dtype.kind in "iuf"
+
+
 def _is_vectors(item):
-    return isinstance(item, h5py.Dataset) and item.ndim == 2 and is_vector_dtype(item.dtype)
+    return _is_of_numbers(item) and is_vector_dtype(item.dtype)
