@@ -565,6 +565,7 @@ UNREAD = {  # what might be ids, and what is said of it
     ),
     "missing": ({"p_parquet": {"id": [*NAMES[:19], None]}}, "column 'id' of p.parquet lacks some values"),
     "floats": ({"p_arrow": {"uid": np.arange(20.0)}}, "column 'uid' of p.arrow holds double"),
+    "bytes": ({"p_arrow": {"uid": BYTES}}, "column 'uid' of p.arrow is not UTF-8"),
     "of another": ({"q_npy": None, "q_txt": "\n".join(NAMES)}, None),
     "another count": ({"ids_txt": json.dumps(NAMES[1:]), "README_txt": "text", "p_parquet": {"n": NAMES}}, None),
 }

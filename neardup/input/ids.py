@@ -92,11 +92,16 @@ def _source(shard):
 def can_be_ids(path, column, rows):
     """Whether a column of a table can be the ids of so many rows, as far as headers tell; of bytes the first ones."""
     kind = column_type(path, column, rows)
-    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
-    if any(is_one(kind) for is_one in _BYTES):
+    if is_bytes(kind):
         first = next(column_blocks(path, column, rows, pa.large_string()), None)
         return first is None or _utf8(first) is not None
-    return _is_of_ids(kind)
+    return _is_of_ids(kind.value_type if pa.types.is_dictionary(kind) else kind)
+
+
+def is_bytes(kind):
+    """Whether an Arrow type, or that of a dictionary's values, is bytes, which may be UTF-8."""
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+    return any(is_one(kind) for is_one in _BYTES)
 
 
 def _is_of_ids(kind):

@@ -12,7 +12,7 @@ from neardup.input.embeddings import total_rows
 from neardup.input.formats import the_one
 from neardup.input.formats.by_suffix import MODULES, vector_names
 from neardup.input.formats.tables import has_vectors, schema_and_rows
-from neardup.input.ids import can_be_ids
+from neardup.input.ids import can_be_ids, is_bytes
 from neardup.input.metadata import SUFFIXES, column_names, column_type
 from neardup.input.patterns import on_disk
 from neardup.input.shards import ID_COLUMNS, choose
@@ -92,7 +92,7 @@ def _unused_column(shards):
         names = column_names(shard.table) if shard.table else []
         for column in (c for c in ID_COLUMNS if c in names and not can_be_ids(shard.table, c, shard.rows)):
             kind = column_type(shard.table, column, shard.rows)
-            why = f"holds {kind}"
+            why = "is not UTF-8" if is_bytes(kind) else f"holds {kind}"
             if pa.types.is_null(kind):
                 lacks = "has no text or number for each row (Python objects are never loaded)"
                 why = "lacks some values" if shard.table.suffix in SUFFIXES else lacks
