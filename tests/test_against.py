@@ -481,7 +481,7 @@ def test_neither_work_folder_is_where_a_stage_of_the_other_is_written(tmp_path, 
 @pytest.mark.parametrize(
     ("second", "said"),
     [
-        ("{}/none", "against_dir {} is not a folder or file: set it to"),
+        ("{}/none", "against_dir '{}' is not a folder or file: set it to"),
         ("{}/empty", "against_dir {} holds no embeddings"),
         ("nosuch://{}", "against_dir {} can't be listed"),
     ],

@@ -433,15 +433,22 @@ def test_text_is_said_to_be_compared_as_text(tmp_path, capsys, values, said):
 LISTS = {"tags": [["a"]] * 6}
 NOT_CAUGHT = "ArrowNotImplementedError: lists can't be cast to strings"
 MISTAKES = [
-    ({"representative": "highest:nope"}, LISTS, "has no column 'nope' \\(it has: tags\\)"),
+    (
+        {"representative": "highest:nope"},
+        LISTS,
+        "has no column 'nope' \\(it has: tags\\): set representative right$",
+    ),
     ({"representative": "highest:tags"}, None, "needs a table with a column 'tags'"),
     ({"representative": "highest:tags"}, LISTS, "column 'tags' holds list.* no order: set representative"),
     ({"representative": "longest_text"}, LISTS, "set preview to"),
     ({"representative": "longest_text", "preview": "nope"}, LISTS, "has no column 'nope'"),
-    ({"tabulate": "nope"}, LISTS, "has no column 'nope'"),
+    ({"tabulate": "nope"}, LISTS, "has no column 'nope' \\(it has: tags\\): set tabulate right$"),
     ({"tabulate": "tags"}, None, "no table with a column 'tags'"),
-    ({"preview": "nope"}, LISTS, "has no column 'nope'"),
-    ({"preview": "tags"}, None, "'tags' is a column, but .* has no table"),
+    ({"preview": "nope"}, LISTS, "has no column 'nope' \\(it has: tags\\): set preview right, to a JSON file"),
+    ({"preview": ""}, LISTS, "has no column '' \\(it has: tags\\): set preview right, to a JSON file"),
+    ({"preview": "images/{x}.png"}, LISTS, "set preview right, to a JSON file .*, or to a pattern with {id}$"),
+    ({"preview": "nope.json"}, LISTS, "preview 'nope.json' is not there: set it to a JSON file of id: text"),
+    ({"preview": "tags"}, None, "'tags' is a column, but .* has no table: set it right, to a JSON file .* with {id}$"),
     ({"tabulate": "tags"}, LISTS, "tags"),
     ({"representative": "longest_text", "preview": "tags"}, LISTS, "tags"),
 ]

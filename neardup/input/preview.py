@@ -18,16 +18,17 @@ from neardup.input.embeddings import total_rows
 from neardup.input.id_table import positions
 from neardup.input.ids import BLOCK_ROWS
 from neardup.input.metadata import TEXTS, as_text, column_blocks
-from neardup.machine.files import resolved
+from neardup.machine.files import is_file, resolved
 
 _LINKED = "https://", "http://"  # what a page links to
+OTHERWISE = "to a JSON file (*.json), or to a pattern with {id}"  # what else `preview` may be than a column
 
 
 class Preview:
     """The setting `preview` of a run: a JSON file of id: text, a column of the tables, a pattern of images, or None.
 
     Of None it is the texts.json beside each shard, where that is there. ids: an `IdTable`. files: the JSON file of the
-    texts of each shard, or None.
+    texts of each shard, or None. Raises NeardupError where the one that is set isn't there.
     """
 
     def __init__(self, setting, shards, ids):
@@ -38,6 +39,8 @@ class Preview:
             there = {folder: path for folder, path in beside.items() if path.is_file()}
             self.files = [there.get(shard.path.parent) for shard in shards]
         else:
+            if setting.endswith(".json") and not is_file(setting):
+                raise NeardupError(f"preview {setting!r} is not there: set it to a JSON file of id: text")
             self.files = [Path(setting) if setting.endswith(".json") else None] * len(shards)
 
     @property
@@ -159,7 +162,9 @@ class Preview:
 
     def _table(self, shard):
         if shard.table is None:
-            raise NeardupError(f"preview {self.setting!r} is a column, but {shard.path} has no table: set it right")
+            raise NeardupError(
+                f"preview {self.setting!r} is a column, but {shard.path} has no table: set it right, {OTHERWISE}"
+            )
         return shard.table
 
 

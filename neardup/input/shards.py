@@ -82,7 +82,9 @@ def find_shards(data_dir, reading=AS_FOUND, copy_dir=None, ours=()):
     if data_dir.is_file():
         data_dir, reading = data_dir.parent, _only(data_dir.name, named, reading)
     if not data_dir.is_dir():
-        raise NeardupError(f"{named} is not a folder or file: set it to the folder of your embeddings")
+        raise NeardupError(
+            f"{reading.set_by} {str(data_dir)!r} is not a folder or file: set it to the folder of your embeddings"
+        )
     glob = partial(on_disk, data_dir, set(map(resolved, ours)))
     names, kind, _ = choose(glob, data_dir, reading)
     vectors, shards, start = reading.vectors, [], 0
