@@ -37,7 +37,7 @@ from neardup.input.id_table import IdTable
 from neardup.input.preview import Preview
 from neardup.machine import engine
 from neardup.machine.files import write_csv, write_json_items
-from neardup.machine.mirror import here
+from neardup.machine.mirror import here, shown
 from neardup.machine.npy import map_npy, read_npy
 from neardup.script import main, tell
 from neardup.search.pairs import found_pairs
@@ -65,7 +65,9 @@ def run(config):
         else:
             write_report_against(all_stages, stage.results, config, preview)
     if config.graph_group is not None:
-        draw_graph(config.work_dir / "graphs", stage, earlier["04_neighbor_search"], ids, config.graph_group)
+        path = draw_graph(config.work_dir / "graphs", stage, earlier["04_neighbor_search"], ids, config.graph_group)
+        if not config.json_output:
+            print(f"-> {shown(path)} (group {config.graph_group} as GraphML)")
     tell(config, stage, partial(report, preview, config) if is_alone else contamination.report)
 
 
@@ -206,10 +208,12 @@ def write_warnings(stage, shards, groups, config, *, pairs, forest):
 
 
 def draw_graph(folder, stage, search, ids, number):
-    """Write a group as GraphML."""
+    """Write a group as GraphML. Returns the path of the file."""
     groups = read_groups(stage.path("merged_clusters.h5"))
     pairs = found_pairs(search, len(ids)).at(stage.results["threshold"])
-    write_graph(folder / f"group_{number}.graphml", groups, number, pairs, ids)
+    path = folder / f"group_{number}.graphml"
+    write_graph(path, groups, number, pairs, ids)
+    return path
 
 
 if __name__ == "__main__":

@@ -918,6 +918,10 @@ def test_a_group_that_is_not_there(tmp_path, number):
     groups, found = ring(20)
     with pytest.raises(NeardupError, match=f"there is no group {number}: "):
         write_graph(tmp_path / "g.graphml", groups, number, found, id_table(IDS[:20]))
+    none = np.empty(0, np.int64)
+    groups = Groups(none, np.zeros(1, np.int64), np.empty(0), none, np.empty(0, np.int32))
+    with pytest.raises(NeardupError, match=f"there are no groups, nor group {number}: set graph_group to None"):
+        write_graph(tmp_path / "g.graphml", groups, number, found, id_table(IDS[:20]))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -953,7 +957,7 @@ WHOLE = {  # how the input is written, and the names of its ids' column in a sha
 
 
 @pytest.mark.parametrize("name", WHOLE)
-def test_a_whole_run_leaves_out_what_is_dropped_or_rejected(tmp_path, name):
+def test_a_whole_run_leaves_out_what_is_dropped_or_rejected(tmp_path, capsys, name):
     """Of the export and of DataComp's file: 30 rows near others, 4 without a direction; and a group as GraphML."""
     write, column, settings = WHOLE[name]
     rng, rows, data, work = np.random.default_rng(8), np.float32(FLOATS[:90]), tmp_path / "data", tmp_path / "work"
@@ -965,6 +969,9 @@ def test_a_whole_run_leaves_out_what_is_dropped_or_rejected(tmp_path, name):
     for number, (low, high) in enumerate(pairwise([0, 50, 90])):
         write(data, number, rows[low:high], DATACOMP[low:high])
     run_stages(data, work, bad_rows="skip", threshold=NEAR, export=True, graph_group=0, n_clusters=3, **settings)
+    said = capsys.readouterr().out.splitlines()
+    assert f"-> {work}/045_merge/export (a copy of the input with just the rows kept)" in said
+    assert f"-> {work}/graphs/group_0.graphml (group 0 as GraphML)" in said
 
     valid = np.setdiff1d(np.arange(90), [*rejected])
     near, unclear = brute_force(rows[valid], NEAR)

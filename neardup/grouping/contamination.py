@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 from neardup.grouping.export import write_copies
 from neardup.grouping.outputs import write_examples, write_id_lists, write_thresholds
 from neardup.grouping.report import write_report_against
-from neardup.grouping.summary import tell_not_exported
+from neardup.grouping.summary import tell_of_export
 from neardup.grouping.thresholds import pair_counts, steps
 from neardup.input.ids import BLOCK_ROWS
 from neardup.machine.files import atomic
@@ -62,7 +62,7 @@ def report(stage):
     for line in found["thresholds"]:
         of_both = f"{counted(line['contaminated'], 'row')}, {counted(line['pairs'], 'pair')}"
         print(f"  at {exact(line['threshold'])}: {of_both}")
-    tell_not_exported(found["not_exported"])
+    tell_of_export(stage)
     print(f"-> {stage.shown} (contaminated.parquet, keep.txt, drop.txt, report.html)")
 
 

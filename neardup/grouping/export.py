@@ -238,6 +238,8 @@ def write_graph(path, groups, number, found, ids):
     """
     import networkx as nx
 
+    if not len(groups):
+        raise NeardupError(f"there are no groups, nor group {number}: set graph_group to None")
     if not 0 <= number < len(groups):
         raise NeardupError(f"there is no group {number}: choose one below {len(groups)}, as in groups.parquet")
     [(_, pairs)] = pairs_of_groups(groups, [number], found, _GRAPH_PAIRS)

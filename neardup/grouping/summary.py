@@ -65,7 +65,7 @@ def report(preview, config, stage):
             print(f"{other['chains']:,} of them chains; drop {other['dropped']:,}")
     if found["uncut"]:
         print(f"grouping 'split' leaves chains {UNCUT}, as they are: {found['uncut']:,}")
-    tell_not_exported(found["not_exported"])
+    tell_of_export(stage)
     for line in found["warnings"]:
         print(f"look at this: {line}")
     print(f"-> {stage.shown} (report.html to look at, groups.parquet, keep.txt, drop.txt; README.md lists all)")
@@ -73,8 +73,11 @@ def report(preview, config, stage):
         show_groups(found["largest"], preview)
 
 
-def tell_not_exported(names):
-    """Print which files a copy of the input leaves out."""
+def tell_of_export(stage):
+    """Print where a copy of the input is, if one was wanted, and which files it leaves out."""
+    names = stage.results["not_exported"]
+    if stage.key["settings"]["export"]:
+        print(f"-> {stage.shown}/export (a copy of the input with just the rows kept)")
     if names:
         print(f"not exported, for no row of them is kept, or they aren't one a row: {', '.join(names)}")
 
