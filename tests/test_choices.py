@@ -441,6 +441,7 @@ MISTAKES = [
     ({"representative": "highest:tags"}, None, "needs a table with a column 'tags'"),
     ({"representative": "highest:tags"}, LISTS, "column 'tags' holds list.* no order: set representative"),
     ({"representative": "longest_text"}, LISTS, "set preview to"),
+    ({"representative": "longest_text", "preview": "none"}, {"none": [""] * 6}, "no row has a text: set preview to"),
     ({"representative": "longest_text", "preview": "nope"}, LISTS, "has no column 'nope'"),
     ({"tabulate": "nope"}, LISTS, "has no column 'nope' \\(it has: tags\\): set tabulate right$"),
     ({"tabulate": "tags"}, None, "no table with a column 'tags'"),

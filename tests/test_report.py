@@ -268,6 +268,16 @@ def test_urls_are_linked_to(tmp_path):
     assert "img" not in {tag for tag, _ in tags}
 
 
+def test_texts_of_other_ids_are_told(tmp_path, capsys):
+    data = lay_out(tmp_path / "data", np.ones((3, 2)))
+    for name, is_wrong in (("id-1", False), ("1", True)):
+        (tmp_path / "texts.json").write_text(json.dumps({name: "text"}))
+        capsys.readouterr()
+        run_stages(data, tmp_path / "work", preview=str(tmp_path / "texts.json"))
+        line = f"look at this: no text of these rows is in {tmp_path}/texts.json, the first id is 'id-0': set preview"
+        assert (line in capsys.readouterr().out) == is_wrong
+
+
 def test_a_pattern_that_leads_to_no_picture_is_told(images, tmp_path, capsys):
     data, work = images.parent.parent.parent / "data", shutil.copytree(images.parent.parent, tmp_path / "work")
     for pattern, is_wrong in ((images.parent.parent.parent / "pictures", False), (tmp_path / "picures", True)):

@@ -28,7 +28,7 @@ def preference(wanted, shards, lengths):
     """How early each row is preferred as the one that is kept, (n,) int64, the lowest first; None: by its vector.
 
     wanted: the setting `representative`; lengths(): of the rows' texts, (n,) int64. Raises NeardupError where there is
-    no such column. Memory: the column, of text that is numbers twice, and 24 bytes a row.
+    no such column, nor any text. Memory: the column, of text that is numbers twice, and 24 bytes a row.
     """
     n_rows = total_rows(shards)
     if wanted == "central":
@@ -36,7 +36,10 @@ def preference(wanted, shards, lengths):
     if wanted == "first":
         return np.arange(n_rows)
     if wanted == "longest_text":
-        return -lengths()
+        found = lengths()
+        if not found.any():
+            raise NeardupError("representative 'longest_text': no row has a text: set preview to where texts are")
+        return -found
     order, _, column = wanted.partition(":")
     without = next((s for s in shards if s.table is None), None)
     if without:

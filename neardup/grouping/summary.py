@@ -90,7 +90,7 @@ def show_changes(changes):
 
 
 def show_groups(largest, preview):
-    """Print the largest groups; and a line if none of their pictures is where `preview` says."""
+    """Print the largest groups; and a line if none of their texts or pictures is where `preview` says."""
     rows = [row for group in largest for row in group["rows"]]
     known = dict(zip(rows, zip(preview.ids.take(rows), preview.texts(rows), strict=True), strict=True))
     print("largest groups, the representative first:")
@@ -103,4 +103,4 @@ def show_groups(largest, preview):
             print(f"    … {group['size'] - len(group['rows']):,} more")
     missing = preview.missing([name for name, _ in known.values()])
     if missing:
-        print(f"look at this: no picture of these rows is there, the first looked for was {missing}: set preview right")
+        print(f"look at this: {missing}: set preview right")

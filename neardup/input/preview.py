@@ -142,11 +142,15 @@ class Preview:
             )
 
     def missing(self, names):
-        """The first file looked for, in words, if none of the images of these ids can be read; else None."""
+        """What isn't there, in words, if none of these ids has its text or image where the setting says; else None."""
+        if self.setting is not None and self.is_file:
+            is_there = any(text is not None for text in self._texts_of(self.files[0], names))
+            return None if is_there else f"no text of these rows is in {self.setting}, the first id is {names[0]!r}"
         paths = [path for path in map(self.image, names) if path]
         if not self.is_of_files or any(os.access(path, os.R_OK) for path in paths):
             return None
-        return str(paths[0]) if paths else f"that of {names[0]!r}, which isn't below {self.folder}"
+        first = str(paths[0]) if paths else f"that of {names[0]!r}, which isn't below {self.folder}"
+        return f"no picture of these rows is there, the first looked for was {first}"
 
     def _texts_of(self, path, names):
         """What the JSON file of a shard, or None, has of these ids."""
