@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import unquote
 
-from pydantic import BeforeValidator, ByteSize, Field, PrivateAttr, model_validator
+from pydantic import BeforeValidator, ByteSize, Field, PrivateAttr, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 ROOT = Path(__file__).resolve().parent
@@ -181,7 +181,6 @@ class Config(BaseSettings):
     # the machine, and how scripts run
     memory_limit: ByteSize = Field(
         "2GiB",
-        ge=320 * 2**20,
         description="memory that a script may take (bytes, or '2GiB'), from 320MiB; 80 bytes go with each row",
     )
     n_workers: int | None = Field(
@@ -202,6 +201,13 @@ class Config(BaseSettings):
     json_output: bool = Field(False, description="print what was found as one JSON object, for other programs")
 
     _other_work_dir: Path | str | None = PrivateAttr(None)
+
+    @field_validator("memory_limit")
+    @classmethod
+    def _enough_memory(cls, value):
+        if value < 320 * 2**20:
+            raise ValueError("should be at least 320MiB")
+        return value
 
     @model_validator(mode="before")
     @classmethod

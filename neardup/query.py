@@ -10,6 +10,7 @@ read, sketches of those that these let through, and vectors of those that the sk
 import argparse
 import json
 from collections import deque
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 
@@ -199,9 +200,10 @@ def answer(run, given):
 
 def similarity(text):
     """A similarity on the command line."""
-    if not 0 < float(text) <= 1:
-        raise ValueError
-    return float(text)
+    with suppress(ValueError):
+        if 0 < float(text) <= 1:
+            return float(text)
+    raise argparse.ArgumentTypeError(f"{text!r} is no similarity: give one above 0 to 1")
 
 
 def main():

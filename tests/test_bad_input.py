@@ -34,7 +34,7 @@ from conftest import (
 
 from config import ROOT, Config
 from faiss_04_neighbor_search import read_labels
-from neardup import NeardupError
+from neardup import NeardupError, query
 from neardup.input.embeddings import RowFiles, open_shards
 from neardup.input.shards import find_shards
 from neardup.search.clusters import data_sets
@@ -390,6 +390,15 @@ def test_a_wrong_setting_is_named(setting, tmp_path):
         assert "Traceback" not in done.stderr
         assert "pydantic" not in done.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_bound_of_a_wrong_setting_is_told_as_it_can_be_given(monkeypatch, capsys):
+    said = command(SCRIPTS[0], "--memory-limit", "100MB").stderr
+    assert "error: setting memory_limit = '100MB': should be at least 320MiB (" in said
+    monkeypatch.setattr(sys, "argv", ["neardup.query", "--ids", "a", "--lowest", "98"])
+    with pytest.raises(SystemExit, match="2"):
+        query.main()
+    assert "argument --lowest: '98' is no similarity: give one above 0 to 1\n" in capsys.readouterr().err
 
 
 def test_an_unknown_option_is_named():
