@@ -43,10 +43,10 @@ def run(config):
     if not stage.finished:
         stage.needs(disk_needed(shards) + stage.against * 4 * (config.sketch_dims + 1) * total_rows(shards))
         repeated, found = read_all(stage, shards, config)
-        keep_repeated(stage, shards, repeated, config.duplicate_ids)
+        keep_repeated(stage, shards, repeated, config)
         rejected = [read_npy(stage.part("rejected", number)) for number in range(len(found))]
         rejected = np.sort(np.concatenate([rejected_before(stage), *rejected]), order="row")
-        keep_rejected(stage, shards, rejected, config.bad_rows)
+        keep_rejected(stage, shards, rejected, config)
         if stage.growth:
             components = keep_components(stage)
         else:
@@ -207,9 +207,14 @@ def places_of(stage, shards, rows):
     return [(shards[n], int(row) - shards[n].start, name) for n, row, name in zip(numbers, rows, ids, strict=True)]
 
 
-def keep_repeated(stage, shards, repeated, duplicate_ids):
+def which_set(config):
+    """In words which of two sets is read, nothing where there is one: files of both may have the same names."""
+    return f" of {config.set_by} {config.data_dir}" if config.is_reference or config.against_dir is not None else ""
+
+
+def keep_repeated(stage, shards, repeated, config):
     """Stop on ids that rows share, or list those rows in repeated_rows.npy."""
-    if len(repeated) and duplicate_ids == "error":
+    if len(repeated) and config.duplicate_ids == "error":
         places = [
             f"{name!r} (row {at} of {(shard.ids_path or shard.path).name})"
             for shard, at, name in places_of(stage, shards, repeated[:_SHOWN])
@@ -218,8 +223,8 @@ def keep_repeated(stage, shards, repeated, duplicate_ids):
         if all(shard.ids_path is None for shard in shards):
             which, more = "one of these files", ""
         raise NeardupError(
-            f"{len(repeated)} rows share their id with another: {', '.join(places)}; rename {which}, or set "
-            f"duplicate_ids to 'allow' to keep them as rows of one name{more}"
+            f"{len(repeated)} rows{which_set(config)} share their id with another: {', '.join(places)}; rename "
+            f"{which}, or set duplicate_ids to 'allow' to keep them as rows of one name{more}"
         )
     write_npy(stage.path("repeated_rows.npy"), repeated)
 
@@ -244,7 +249,7 @@ def content_of(stage, shards, digests):
     return [before[then[number]] if number in then else next(fresh) for number in range(len(shards))]
 
 
-def keep_rejected(stage, shards, rejected, bad_rows):
+def keep_rejected(stage, shards, rejected, config):
     """Stop on rows without a direction, or list them in rejected.csv and rejected_rows.npy. rejected: REJECTED."""
 
     def lines(some):
@@ -253,12 +258,13 @@ def keep_rejected(stage, shards, rejected, bad_rows):
         for (row, reason), (shard, at, name) in zip(some.tolist(), places, strict=True):
             yield row, shard.name, at, name, _REASONS[reason]
 
-    if len(rejected) and bad_rows == "error":
+    if len(rejected) and config.bad_rows == "error":
         shown = lines(rejected[:_SHOWN])
         places = "; ".join(f"{file} row {at} (id {name!r}): {reason}" for _, file, at, name, reason in shown)
-        have = "row has" if len(rejected) == 1 else "rows have"
+        some, have = counted(len(rejected), "row"), "has" if len(rejected) == 1 else "have"
         raise NeardupError(
-            f"{len(rejected)} {have} no direction: {places}; mend them, or set bad_rows to 'skip' to leave them out"
+            f"{some}{which_set(config)} {have} no direction: {places}; mend them, or set bad_rows to 'skip' to leave "
+            "them out"
         )
     if len(rejected) == total_rows(shards):
         raise NeardupError(

@@ -494,6 +494,20 @@ def test_what_is_wrong_with_the_second_set_is_said_of_its_setting(tmp_path, seco
         run_against(tmp_path / "a", tmp_path / "work", second)
 
 
+@pytest.mark.parametrize("folder", ["a", "b"])
+def test_of_bad_rows_it_is_said_of_which_set_they_are(tmp_path, folder):
+    """Whose files may have the same names."""
+    for name in "ab":
+        lay_out(tmp_path / name, np.eye(4), ids=["x"] * 4 if name == folder else None)
+    settings = "--data-dir", tmp_path / "a", "--against-dir", tmp_path / "b", "--work-dir", tmp_path / "work"
+    setting = "data_dir" if folder == "a" else "against_dir"
+    said = command(SCRIPTS[0], *settings).stderr
+    assert f"error: 4 rows of {setting} {tmp_path / folder} share their id with another: 'x' (row" in said
+    np.save(tmp_path / folder / "part_0.npy", np.eye(4) * [1, 1, 1, 0])
+    said = command(SCRIPTS[0], *settings, "--duplicate-ids", "allow").stderr
+    assert f"error: 1 row of {setting} {tmp_path / folder} has no direction: part_0.npy row 3 (id 'x')" in said
+
+
 def test_both_sets_have_work_folders_of_their_own(tmp_path):
     two_sets(tmp_path)
     folders = "--data-dir", tmp_path / "a", "--against-dir", tmp_path / "b", "--work-dir", tmp_path / "w"
