@@ -543,3 +543,21 @@ def test_changes_are_counted(tmp_path):
         "kept_before_and_dropped": len(kept & dropped_now),
     }
     assert min(changes.values()) > 0
+
+
+def test_shards_of_quite_another_set_are_told(tmp_path, capsys):
+    """Not those that changed, came, or have other names now."""
+    rows = np.random.default_rng(0).normal(size=(40, 8)).astype(np.float32)
+    data, work = lay_out(tmp_path / "data", rows[:20], cuts=[10], stem="a"), tmp_path / "work"
+
+    def said_of(rows, stem):
+        shutil.rmtree(data)
+        run_stages(lay_out(data, rows, cuts=[10], stem=stem), work, SCRIPTS[:1])
+        return capsys.readouterr().err
+
+    run_stages(data, work, SCRIPTS[:1])
+    assert capsys.readouterr().err == ""
+    assert said_of(rows[:30], "a") == said_of(rows[10:40], "a") == said_of(rows[10:40], "b") == ""
+    assert said_of(rows[:10] + 1, "c") == (
+        f"{work}/{NAMES[0]} is of other shards (b_0.npy, b_1.npy), and is replaced: to keep it set another work_dir\n"
+    )

@@ -40,6 +40,18 @@ def some_of(names):
     return ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
 
 
+def of_other_shards(manifest, key):
+    """Whether a stage was made of shards none of which is in those of `key`, by its name or a sample of what it holds.
+
+    Of a stage that reads what another one left, False.
+    """
+    both = manifest.get("source"), key["source"]
+    if manifest.get("format") != key["format"] or not all(isinstance(source, list) for source in both):
+        return False
+    then, now = ({shard[known] for shard in source for known in ("name", "sample")} - {None} for source in both)
+    return then.isdisjoint(now)
+
+
 def differences(manifest, key):
     """How what a stage was made from differs from `key`, in words; empty if it doesn't."""
     if manifest.get("format") != key["format"]:

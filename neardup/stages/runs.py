@@ -23,7 +23,15 @@ from neardup.notices import notice
 from neardup.stages.artifacts import STAGES, Stage, stage_folders
 from neardup.stages.folders import BEGUN, OLD, PARTIAL, hidden, publish, recover, remove, remove_temporary, tidy
 from neardup.stages.growth import Growth, growth_of
-from neardup.stages.manifests import FORMAT, MANIFEST, differences, read_manifest, searched_lower, some_of
+from neardup.stages.manifests import (
+    FORMAT,
+    MANIFEST,
+    differences,
+    of_other_shards,
+    read_manifest,
+    searched_lower,
+    some_of,
+)
 
 N_REFERENCE = 3  # the first stages, which a second set has of its own
 _FIRST, LAST = "01_pca_variance", "045_merge"  # which sketches what is held against a second set; which reads metadata
@@ -246,9 +254,13 @@ def _open(run, name, key):
             if gone and mirror.shown(final) == final:  # else they are elsewhere
                 notice(f"{mirror.shown(final)} lacks {some_of(gone)}: remove it to have all made again")
             return Stage(name, final, key, manifest)
+        what = ""
         if ("against" in manifest.get("settings", {})) != ("against" in key["settings"]):
-            kind = "of one set alone" if run.reference else "against a second set"
-            notice(f"{mirror.shown(final)} is of a run {kind}, and is replaced: to keep it set another work_dir")
+            what = f"a run {'of one set alone' if run.reference else 'against a second set'}"
+        elif of_other_shards(manifest, key):
+            what = f"other shards ({some_of([shard['name'] for shard in manifest['source']])})"
+        if what:
+            notice(f"{mirror.shown(final)} is of {what}, and is replaced: to keep it set another work_dir")
     previous = _previous(run, final, key)
     begun, what = folder / BEGUN, key | {"sources": digest_of_sources()}  # another version may cut its tasks otherwise
     if not run.content:
