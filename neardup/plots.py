@@ -83,23 +83,30 @@ def _counted(axis, most):
     axis.set_major_formatter(_plain)
 
 
+def _similarities(axes, lowest):
+    """A horizontal axis of similarities from the lowest one to 1: whole numbers, of which few long ones find room."""
+    axes.ticklabel_format(axis="x", useOffset=False)
+    axes.locator_params(axis="x", nbins=5 if lowest < 1 - 1e-4 else 2)
+
+
 def scree(variances, n_components, target_variance):
     """The share of the variance that the first components keep, with the chosen count marked, and each one's own."""
     (figure, [axes]), numbers = _figure(height=4.5), np.arange(1, len(variances) + 1)
     figure.subplots_adjust(right=0.88)
-    shares = np.cumsum(variances) / (variances.sum() or 1)
-    axes.set(title=f"{n_components} of {len(variances)} components keep {100 * target_variance:.10g}% of the variance")
+    shares = np.cumsum(variances) / variances.sum() if variances.any() else np.ones(len(variances))
+    keep = f"{'keeps' if n_components == 1 else 'keep'} at least {100 * target_variance:.10g}% of the variance"
+    axes.set(title=f"{n_components} of {len(variances)} components {keep}")
     axes.plot(numbers, shares, color=_BLUE)
     axes.axhline(target_variance, color="0.7", linewidth=0.8, linestyle="--")
-    axes.axvline(n_components, color=_RED, linewidth=1, label=f"n_components = {n_components}")
-    axes.set(xlabel="component", ylabel="share of the variance, cumulative", xscale="log", ylim=(0, 1.02))
+    axes.axvline(n_components, color=_RED, linewidth=1)
+    axes.set(xlabel=f"component (line: n_components = {n_components})")
+    axes.set(ylabel="share of the variance, cumulative", xscale="log", ylim=(0, 1.02))
     axes.tick_params(axis="y", colors=_BLUE)
     single = axes.twinx()
     single.plot(numbers, variances, color="tab:gray", linewidth=0.9)
-    single.set(ylabel="variance of the component", yscale="log" if variances.any() else "linear")
+    single.set(ylabel="variance of the component", **({"yscale": "log"} if variances.any() else {"ylim": (0, 1)}))
     _plain_ticks(axes.xaxis)
     _plain_ticks(single.yaxis)
-    axes.legend(loc="center left", frameon=False)
     return figure
 
 
@@ -113,7 +120,7 @@ def groups(counts, edges, sizes, *, lowest, threshold):
     left.stairs(counts, edges, fill=True, color=_BLUE)
     if threshold > lowest:
         left.axvline(threshold, color=_RED, linewidth=1)
-    left.locator_params(axis="x", nbins=5)
+    _similarities(left, lowest)
     line = f" (line: threshold = {exact(threshold)})" if threshold > lowest else ""
     title = f"{counted(counts.sum(), 'pair')} at {exact(lowest)} and above"
     left.set(xlabel=f"similarity{line}", ylabel="pairs", title=title)
@@ -136,7 +143,7 @@ def thresholds(table, threshold):
         rows = [line[column] for line in table]
         axes.plot(steps, rows, "o-", color=_BLUE, markersize=4)
         axes.axvline(threshold, color=_RED, linewidth=1)
-        axes.locator_params(axis="x", nbins=5)
+        _similarities(axes, steps[-1])
         axes.set(xlabel=f"threshold (line: chosen threshold = {exact(threshold)})", title=title)
         _counted(axes.yaxis, max(rows))
     return figure

@@ -20,8 +20,9 @@ from PIL import ExifTags, Image
 from test_045_merge import bundles, long_chain
 
 from config import Config
-from neardup import NeardupError
+from neardup import NeardupError, plots
 from neardup.grouping import report
+from neardup.grouping.thresholds import histogram
 from neardup.input import preview
 from neardup.machine.files import resolved, write_csv
 from neardup.words import in_words
@@ -109,11 +110,31 @@ def test_everything_is_drawn(texts):
     titles = [
         ["rows that would be dropped", "rows of the largest group", "threshold = 0.95"],
         [f"{pairs:,} pairs at 0.9 and above", f"{found['groups']} groups", "threshold = 0.95"],
-        ["of 384 components keep 95% of the variance"],
+        ["of 384 components keep at least 95% of the variance", "n_components = "],
     ]
     drawn = re.findall("<figure[^>]*><svg.*?</svg>", texts.read_text(), flags=re.DOTALL)
     assert len(drawn) == len(titles)
     assert all(title in plain(svg) for svg, some in zip(drawn, titles, strict=True) for title in some)
+
+
+@pytest.mark.pictures
+@pytest.mark.parametrize(("lowest", "first"), [(1, "0.999999"), (0.99999, "0.99999")])
+def test_similarities_near_1_are_labelled_in_full(lowest, first):
+    table = [{"threshold": step, "dropped": 1, "largest": 2} for step in (1, 0.99999)]
+    of_groups = plots.groups(*histogram([], lowest), np.array([2]), lowest=lowest, threshold=1)
+    for figure, label in ((of_groups, first), (plots.thresholds(table, 1), "0.99999")):
+        axis = figure.axes[0].xaxis
+        figure.canvas.draw()
+        assert axis.get_offset_text().get_text() == ""
+        assert label in [tick.get_text() for tick in axis.get_ticklabels()]
+
+
+@pytest.mark.pictures
+def test_a_spectrum_without_variance_is_drawn_as_one():
+    axes, single = plots.scree(np.zeros(4), 1, 0.95).axes
+    assert axes.get_title() == "1 of 4 components keeps at least 95% of the variance"
+    assert axes.lines[0].get_ydata().tolist() == [1] * 4
+    assert single.get_ylim() == (0, 1)
 
 
 def test_warnings_losses_and_chains_are_shown(tmp_path):
