@@ -256,7 +256,7 @@ class Config(BaseSettings):
     @property
     def tabulated(self):
         """The columns of `tabulate`."""
-        return [name.strip() for name in (self.tabulate or "").split(",") if name.strip()]
+        return list(dict.fromkeys(name.strip() for name in (self.tabulate or "").split(",") if name.strip()))
 
     @model_validator(mode="after")
     def _two_sets_have_no_groups(self):

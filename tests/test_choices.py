@@ -666,7 +666,7 @@ def test_losses_are_counted_by_shard_and_by_column(tmp_path, layout):
     kinds = ["plain", None, "", "=1+1", "@x", "-5", "+a", '"q"', " =2", "é"]
     kind, group = [kinds[row % 10] for row in range(120)], [row % 3 - 1 for row in range(120)]
     case = make_case(tmp_path, bundles(1), cuts=[40, 90], columns={"kind": kind, "group": group}, layout=layout)
-    work = case.merge(tabulate="kind, group")
+    work = case.merge(tabulate="kind, group,kind")
     dropped = {int(name.removeprefix("id-")) for name in load_list(work / STAGE / "drop.txt")}
     shard = [s.name for s in find_shards(case.data) for _ in range(s.rows)]
     assert [shard.count(name) for name in dict.fromkeys(shard)] == [40, 50, 30]
