@@ -46,6 +46,11 @@ def _location(value):
         raise ValueError("is below ~, and no home folder is known: give its path") from error
 
 
+def _expanded(value):
+    """A text as it is, a ~ at its beginning, which a shell left, as the home folder."""
+    return str(_location(value)) if str(value).startswith("~/") else value
+
+
 Location = Annotated[Path | str, BeforeValidator(_location)]
 _Text = Annotated[str, BeforeValidator(lambda value: _utf8(value if value is None else str(value)))]
 
@@ -165,7 +170,7 @@ class Config(BaseSettings):
         False,
         description="rows that the run before this one kept stay kept, each in a group of its own; others near them go",
     )
-    preview: _Text | None = Field(
+    preview: Annotated[_Text, BeforeValidator(_expanded)] | None = Field(
         None,
         description="what ids stand for: a JSON file of id: text, a column of texts, or a pattern of pictures such as "
         "images/{id}.png or https://HOST/{id}.jpg; None: texts.json beside the shards",
