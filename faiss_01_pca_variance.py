@@ -303,8 +303,9 @@ def report(stage):
         f"{found['rejected']:,} rejected; ids: {found['ids']}"
     )
     all_of_them = not found["basis_kept"] and found["basis_rows"] == found["rows"] - found["rejected"]
-    of = "" if all_of_them else f" of the {found['basis_rows']:,} rows they were made of"
-    print(f"{found['n_components']} components keep {percent(found['variance_kept'], 2)} of the variance{of}")
+    of = "" if all_of_them else f" of the {counted(found['basis_rows'], 'row')} they were made of"
+    keep = f"{counted(found['n_components'], 'component')} {'keeps' if found['n_components'] == 1 else 'keep'}"
+    print(f"{keep} {percent(found['variance_kept'], 2)} of the variance{of}")
     print(f"-> {stage.shown} (scree.png shows the spectrum)")
 
 

@@ -179,7 +179,7 @@ BAD_DATA = {
     "no shards": (lambda d: [p.unlink() for p in d.glob("*.npy")], "holds no embeddings"),
     "no rows": (
         lambda d: [lay_out(d, np.empty((0, 8)), stem="part"), (d / "part_1.npy").unlink()],
-        "hold no rows",
+        "(1 shard): nothing to compare",
     ),
     "no folder": (lambda d: shutil.rmtree(d), "is not a folder"),
 }

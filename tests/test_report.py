@@ -289,6 +289,13 @@ def test_urls_are_linked_to(tmp_path):
     assert "img" not in {tag for tag, _ in tags}
 
 
+def test_one_audited_row_is_one(tmp_path):
+    run_stages(lay_out(tmp_path / "data", np.ones((3, 2))), tmp_path / "work", audit_rows=1)
+    words = plain((tmp_path / "work" / REPORT).read_text())
+    assert "Audit: 1 random row was compared" in words
+    assert "Similarities of 1 random pair were computed anew" in words
+
+
 def test_texts_of_other_ids_are_told(tmp_path, capsys):
     data = lay_out(tmp_path / "data", np.ones((3, 2)))
     for name, is_wrong in (("id-1", False), ("1", True)):

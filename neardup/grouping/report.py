@@ -20,7 +20,7 @@ from neardup.machine import mirror
 from neardup.machine.files import atomic, read_csv, read_json, read_json_items
 from neardup.machine.npy import read_npz
 from neardup.stages.artifacts import REPORT, TIMES
-from neardup.words import exact, in_words, percent, shorten
+from neardup.words import counted, exact, in_words, percent, shorten
 
 _SAMPLE, _MEMBERS, _LOSSES = 12, 12, 30  # groups of a kind, rows of a group, lines of a table
 _SORTED_LOSSES = 1000  # lines of which those are taken at a time
@@ -70,6 +70,7 @@ def _templates():
     environment = Environment(loader=pages, autoescape=True, undefined=StrictUndefined, trim_blocks=True)
     environment.filters |= {
         "n": lambda number: f"{number:,}",
+        "counted": counted,
         "sim": in_words,
         "share": percent,
         "exact": exact,

@@ -19,6 +19,7 @@ from neardup.input.ids import ANOTHER, can_be_ids, has_surrogate
 from neardup.input.metadata import BESIDE, column_names
 from neardup.input.patterns import among, on_disk
 from neardup.machine.files import is_file, resolved
+from neardup.words import counted
 
 FORMATS = {  # by the name of the setting, what its shards' names end in; tables last, for they may be the ids of others
     "npy": (".npy",),
@@ -112,7 +113,7 @@ def find_shards(data_dir, reading=AS_FOUND, copy_dir=None, ours=()):
     if start > MOST_ROWS:
         raise NeardupError(f"the shards in {data_dir} hold {start:,} rows, over {MOST_ROWS:,}: search them in parts")
     if start == 0:
-        raise NeardupError(f"the {len(shards)} shards in {data_dir} hold no rows: nothing to compare")
+        raise NeardupError(f"no rows are in {data_dir} ({counted(len(shards), 'shard')}): nothing to compare")
     shards = _with_ids(shards, reading.id_column)
     _check_ids(shards, kind)
     _check_lists(glob, data_dir, names)
