@@ -1,6 +1,7 @@
 """Stage 5 of 5: join the pairs into groups, choose what to keep of each, and show what other choices would give."""
 
 from functools import partial
+from itertools import chain
 
 import numpy as np
 
@@ -200,7 +201,7 @@ def write_warnings(stage, shards, groups, config, *, pairs, forest):
     pairs: `Found`; forest: the one that joins connected groups.
     """
     lost = losses(shards, config.tabulated, groups.dropped(pairs.n_rows))
-    write_csv(stage.path("losses.csv"), [("by", "value", "rows", "dropped"), *lost])
+    write_csv(stage.path("losses.csv"), chain([("by", "value", "rows", "dropped")], lost))
     pair_blocks = pairs.blocks() if config.grouping == "star" else [forest]
     if not pairs.complete:  # some that join a group, not the strongest
         pair_blocks = None
