@@ -55,6 +55,7 @@ from neardup.input.preview import Preview
 from neardup.input.shards import Reading, find_shards
 from neardup.plan import plan
 from neardup.stages.artifacts import STAGES
+from neardup.words import counted
 
 BOUNDS = 0, 130, 300  # rows of the example, in two shards
 SETTINGS = {"threshold": 0.95, "n_clusters": 3, "audit_rows": 20}
@@ -1905,13 +1906,15 @@ def test_lines_are_read_block_by_block_as_they_are_all_at_once(tmp_path, monkeyp
                 raise ValueError(f"line {bad[0]} begins with a quote, but is no JSON string")
             expected = [json.loads(line) if line.startswith('"') else line for line in lines]
             if len(lines) != n_rows:
-                expected = f"{path} is not JSON, and has {len(lines)} lines, not an id in each"
+                count = len(lines) if path.stat().st_size else 0
+                expected = f"{path} has {counted(count, 'line')}, not {n_rows}"
             elif "\ud800" in expected:
                 expected = f"{path}: id 3 ('\\ud800') is not a string of valid Unicode or an integer: mend it"
     except ValueError as error:
         expected = f"{path} is not JSON in UTF-8 ({error})"
     if isinstance(expected, str) and not expected.endswith("mend it"):
         expected += f": write a JSON list of the {n_rows} ids of p.npy"
+        expected += ", or one id a line" * (" line" in expected and f", not {n_rows}:" in expected)
     assert found == expected
 
 
