@@ -7,32 +7,28 @@ that are held against a second set are sketched meanwhile, with its components, 
 
 from contextlib import contextmanager
 from functools import partial, reduce
-from itertools import chain, pairwise
+from itertools import pairwise
 
 import numpy as np
 
-from neardup import NeardupError, plots
-from neardup.input.embeddings import open_shards, piece_groups, shard_starts, total_rows
+from neardup import plots
+from neardup.input.embeddings import open_shards, piece_groups, total_rows
 from neardup.input.freshness import content
 from neardup.input.id_table import IdTable, repeated_rows, write_table
 from neardup.input.ids import expected_bytes, sources
 from neardup.machine import budget, engine
 from neardup.machine.checksums import Digest
-from neardup.machine.files import atomic, npy_rows, read_csv, read_json, write_csv, write_json, write_npy, write_npz
+from neardup.machine.files import atomic, npy_rows, read_json, write_json, write_npy, write_npz
 from neardup.machine.npy import read_npy, read_npz
-from neardup.ranges import block_ranges
 from neardup.script import main, tell
 from neardup.search import geometry
 from neardup.search.moments import Moments, component_count, components_of, mean_and_covariance, spectrum
 from neardup.stages.runs import begin
+from neardup.stages.set_aside import REJECTED, keep_rejected, keep_repeated, rejected_before, rejected_of
 from neardup.stages.unread import tell_of_unread
 from neardup.words import counted, percent
 
 _BLOCK_ROWS = 4096  # rows of a block at most: a d x d float64 sum a block costs little beside its product
-_SHOWN = 10  # bad rows or repeated ids that an error names
-_LISTED = 1 << 14  # rejected rows whose shards and ids are looked up together
-_REASONS = "all zeros", "NaN or infinity"
-REJECTED = np.dtype([("row", "<i8"), ("reason", "u1")])  # the row, and which of the reasons
 _ORIGIN_ROWS = 256  # whose mean is taken off all rows before they are multiplied, so that little is lost
 
 
@@ -141,10 +137,8 @@ def known_ids(read, growth):
 def read_pieces(stage, rows, number, some, *, origin, chosen, projection, block_rows):
     """Check all rows of some pieces, and write which are REJECTED and the `Moments` of those that count.
 
-    Returns the digests of the pieces, and how many rows count.
-
     origin: what is taken off rows, (d,) float32; chosen: which rows count, ascending; projection: of
-    `second_projection`.
+    `second_projection`. Returns the digests of the pieces, and how many rows count.
     """
     path = stage.part("found", number, suffix=".json")
     if path.exists():
@@ -191,54 +185,6 @@ def sketches_of(stage, piece, projection):
         yield lambda values, scales: write(geometry.sketch(*geometry.project(values, scales, *projection)))
 
 
-def rejected_of(stored, bad, start):
-    """The bad rows of a block as REJECTED. bad: which, (n,) bool; start: the number of its first row."""
-    places = np.nonzero(bad)[0]
-    found = np.empty(len(places), REJECTED)
-    found["row"] = start + places
-    found["reason"] = np.any(stored[places] != 0, axis=1)
-    return found
-
-
-def places_of(stage, shards, rows):
-    """The shard of each of some rows, its number there, and its id: [(Shard, row in it, id)]."""
-    numbers = np.searchsorted(shard_starts(shards), rows, side="right") - 1
-    ids = IdTable.open(stage.path("ids.arrow")).take(rows)
-    return [(shards[n], int(row) - shards[n].start, name) for n, row, name in zip(numbers, rows, ids, strict=True)]
-
-
-def which_set(config):
-    """In words which of two sets is read, nothing where there is one: files of both may have the same names."""
-    return f" of {config.set_by} {config.data_dir}" if config.is_reference or config.against_dir is not None else ""
-
-
-def keep_repeated(stage, shards, repeated, config):
-    """Stop on ids that rows share, or list those rows in repeated_rows.npy."""
-    if len(repeated) and config.duplicate_ids == "error":
-        places = [
-            f"{name!r} (row {at} of {(shard.ids_path or shard.path).name})"
-            for shard, at, name in places_of(stage, shards, repeated[:_SHOWN])
-        ]
-        which, more = "them", ", or id_column to '' to number the rows"
-        if all(shard.ids_path is None for shard in shards):
-            which, more = "one of these files", ""
-        raise NeardupError(
-            f"{len(repeated)} rows{which_set(config)} share their id with another: {', '.join(places)}; rename "
-            f"{which}, or set duplicate_ids to 'allow' to keep them as rows of one name{more}"
-        )
-    write_npy(stage.path("repeated_rows.npy"), repeated)
-
-
-def rejected_before(stage):
-    """REJECTED of the rows that were rejected when they were read, as far as they are still there."""
-    if not stage.growth:
-        return np.empty(0, REJECTED)
-    lines = read_csv(stage.previous.path("rejected.csv"))
-    found = np.fromiter(((int(line["row"]), _REASONS.index(line["reason"])) for line in lines), REJECTED)
-    found["row"] = stage.growth.renumbered(found["row"])
-    return found[found["row"] >= 0]
-
-
 def content_of(stage, shards, digests):
     """As `freshness.content`; what was read before isn't read again. digests: of the pieces that were read."""
     if not stage.growth:
@@ -247,33 +193,6 @@ def content_of(stage, shards, digests):
     fresh, before = iter(fresh), stage.previous.results["content"]
     then = {today: number for number, today in enumerate(stage.growth.of.tolist())}
     return [before[then[number]] if number in then else next(fresh) for number in range(len(shards))]
-
-
-def keep_rejected(stage, shards, rejected, config):
-    """Stop on rows without a direction, or list them in rejected.csv and rejected_rows.npy. rejected: REJECTED."""
-
-    def lines(some):
-        """Yield (row, shard, row in the shard, id, reason) of each."""
-        places = places_of(stage, shards, some["row"])
-        for (row, reason), (shard, at, name) in zip(some.tolist(), places, strict=True):
-            yield row, shard.name, at, name, _REASONS[reason]
-
-    if len(rejected) and config.bad_rows == "error":
-        shown = lines(rejected[:_SHOWN])
-        places = "; ".join(f"{file} row {at} (id {name!r}): {reason}" for _, file, at, name, reason in shown)
-        some, have = counted(len(rejected), "row"), "has" if len(rejected) == 1 else "have"
-        raise NeardupError(
-            f"{some}{which_set(config)} {have} no direction: {places}; mend them, or set bad_rows to 'skip' to leave "
-            "them out"
-        )
-    if len(rejected) == total_rows(shards):
-        raise NeardupError(
-            f"none of the {len(rejected)} rows has a direction (NaN, infinity or zeros): nothing to compare"
-        )
-    blocks = (rejected[low:high] for low, high in block_ranges(0, len(rejected), _LISTED))
-    named = "row", "shard", "row_in_shard", "id", "reason"
-    write_csv(stage.path("rejected.csv"), chain([named], chain.from_iterable(map(lines, blocks))))
-    write_npy(stage.path("rejected_rows.npy"), rejected["row"].copy())
 
 
 def keep_components(stage):

@@ -205,7 +205,7 @@ def write_warnings(stage, shards, groups, config, *, pairs, forest):
     pair_blocks = pairs.blocks() if config.grouping == "star" else [forest]
     if not pairs.complete:  # some that join a group, not the strongest
         pair_blocks = None
-    return {"warnings": warnings(groups, lost, pairs.n_rows, pair_blocks)}
+    return {"warnings": warnings(groups, lost.of_shards, pairs.n_rows, pair_blocks)}
 
 
 def draw_graph(folder, stage, search, ids, number):

@@ -103,10 +103,10 @@ def open_clusters(kmeans, config):
 
 
 def reaches_of(reach, dim, reduction, longer):
-    """Greatest distances of a pair, by what is compared: of all coordinates where the sketch leaves some out.
+    """{what is compared: greatest distance of a pair}: the first coordinates, then what those leave out.
 
-    And of the rows themselves where the PCA does.
-    longer: coordinates of longer sketches, 0 where there are none.
+    All coordinates only where sketches leave some out, the rows themselves where the PCA does. longer: coordinates of
+    longer sketches, 0 where there are none.
     """
     n_components, reaches = reduction["n_components"], {"sketches": reach.of_sketches}
     if n_components > reduction["sketch_dims"]:

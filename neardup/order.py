@@ -15,7 +15,7 @@ def stable_order(values):
     if values.dtype.kind not in "iu" or (len(values) and not 0 <= values.min() <= values.max() < 1 << 32):
         places = np.argsort(values).astype(np.uint64)
         in_order = values[places]
-        values = np.cumsum(in_order[1:] != in_order[:-1])
-        values = np.concatenate([values[:0], [0], values])[: len(places)]
+        values = np.zeros(len(places), dtype=np.uint64)
+        np.cumsum(in_order[1:] != in_order[:-1], dtype=np.uint64, out=values[1:])
     packed = np.sort(values.astype(np.uint64) << _PLACE | places)
     return (packed & np.uint64((1 << 32) - 1)).astype(np.int64)

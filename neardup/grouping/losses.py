@@ -71,10 +71,10 @@ def _added_up(parts):
     return values.dictionary, counts
 
 
-def warnings(groups, found, n_rows, pair_blocks):
+def warnings(groups, of_shards, n_rows, pair_blocks):
     """Lines about groups and shards that take suspiciously much, each with a group's weakest link.
 
-    found: of `losses`; pair_blocks: of `weakest_links`, or None where what is known of the pairs doesn't tell those.
+    of_shards: of `Losses`; pair_blocks: of `weakest_links`, or None where the known pairs don't tell those.
     """
     share = groups.sizes / n_rows
     large = np.nonzero((share > _LARGE_GROUP) & (groups.sizes >= _LARGE_ROWS))[0]
@@ -89,7 +89,7 @@ def warnings(groups, found, n_rows, pair_blocks):
         lines = [f"{line}, its weakest link {in_words(link)}" for line, link in zip(lines, links, strict=True)]
     if len(large) > _LINES:
         lines.append(f"{counted(len(large) - _LINES, 'more group')} of over {_LARGE_GROUP:.0%} of all rows")
-    lost = [line for line in found if line[0] == "shard" and line[3] > _LARGE_LOSS * line[2]]
+    lost = [line for line in of_shards if line[3] > _LARGE_LOSS * line[2]]
     lines += [f"{v} loses {percent(d / r)} of its rows ({d:,} of {r:,})" for _, v, r, d in lost[:_LINES]]
     if len(lost) > _LINES:
         lines.append(f"{counted(len(lost) - _LINES, 'more shard')} of which over {_LARGE_LOSS:.0%} go (losses.csv)")

@@ -14,6 +14,7 @@ from neardup.input.id_table import bytes_of, store_ids
 from neardup.input.ids import BLOCK_ROWS
 from neardup.machine.files import atomic, hdf5, opened_data_sets, write_csv
 from neardup.machine.npy import map_npy
+from neardup.ranges import block_ranges
 from neardup.search.pairs import among, both_ways
 
 _EXAMPLES = 20  # pairs to look at, a threshold
@@ -191,9 +192,8 @@ def _ids_of_both(few, many, ids):
 
 def _named(rows, ids):
     """Yield some of the rows, and their ids."""
-    for start in range(0, len(rows), BLOCK_ROWS):
-        some = rows[start : start + BLOCK_ROWS]
-        yield some, ids.take(some)
+    for low, high in block_ranges(0, len(rows), BLOCK_ROWS):
+        yield rows[low:high], ids.take(rows[low:high])
 
 
 def write_id_lists(folder, keep, drop, ids, first=0):

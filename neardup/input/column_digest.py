@@ -14,14 +14,14 @@ _TEXT = pa.types.is_string, pa.types.is_large_string, pa.types.is_binary, pa.typ
 _FIXED = pa.types.is_primitive, pa.types.is_decimal, pa.types.is_fixed_size_binary
 
 
-def digest_of_column(path, name, rows):
+def digest_of_column(path, name, rows, advice=None):
     """Digest of a column's name, type and values. Arguments and errors as in `column_blocks`. Memory: a block, twice.
 
     Which values are missing, how long they are and what they hold have a digest each, to which blocks are added one
     after another, so that it doesn't matter where they end.
     """
     found, schema = defaultdict(Digest), pa.schema([])
-    for values in column_blocks(path, name, rows):
+    for values in column_blocks(path, name, rows, advice=advice):
         schema = pa.schema([(name, values.type)])
         _add(found, "", values)
     parts = {place: digest.hexdigest() for place, digest in found.items()}

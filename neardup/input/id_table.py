@@ -40,7 +40,7 @@ def repeated_rows(hashes, table, first=0):
     in_order = np.sort(hashes)  # a tenth of an argsort's time, and mostly there is nothing to find
     if not (in_order[1:] == in_order[:-1]).any():
         return np.empty(0, dtype=np.int64)
-    order = np.argsort(hashes, kind="stable")
+    order = np.argsort(hashes)
     same = hashes[order][1:] == hashes[order][:-1]
     suspects = np.sort(order[np.r_[False, same] | np.r_[same, False]])
     # equal hashes may still be different ids

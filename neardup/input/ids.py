@@ -133,24 +133,31 @@ def _read_text(shard):
     path = shard.ids_path
     advice = f"write a JSON list of the {shard.rows} ids of {shard.path.name}"
     try:
-        is_json = _begins_as_json(path) and not _has_lines(_text(path), shard.rows)
-        ids = json.loads(_text(path)) if is_json else None
-        count = None if is_json else sum(map(len, _line_blocks(path))) or min(1, shard.rows)
+        listed = _json_of(path, shard.rows)
+        count = sum(map(len, _line_blocks(path))) if listed is None else 0
     except (ValueError, RecursionError) as error:  # not UTF-8, not JSON, a number too long
         raise NeardupError(f"{path} is not JSON in UTF-8 ({_not_utf8(path) or error}): {advice}") from error
-    if is_json and not isinstance(ids, list):
-        raise NeardupError(f"{path} holds a JSON {type(ids).__name__}, not a list: {advice}")
-    if is_json and len(ids) != shard.rows:
-        raise NeardupError(f"{path} lists {len(ids)} ids but {shard.path.name} has {shard.rows} rows: {advice}")
-    if not is_json and count != shard.rows:
-        lines = counted(count if path.stat().st_size else 0, "line")
-        raise NeardupError(f"{path} has {lines}, not {shard.rows}: {advice}, or one id a line")
-    start = 0
-    for some in [ids] if is_json else _line_blocks(path):
-        yield _strings(path, start, some)
-        start += len(some)
-    if start < shard.rows:  # of an empty file, which is an empty line
-        yield pa.array([""], pa.large_string())
+    if listed is None:
+        if (count or min(1, shard.rows)) != shard.rows:  # an empty file may be an empty line
+            lines = counted(count or min(1, path.stat().st_size), "line")
+            raise NeardupError(f"{path} has {lines}, not {shard.rows}: {advice}, or one id a line")
+        yield from _in_strings(path, _line_blocks(path) if count else [[""] * shard.rows])
+        return
+    if not isinstance(listed, list):
+        raise NeardupError(f"{path} holds a JSON {type(listed).__name__}, not a list: {advice}")
+    if len(listed) != shard.rows:
+        raise NeardupError(f"{path} lists {len(listed)} ids but {shard.path.name} has {shard.rows} rows: {advice}")
+    yield from _in_strings(path, [listed])
+
+
+def _json_of(path, rows):
+    """What a text holds as JSON; None where it is a text of so many lines, or doesn't begin as a list or an object."""
+    with path.open(encoding="utf-8-sig") as file:
+        first = next((line for line in file if not line.isspace()), "")
+    if not first.lstrip().startswith(("[", "{")):
+        return None
+    text = _text(path)
+    return None if _has_lines(text, rows) else json.loads(text)
 
 
 def _text(path):
@@ -164,12 +171,6 @@ def _not_utf8(path):
     except UnicodeDecodeError as error:
         return error
     return None
-
-
-def _begins_as_json(path):
-    with path.open(encoding="utf-8-sig") as file:
-        first = next((line for line in file if not line.isspace()), "")
-    return first.lstrip().startswith(("[", "{"))
 
 
 def _has_lines(text, rows):
@@ -202,11 +203,15 @@ def _unquoted(number, line):
         raise ValueError(f"line {number} begins with a quote, but is no JSON string") from error
 
 
-def _strings(path, start, ids):
-    """Ids, of which the first has the number start, as Arrow strings. Raises as `_as_text`."""
-    if not ({*map(type, ids)} <= {str} and not has_surrogate("".join(ids))):
-        ids = [_as_text(path, row, value) for row, value in enumerate(ids, start)]
-    return pa.array(ids, pa.large_string())
+def _in_strings(path, blocks):
+    """Yield blocks of ids as Arrow strings. Raises as `_as_text`."""
+    start = 0
+    for ids in blocks:
+        named = ids
+        if not ({*map(type, ids)} <= {str} and not has_surrogate("".join(ids))):
+            named = [_as_text(path, row, value) for row, value in enumerate(ids, start)]
+        yield pa.array(named, pa.large_string())
+        start += len(ids)
 
 
 def _as_text(path, row, value):

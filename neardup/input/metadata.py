@@ -72,17 +72,19 @@ def _plain(values):
     return values if kind == values.type else values.cast(kind)
 
 
-def column_blocks(path, name, rows, kind=None):
+def column_blocks(path, name, rows, kind=None, advice=None):
     """Yield a column of a table as Arrow arrays of some thousands of plain values, never more than it must have.
 
     rows: how many these are; kind: the type to read it as, where the file doesn't say one. Raises NeardupError
-    where there is no such column, or, at the end, not so many rows. Memory: a block; of a CSV file whose type isn't
-    given the column.
+    where there is no such column, with this advice, or, at the end, not so many rows. Memory: a block; of a CSV file
+    whose type isn't given the column.
     """
     names = column_names(path)
     check_once(path, names, name)
     if name not in names:
-        raise NeardupError(f"{path} has no column {name!r} (it has: {', '.join(names)}): set the name right")
+        raise NeardupError(
+            f"{path} has no column {name!r} (it has: {', '.join(names)}): {advice or 'set the name right'}"
+        )
     read, count = _READERS.get(path.suffix, _table_blocks), 0
     for values in read(path, name, kind):
         count += len(values)

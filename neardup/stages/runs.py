@@ -2,7 +2,7 @@
 
 import time
 from functools import partial
-from itertools import groupby, product
+from itertools import groupby
 from pathlib import Path, PurePath
 
 import numpy as np
@@ -13,7 +13,7 @@ from neardup.input.beside import copied_too
 from neardup.input.column_digest import digest_of_column
 from neardup.input.embeddings import shard_starts, total_rows
 from neardup.input.freshness import changed_shards, fingerprint, times
-from neardup.input.metadata import BESIDE, column_names
+from neardup.input.metadata import BESIDE
 from neardup.input.preview import OTHERWISE, Preview
 from neardup.input.shards import Reading, find_shards, joined, wanted
 from neardup.machine import budget, mirror
@@ -133,11 +133,10 @@ def _tables_digest(run):
     config, shards = run.config, run.shards
     preview, columns = Preview(config.preview, shards, ids=None), {}
     if config.against_dir is None:  # else there are no groups
-        columns = dict.fromkeys(config.tabulated, "tabulate")
-        columns |= dict.fromkeys(config.representative.split(":", 1)[1:], "representative")
-    columns |= {preview.setting: "preview"} if preview.is_column else {}
+        columns = dict.fromkeys(config.tabulated, "set tabulate right")
+        columns |= dict.fromkeys(config.representative.split(":", 1)[1:], "set representative right")
+    columns |= {preview.setting: f"set preview right, {OTHERWISE}"} if preview.is_column else {}
     tables = [shard for shard in shards if shard.table]
-    _check_columns(columns, tables)
     texts = {path: digest_of_file(path) for path in dict.fromkeys(preview.files) if path}
     folders = [PurePath(shard.name).parent.as_posix() for shard in shards]
     found = [[folder, texts.get(path)] for (folder, path), _ in groupby(zip(folders, preview.files, strict=True))]
@@ -147,18 +146,8 @@ def _tables_digest(run):
         found.append(
             [name, digest_of_file(path) if is_whole else [digest_of_sample(path), copies.state(path, is_remote)]]
         )
-    return found + [digest_of_column(s.table, column, s.rows) for column in sorted(columns) for s in tables]
-
-
-def _check_columns(columns, shards):
-    """Raises NeardupError where the table of a shard lacks a column. columns: {name: setting that names it}."""
-    for (column, setting), shard in product(columns.items(), shards):
-        there = column_names(shard.table)
-        if column not in there:
-            other = f", {OTHERWISE}" if setting == "preview" else ""
-            raise NeardupError(
-                f"{shard.table} has no column {column!r} (it has: {', '.join(there)}): set {setting} right{other}"
-            )
+    named = sorted(columns.items())
+    return found + [digest_of_column(s.table, column, s.rows, advice) for column, advice in named for s in tables]
 
 
 def reading_of(config):

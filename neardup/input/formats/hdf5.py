@@ -44,7 +44,7 @@ def blocks(path, name=None):
 def vector_names(path):
     """The names of the data sets that may be the vectors."""
     with opened(path) as file:
-        return _names(file, _is_vectors)
+        return [n for n in _matrices(file) if is_vector_dtype(file[n].dtype)]
 
 
 def others(path, name=None):
@@ -155,23 +155,23 @@ def _name(path, file, name):
     name = name and name.strip("/")
     if name and _is_vectors(file.get(name)):
         return name
-    found = _names(file, _is_vectors)
-    wrong = next((n for n in _names(file, _is_of_numbers) if n == name or not (name or found)), None)
-    if wrong:
+    matrices = _matrices(file)
+    found = [n for n in matrices if is_vector_dtype(file[n].dtype)]
+    for wrong in (n for n in matrices if n == name or not (name or found)):
         check(f"{path} ({wrong})", file[wrong])
     return the_one(path, name, found, "data set")
 
 
-def _names(file, is_one):
-    """The names of the items that are what is wanted, by whatever groups they are in."""
+def _matrices(file):
+    """The names of the data sets of numbers in two dimensions, by whatever groups they are in."""
     found = []
-    file.visititems(lambda n, o: found.append(n) if is_one(o) else None)
+    file.visititems(lambda n, o: found.append(n) if _is_matrix(o) else None)
     return found
 
 
-def _is_of_numbers(item):
+def _is_matrix(item):
     return isinstance(item, h5py.Dataset) and item.ndim == 2 and item.dtype.kind in "iuf"
 
 
 def _is_vectors(item):
-    return _is_of_numbers(item) and is_vector_dtype(item.dtype)
+    return _is_matrix(item) and is_vector_dtype(item.dtype)
