@@ -45,7 +45,7 @@ from neardup.input import copies, layout, shards
 from neardup.input.column_digest import digest_of_column
 from neardup.input.embeddings import RowFiles, Shard
 from neardup.input.formats import by_suffix
-from neardup.input.formats.tables import batches, missing_values, schema_and_rows
+from neardup.input.formats.record_batches import batches, missing_values, schema_and_rows
 from neardup.input.freshness import times
 from neardup.input.id_table import IdTable
 from neardup.input.ids import expected_bytes, id_blocks

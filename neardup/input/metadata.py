@@ -10,7 +10,7 @@ import pyarrow.csv
 from neardup import NeardupError
 from neardup.input.formats import npz
 from neardup.input.formats.hdf5 import opened
-from neardup.input.formats.tables import batches, check_once, missing_values, schema_and_rows, without_views
+from neardup.input.formats.record_batches import batches, check_once, missing_values, schema_and_rows, without_views
 from neardup.words import first_line
 
 SUFFIXES = ".parquet", ".csv", ".arrow", ".feather"  # of a table that lies beside a shard, in the order of preference

@@ -11,7 +11,8 @@ from neardup.input.beside import CLIP
 from neardup.input.embeddings import total_rows
 from neardup.input.formats import the_one
 from neardup.input.formats.by_suffix import MODULES, vector_names
-from neardup.input.formats.tables import has_vectors, schema_and_rows
+from neardup.input.formats.record_batches import schema_and_rows
+from neardup.input.formats.tables import has_vectors
 from neardup.input.ids import can_be_ids, is_bytes
 from neardup.input.metadata import SUFFIXES, column_names, column_type
 from neardup.input.patterns import on_disk
