@@ -195,7 +195,7 @@ def test_ids_with_markup_are_text_and_lead_nowhere(images):
 
 
 def test_pictures_stop_where_there_is_no_room(images, tmp_path, monkeypatch):
-    monkeypatch.setattr("neardup.grouping.report._IMAGE_BYTES", 500)
+    monkeypatch.setattr("neardup.grouping.shown._IMAGE_BYTES", 500)
     work = shutil.copytree(images.parent.parent, tmp_path / "work")
     shutil.rmtree(work / "045_merge")
     run_stages(

@@ -1,34 +1,26 @@
 """The report: one HTML file that shows what was found and what other choices would give, whole without a network."""
 
-import base64
-import itertools
 import json
 import math
-import os
 import re
 from collections import Counter
 from functools import lru_cache, partial
-from html import escape
 from pathlib import Path
 
 import numpy as np
 
 from neardup import NeardupError, plots
 from neardup.grouping.chains import UNCUT
-from neardup.input.preview import thumbnail
+from neardup.grouping.shown import MOST_CHAINS, Shown, shorten_id
 from neardup.machine import mirror
 from neardup.machine.files import atomic, read_csv, read_json, read_json_items
 from neardup.machine.npy import read_npz
 from neardup.stages.artifacts import REPORT, TIMES
-from neardup.words import counted, exact, in_words, percent, shorten
+from neardup.words import counted, exact, in_words, percent
 
 _SAMPLE, _MEMBERS, _LOSSES = 12, 12, 30  # groups of a kind, rows of a group, lines of a table
+_STEPS = 4  # rows of a path at each of its ends
 _SORTED_LOSSES = 1000  # lines of which those are taken at a time
-_TEXT, _ID, _STEPS = 400, 120, 4  # characters of a text, of an id; rows of a path at each of its ends
-_WORD_BYTES, _IMAGE_BYTES = 1_500_000, 2_700_000  # of what is shown of rows and groups; of thumbnails
-_ROW_MARKUP, _STEP_MARKUP, _GROUP_MARKUP = 200, 90, 450  # bytes around what is shown of a row, in a path, of a group
-_CHAINS = _WORD_BYTES // (3 * (_ROW_MARKUP + _STEP_MARKUP) + _GROUP_MARKUP)  # that may fit: each has three rows
-_PIXELS = 112  # of a thumbnail's longer side
 _SECRET = re.compile(r"(?<=:)//[^/]*@|(?<=\?).*")  # who logs in, in a URL, and what it is signed with
 
 
@@ -48,8 +40,8 @@ def write_report_against(stages, found, config, preview):
         "name": _name(config.data_dir),
         "reference": _name(config.against_dir),
         "found": found,
-        "examples": [(step, _fitting(shown, pairs)) for step, pairs in examples],
-        **_pictures(shown),
+        "examples": [(step, shown.fitting(pairs)) for step, pairs in examples],
+        **shown.left_out(),
         **_of_run(stages, config),
     }
     _write_page(merge, "against.html", content)
@@ -141,57 +133,6 @@ def _plots(variance, found, sizes, config):
     return {name: plots.page_svg(*how) for name, how in drawn.items()}
 
 
-class Shown:
-    """Rows as a page shows them: id, text, and a picture in the page itself, as long as there is room for those.
-
-    rows: all that may be shown; room: bytes that are left for all that is no picture; unread: {id: file} of pictures
-    that can't be read, None of one that isn't looked for; without_room: ids of those that are left out, here or there,
-    pictured: of those that aren't.
-    """
-
-    def __init__(self, preview, rows):
-        self.preview, self.room, self.image_room = preview, _WORD_BYTES, _IMAGE_BYTES
-        self.unread, self.without_room, self.pictured = {}, set(), set()
-        rows = np.unique(np.array(rows, dtype=np.int64))
-        known = zip(preview.ids.take(rows), preview.texts(rows, _TEXT + 1), strict=True)
-        self._known = dict(zip(rows.tolist(), known, strict=True))
-
-    def row(self, row):
-        """{id, text, image, url} of a row."""
-        name, text = self._known[row]
-        row = {"id": shorten(name, _ID, _ID // 3), "text": shorten(text, _TEXT), "url": self.preview.url(name)}
-        image = self._image(name)
-        self.spend(_ROW_MARKUP, *row.values(), image and (row["text"] or row["id"]))  # which stand for it once more
-        return row | {"image": image}
-
-    def group(self, group, path):
-        """A group of `_group` with its rows, and its path as in `_path`, or None."""
-        self.spend(_GROUP_MARKUP)
-        for _, name, _ in itertools.chain(*path["ends"]) if path else ():
-            self.spend(_STEP_MARKUP, name)
-        return group | {"members": [m | self.row(m["row"]) for m in group["members"]], "path": path}
-
-    def spend(self, markup, *texts):
-        """Count bytes that go into the page."""
-        self.room -= markup + sum(len(escape(text).encode()) for text in texts if text)
-
-    def _image(self, name):
-        """A picture as a data: URL, or None where there is none, or no room left, which is counted."""
-        if not self.preview.is_of_files:
-            return None
-        path = self.preview.image(name)
-        if self.image_room < 0 and path and os.access(path, os.R_OK):
-            self.without_room.add(name)
-            return None
-        data = path and thumbnail(path, _PIXELS)
-        if not data:
-            self.unread[name] = path
-            return None
-        self.image_room -= len(data) * 4 // 3
-        self.pictured.add(name)
-        return "data:image/webp;base64," + base64.b64encode(data).decode()
-
-
 def _looked_at(merge, groups, threshold, preview):
     """Groups by kind and pairs by threshold, to look at, as far as there is room: chains come last for that."""
     kinds, examples = _chosen(groups, threshold), _examples(merge)
@@ -204,22 +145,9 @@ def _looked_at(merge, groups, threshold, preview):
         return [shown.group(chosen[n], paths.get(chosen[n]["name"])) for n in kinds[kind] if shown.room >= 0]
 
     found = {kind: groups_of(kind) for kind in ("largest", "random")}
-    examples = [(step, _fitting(shown, pairs)) for step, pairs in examples]
+    examples = [(step, shown.fitting(pairs)) for step, pairs in examples]
     found["chains"] = groups_of("chains")
-    return {"examples": examples, "groups": found, **_pictures(shown)}
-
-
-def _pictures(shown):
-    """What pages say of those that aren't shown. shown: `Shown`, of which all is done."""
-    unread = [shorten(str(path), _TEXT, _TEXT // 2) for path in shown.unread.values() if path]
-    outside = [shorten(name, _ID) for name, path in shown.unread.items() if not path]
-    folder = shown.preview.folder if outside else None
-    return {"unread": unread, "outside": outside, "folder": folder, "without_room": shown.without_room - shown.pictured}
-
-
-def _fitting(shown, pairs):
-    """Those pairs of `_examples` that there is room for, with what is `Shown` of their rows."""
-    return [(similarity, shown.row(a), shown.row(b)) for similarity, a, b in pairs if shown.room >= 0]
+    return {"examples": examples, "groups": found, **shown.left_out()}
 
 
 def _chosen(groups, threshold):
@@ -227,7 +155,7 @@ def _chosen(groups, threshold):
     largest = np.argsort(-groups.sizes, kind="stable")[:_SAMPLE]
     rest = np.setdiff1d(np.arange(len(groups)), largest, assume_unique=True)
     some = np.sort(np.random.default_rng(0).choice(rest, min(_SAMPLE, len(rest)), replace=False))
-    chains = np.nonzero(groups.are_chains(threshold))[0][:_CHAINS]
+    chains = np.nonzero(groups.are_chains(threshold))[0][:MOST_CHAINS]
     return {"largest": largest.tolist(), "random": some.tolist(), "chains": chains.tolist()}
 
 
@@ -264,7 +192,7 @@ def _path(path, links):
     steps = list(zip(range(1, len(path) + 1), path, [*links, None], strict=True))
     between = max(0, len(steps) - 2 * _STEPS)
     ends = [steps[:_STEPS], steps[_STEPS + between :]]
-    ends = [[(place, shorten(name, _ID, _ID // 3), link) for place, name, link in end] for end in ends]
+    ends = [[(place, shorten_id(name), link) for place, name, link in end] for end in ends]
     return {"ends": ends, "between": between, "weakest": min(links)}
 
 
@@ -282,7 +210,7 @@ def _losses(merge):
     found, count = {}, Counter()
     for line in read_csv(merge.path("losses.csv")):
         rows, dropped = int(line["rows"]), int(line["dropped"])
-        value = shorten(line["value"], _ID, _ID // 3)
+        value = shorten_id(line["value"])
         most = found.setdefault(line["by"], [])
         most.append((value, rows, dropped, dropped / rows if rows else 0.0))
         count[line["by"]] += 1
