@@ -13,6 +13,7 @@ from neardup.search.candidates import search, search_joining, search_two_joining
 from neardup.search.components import joining
 from neardup.search.opened import UnitRows, longer_sketches
 
+_JOINED = 1024  # candidates that are joined together, at least
 _OPENING = Lock()  # one thread at a time makes `Visitors`
 
 
@@ -157,12 +158,30 @@ def search_two(x, y, reaches, joins, joined):
             tiles = search_two_joining(x, y, reaches, places, margins, (joined[:offset], joined[offset:]))
         else:
             tiles = search(x, y, reaches, places, margins)
-    for i, j, compared in tiles:
+    for i, j, compared in in_bulk(tiles) if joins else tiles:
         if joins and len(i):
             rows = x.rows if alone else np.concatenate([x.rows, y.rows])
             i, j = joining(i, j + offset, joined, lambda i, j, rows=rows: joins(rows[i], rows[j]))
             j -= offset
         yield pairs.pack(x.rows[i], y.rows[j]) if len(i) else pairs.NONE, compared
+
+
+def in_bulk(tiles):
+    """Yield the places of `search` and the distances of several tiles at a time, where each has few."""
+    held, size = [], 0
+    for tile in tiles:
+        held.append(tile)
+        size += len(tile[0])
+        if size >= _JOINED:
+            yield _as_one(held)
+            held, size = [], 0
+    if held:
+        yield _as_one(held)
+
+
+def _as_one(tiles):
+    i, j, compared = zip(*tiles, strict=True)
+    return np.concatenate(i), np.concatenate(j), sum(compared)
 
 
 def meet_fresh(x, y, reaches):
