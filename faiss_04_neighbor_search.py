@@ -20,7 +20,7 @@ from neardup.notices import notice
 from neardup.script import main, tell
 from neardup.search import geometry, pairs
 from neardup.search.audit import audit_pairs, begin_audit
-from neardup.search.candidates import first_dims, n_longer
+from neardup.search.candidates import first_dims, next_dims
 from neardup.search.clusters import Clusters, cluster_name
 from neardup.search.couples import search_task, visitors
 from neardup.search.opened import OpenCluster, Prepared, open_projection, open_reduced, prepare_cluster
@@ -102,13 +102,15 @@ def open_clusters(kmeans, config):
     return Clusters(kmeans.paths([cluster_name(c) for c in range(kmeans.results["n_clusters"])], config.n_workers))
 
 
-def reaches_of(reach, dim, reduction, longer):
+def reaches_of(reach, dim, reduction, sketches=True, longer=0):
     """{what is compared: greatest distance of a pair}: the first coordinates, then what those leave out.
 
-    All coordinates only where sketches leave some out, the rows themselves where the PCA does. longer: coordinates of
-    longer sketches, 0 where there are none.
+    All coordinates only where sketches leave some out, the rows themselves where the PCA does. sketches, longer: of
+    `next_dims`.
     """
-    n_components, reaches = reduction["n_components"], {"sketches": reach.of_sketches}
+    n_components, reaches = reduction["n_components"], {"first": reach.of_sketches}
+    if sketches:
+        reaches["sketches"] = reach.of_sketches
     if n_components > reduction["sketch_dims"]:
         reaches["coordinates"] = reach.radius + 2 * geometry.projection_error(dim, n_components)
     if longer:
@@ -122,21 +124,24 @@ def find_candidates(prepared, reach, dense, rows, labels, earlier, config, besid
     """Write all candidates, sorted packed pairs, into files; those an interrupted run finished stay.
 
     Of a run that grows just those of which one is new. prepared: `Prepared`, of which files are still to be written;
-    reach: `Reach`; dense: whether rows are near nearly everywhere, so that longer sketches are worth their memory;
+    reach: `Reach`; dense: whether rows are near nearly everywhere, so that it is chosen what to compare next;
     labels: the cluster of each row; beside: tasks for the other threads, where just one is to search. Returns the
     files, and the number of distances computed.
     """
-    reduction, (stage, clusters, _) = earlier["02_pca_reduce"], prepared
+    reduction, stage, clusters = earlier["02_pca_reduce"], prepared.stage, prepared.clusters
     centroids = read_npy(earlier["03_kmeans"].path("centroids.npy"))
     most = max(_LISTED_ROWS, _LISTED // len(clusters))
     block_rows = budget.block_rows(stage.memory, config.n_workers, 5 * len(clusters), most)
     prepare = partial(prepare_cluster, prepared, centroids, reach, block_rows)
     which = find_visits(stage, prepare, labels, len(clusters), config)
     joins = partial(are_pairs, rows, verified_at_once(stage, rows, config), config.search_threshold)
-    n_components = reduction.results["n_components"]
-    longer = n_longer(reduction.results["sketch_dims"], n_components) if dense else 0
-    reaches = reaches_of(reach, rows.dim, reduction.results, longer)
-    reduced = coordinates_opener(reduction, rows, "coordinates" in reaches, config)
+    n_components, sketch_dims = reduction.results["n_components"], reduction.results["sketch_dims"]
+    reduced = coordinates_opener(reduction, rows, n_components > sketch_dims, config)
+    sketches, longer = True, 0
+    if dense and n_components > sketch_dims:
+        sketches, longer = compared_next(prepared, reduced, sketch_dims, reach.radius)
+    prepared = prepared._replace(n_longer=longer)
+    reaches = reaches_of(reach, rows.dim, reduction.results, sketches, longer)
     of_a_task = budget.task_bytes(stage.memory, config.n_workers)
     opened = partial(OpenCluster, prepared, reduced, vectors=rows)
     do = partial(search_task, stage, opened, reaches, of_a_task, joins if config.pairs == "joining" else None)
@@ -159,13 +164,32 @@ def compared_first(stage, clusters, reach):
     """
 
     def chosen():
-        largest = np.argsort(-np.diff(clusters.bounds), kind="stable")[:_SAMPLED_CLUSTERS].tolist()
-        sketches = [clusters.load(c)[1] for c in largest]
-        samples = [s[np.linspace(0, len(s) - 1, min(len(s), _SAMPLED_ROWS)).astype(int)] for s in sketches]
+        samples = [sketches[at] for (_, sketches), at in sampled(clusters)]
         return np.array(first_dims(samples, reach), dtype=float)
 
     n_first, nanoseconds, dense = stage.once(chosen, "compared_first").tolist()
     return int(n_first), nanoseconds, bool(dense)
+
+
+def compared_next(prepared, reduced, sketch_dims, reach):
+    """What to compare next, by the same sample; as a run began with. Arguments and results as in `next_dims`.
+
+    reduced: a function that opens all PCA coordinates of all rows.
+    """
+
+    def chosen():
+        samples = [reduced().gather(rows[at]) for (rows, _), at in sampled(prepared.clusters)]
+        return np.array(next_dims(samples, prepared.n_first, sketch_dims, reach))
+
+    sketches, longer = prepared.stage.once(chosen, "compared_next").tolist()
+    return bool(sketches), longer
+
+
+def sampled(clusters):
+    """Yield rows and sketches of some of the largest clusters, and places of some of those."""
+    for cluster in np.argsort(-np.diff(clusters.bounds), kind="stable")[:_SAMPLED_CLUSTERS].tolist():
+        members = clusters.load(cluster)
+        yield members, np.linspace(0, len(members[0]) - 1, min(len(members[0]), _SAMPLED_ROWS)).astype(int)
 
 
 def coordinates_opener(reduction, rows, needed, config):

@@ -128,7 +128,9 @@ def test_rows_that_are_near_in_a_sketch_nearly_everywhere(tmp_path, monkeypatch,
         run_stages(lay_out(data, rows[:800]), tmp_path / "work", SCRIPTS[:4], **settings)
     lay_out(data, rows, cuts=[800])
     for module in (opened, couples):
-        monkeypatch.setattr(module, "longer_sketches", lambda x: used.append(type(x)) or longer_sketches(x))
+        monkeypatch.setattr(
+            module, "longer_sketches", lambda x, prepared: used.append(type(x)) or longer_sketches(x, prepared)
+        )
     run_stages(data, tmp_path / "work", SCRIPTS[:4], **settings)
     near, unclear = brute_force(rows, threshold)
     assert not unclear
@@ -209,7 +211,7 @@ def test_coordinates_of_a_pair_are_within_their_reaches():
     counts, rounding = {"n_components": dim, "sketch_dims": 8}, 2 * geometry.projection_error(dim, dim)
 
     def reaches(exact):
-        return faiss_04_neighbor_search.reaches_of(geometry.Reach(exact, 0.0), dim, counts, 22)
+        return faiss_04_neighbor_search.reaches_of(geometry.Reach(exact, 0.0), dim, counts, longer=22)
 
     def apart(some):
         return np.linalg.norm(some[::2].astype(np.float64) - some[1::2], axis=1).tolist()

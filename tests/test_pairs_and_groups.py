@@ -412,8 +412,9 @@ def test_every_two_rows_within_the_radius_are_found(tmp_path, monkeypatch, m, ra
         assert np.linalg.norm(stored, axis=1).max() <= geometry.LONGEST
         labels, misplaced = nearly_nearest(rng, stored, centroids)
         stage, clusters = Stage("", tmp_path / str(seed), {}), Rows(stored, labels, n_clusters)
-        prepared, reach = Prepared(stage, clusters, 32), geometry.Reach(radius, error)
-        found = all_candidates(prepared, coordinates if deep else None, centroids, reach)
+        prepared, reach = Prepared(stage, clusters, 32, n_longer=m + 1), geometry.Reach(radius, error)
+        sketches = not deep or n_clusters > 2
+        found = all_candidates(prepared, coordinates if deep else None, centroids, reach, sketches)
         squares = ((full[:, None] - full[None]) ** 2).sum(axis=2)
         near = {*zip(*(e.tolist() for e in np.nonzero(np.triu(squares <= radius**2, 1))), strict=True)}
         assert len({*found}) == len(found)
@@ -449,6 +450,23 @@ def test_as_few_coordinates_are_compared_first_as_tell_apart():
     assert [near, few] == [True, False]
 
 
+def test_what_is_compared_next_is_what_tells_apart():
+    """Sketches are left out where they tell none apart; longer ones have no more coordinates than that takes."""
+    rng = np.random.default_rng(0)
+    apart = rng.normal(size=(2, 300, 256)).astype(np.float32)
+    late, all_alike = apart.copy(), np.zeros_like(apart)
+    late[:, :, :70] = 0
+
+    def chosen(samples):
+        return candidates.next_dims([*samples], 16, 64, 0.2)
+
+    assert chosen(apart) == (True, 0)
+    assert chosen(late) == (False, 76)
+    assert chosen(all_alike) == (False, 0)
+    assert chosen([late[0], apart[0]]) == (True, 76)
+    assert candidates.next_dims([apart[0, :, :65], apart[0, :0, :65]], 16, 64, 0.2) == (True, 0)
+
+
 class Coordinates:
     """Reduced vectors of all rows, as the search reads them."""
 
@@ -456,14 +474,15 @@ class Coordinates:
         self.gather, self.dim = values.__getitem__, values.shape[1]
 
 
-def all_candidates(prepared, coordinates, centroids, reach):
-    """What stage 4 finds inside each cluster and across each border, [(row_a, row_b)]."""
+def all_candidates(prepared, coordinates, centroids, reach, sketches=True):
+    """What stage 4 finds inside each cluster and across each border, [(row_a, row_b)]. sketches: are compared, too."""
     numbers = range(len(prepared.clusters))
     for cluster in numbers:
         prepare_cluster(prepared, centroids, reach, 70, np.ones(len(numbers), dtype=bool), cluster)
     reduced = coordinates is not None and partial(Coordinates, coordinates)
     opened = partial(OpenCluster, prepared, reduced)
-    reaches, found = dict.fromkeys(["sketches"] + ["coordinates", "longer"] * bool(reduced), reach.of_sketches), []
+    compared = ["first"] + ["sketches"] * sketches + ["coordinates", "longer"] * bool(reduced)
+    reaches, found = dict.fromkeys(compared, reach.of_sketches), []
     for couple in [*couples_inside(opened, numbers), *couples_across(opened, numbers, numbers)]:
         for packed, _ in search_two(*couple, reaches, None, None):
             found += zip(*(rows.tolist() for rows in pairs.unpack(packed)), strict=True)
@@ -595,7 +614,7 @@ def test_rows_at_exactly_the_reach_are_found():
         assert candidates.within(one, other, zero, zero, reach).all()
         sides = [SimpleNamespace(layout=candidates.lay_out(some, 40), sketches=some) for some in (one, other)]
         sides[0].left = candidates.swapped(sides[0].layout)
-        assert sum(len(i) for i, _, _ in candidates.search(*sides, {"sketches": reach})) == 1
+        assert sum(len(i) for i, _, _ in candidates.search(*sides, {"first": reach, "sketches": reach})) == 1
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 """Range search over sketches: all pairs of two sets that are within a distance, a superset of the true pairs."""
 
+import math
 from functools import lru_cache
 
 import numpy as np
@@ -19,7 +20,9 @@ _LEVELS = ("sketches", 0), ("longer", 1024), ("coordinates", 128)
 _SAMPLED = 64  # places of a tile that tell whether comparing the rows themselves would leave most of them
 _ROWS_AT_ONCE = 256  # of a tile that are compared themselves together, with all of the other side
 _UNIT = 1.01  # no row of unit length is longer, however rounded
-_TIMES_LONGER = 4  # coordinates for each of the sketch, from which on some of them are compared before all
+_NS_DENSE, _NS_ALONE = (0.7, 0.017), (60, 0.6)  # of a distance in a matrix, or by itself: always; for each coordinate
+_USELESS = 4  # times as many near as dense is, which sketches leave in all clusters where they aren't worth comparing
+_LONGER = 2 ** (1 / 4)  # longer sketches that are tried have so many times more coordinates than the one before
 
 
 def first_dims(samples, reach):
@@ -29,21 +32,46 @@ def first_dims(samples, reach):
     Returns them; the nanoseconds that a distance then takes in a thread, about; and whether rows are near nearly
     everywhere, over one in 32: all coordinates are compared as matrices then, which takes no longer if more are near.
     """
-    count = sum(len(sample) ** 2 for sample in samples)
 
     def choice(n_coordinates):
-        short = [geometry.shorten(sample, n_coordinates) for sample in samples]
-        share = sum(np.count_nonzero(_near_in_all(some, some, reach)) - len(some) for some in short) / count
-        nanoseconds = _NS[0] + _NS[1] * n_coordinates + _NS[2] * min(share, 2 / _DENSE)
-        return n_coordinates, nanoseconds, share > 2 / _DENSE
+        shares = np.array([_share(sample, n_coordinates, reach) for sample in samples])
+        nanoseconds = _NS[0] + _NS[1] * n_coordinates + _NS[2] * np.minimum(shares, 2 / _DENSE).mean()
+        return n_coordinates, nanoseconds, shares.mean() > 2 / _DENSE
 
     choices = {min(d, samples[0].shape[1] - 1) for d in _FIRST_DIMS}
     return min(map(choice, sorted(choices)), key=lambda choice: choice[1])
 
 
-def n_longer(sketch_dims, n_components):
-    """Coordinates of longer sketches, the geometric mean of a sketch's and of all; 0 where that gains little."""
-    return round((sketch_dims * n_components) ** 0.5) if n_components >= _TIMES_LONGER * sketch_dims else 0
+def next_dims(samples, n_first, sketch_dims, reach):
+    """What to compare between the first coordinates and all, so that the search takes the least time, as samples tell.
+
+    samples: all PCA coordinates of rows of some clusters, (s, k) float32 each; reach: greatest distance of two rows.
+    Returns whether to compare sketches, and how many coordinates longer ones have, 0 where they gain nothing.
+    """
+    steps = range(math.ceil(math.log(samples[0].shape[1] / sketch_dims, _LONGER)))
+    lengths = [n_first, *(round(sketch_dims * _LONGER**step) for step in steps), samples[0].shape[1]]
+    shares = [[_share(sample, n, reach) for n in lengths] for sample in samples]
+
+    def nanoseconds(plan):
+        """Of a distance, on average, where the lengths at these places are compared one after the other."""
+        total = 0
+        for of_sample in shares:
+            near = of_sample[0]
+            for place in (*plan, -1):
+                always, each = _NS_DENSE if near * _DENSE > 1 else _NS_ALONE
+                total += (always + each * lengths[place]) * (1 if near * _DENSE > 1 else near)
+                near = of_sample[place]
+        return total / len(shares)
+
+    sketches = () if all(of_sample[1] * _DENSE > _USELESS for of_sample in shares) else (1,)
+    longer = min([(), *((place,) for place in range(2, len(lengths) - 1))], key=lambda one: nanoseconds(sketches + one))
+    return bool(sketches), lengths[longer[0]] if longer else 0
+
+
+def _share(sample, n_coordinates, reach):
+    """What share of any two rows is near in so many coordinates. sample: (s, m + 1) or (s, k) float32."""
+    short = geometry.shorten(sample, n_coordinates)
+    return (np.count_nonzero(_near_in_all(short, short, reach)) - len(short)) / max(1, len(short)) ** 2
 
 
 def lay_out(sketches, n_coordinates):
@@ -64,10 +92,9 @@ def swapped(layout):
 def search(x, y, reaches, places=None, margins=None, joined=None):
     """Rows of two clusters, or of x alone where y is None, that are within reach, and perhaps a few more.
 
-    x, y: have `layout`, as in `lay_out`; `left`, that `swapped`; `sketches`, (n, m + 1) float32, which are looked at
-    where rows are near; and where many still are `longer` sketches, (n, l + 1) float32, `coordinates`, (n, k) float32,
-    and the rows themselves, `unit`, `opened.UnitRows`. reaches: greatest distance of two sketches, and of each of the
-    others that is to be looked at, by name.
+    x, y: have `layout`, as in `lay_out`; `left`, that `swapped`; and where rows are near, of those that are in
+    reaches, `sketches`, (n, m + 1) float32, and where many still are `longer` ones, (n, l + 1) float32, `coordinates`,
+    (n, k) float32, and the rows themselves, `unit`, `opened.UnitRows`. reaches: {what is compared: greatest distance}.
     places: which rows of x and of y to compare, two (v,) integer arrays; all where None.
     margins: a number for each of those, ascending, such that no two rows are nearer than the sum of theirs; only where
     it is within the first reach are they compared. joined: a component for each row of x and of y; only rows of
@@ -76,7 +103,7 @@ def search(x, y, reaches, places=None, margins=None, joined=None):
     computed since. Memory: that of a tile, and of the rows compared. FAISS's range search takes 1.3 to 9 times as
     long (benchmarks/results/kernel.json), for it looks at each distance by itself.
     """
-    alone, y, reach = y is None, x if y is None else y, reaches["sketches"]
+    alone, y, reach = y is None, x if y is None else y, reaches["first"]
     places = places or (np.arange(len(x.left)), np.arange(len(y.layout)))
     if margins is not None:
         least = margins[1][0], margins[0][0]
@@ -85,8 +112,8 @@ def search(x, y, reaches, places=None, margins=None, joined=None):
     limit, compared = _limit(left.shape[2], reach), 0
 
     def of_interest(i, j):
-        """Which of these places are, as arrays of one shape or as rows and columns."""
-        chosen = i < j if alone else np.True_
+        """Which of these places are, as arrays of one shape or as rows and columns; np.True_ where all are."""
+        chosen = i < j if alone and i.max(initial=0) >= j.min(initial=0) else np.True_
         return chosen if joined is None else chosen & (joined[0][i] != joined[1][j])
 
     for low in range(0, len(right), _TILE[1]):
@@ -181,11 +208,10 @@ def _refined(x, y, tile, is_near, reaches, of_interest):
     """
     rows_x, rows_y = (rows.astype(np.int64) for rows in tile)
     levels = [(level, few, reaches[level]) for level, few in _LEVELS if level in reaches]
-    while (levels or "unit" in reaches) and np.count_nonzero(is_near) * _DENSE > is_near.size:
-        is_near &= of_interest(rows_x[:, None], rows_y)
-        count = np.count_nonzero(is_near)
-        if count * _DENSE <= is_near.size:
-            break
+    if np.count_nonzero(is_near) * _DENSE > is_near.size:
+        chosen = of_interest(rows_x[:, None], rows_y)
+        is_near = is_near if chosen is np.True_ else np.logical_and(is_near, chosen, out=is_near)
+    while (levels or "unit" in reaches) and (count := np.count_nonzero(is_near)) * _DENSE > is_near.size:
         if not levels:
             is_near = _near_themselves(x, y, tile, is_near.copy(), reaches["unit"])
             break

@@ -105,7 +105,7 @@ class Visitors:
         elif name == "coordinates":
             values = self._clusters[0].reduced().gather(self.rows)
         elif name == "longer":
-            values = longer_sketches(self)
+            values = longer_sketches(self, self._clusters[0].prepared)
         elif name == "unit":
             values = UnitRows(self._clusters[0].vectors, self.rows)
         else:

@@ -12,7 +12,7 @@ from neardup.machine.mirror import here
 from neardup.machine.npy import map_array, map_npy, read_npz
 from neardup.ranges import block_ranges
 from neardup.search import geometry
-from neardup.search.candidates import lay_out, n_longer, swapped
+from neardup.search.candidates import lay_out, swapped
 from neardup.search.clusters import Clusters
 from neardup.search.visits import visits_of_cluster
 
@@ -22,11 +22,15 @@ _GATHERING = Lock()  # one thread at a time writes those of a cluster, whichever
 
 
 class Prepared(NamedTuple):
-    """Clusters as the search wants them, in files of its stage. n_first: coordinates that are compared first."""
+    """Clusters as the search wants them, in files of its stage.
+
+    n_first: coordinates that are compared first; n_longer: those of longer sketches, where rows are compared by such.
+    """
 
     stage: object
     clusters: Clusters
     n_first: int
+    n_longer: int = 0
 
     def path(self, cluster):
         """Where `prepare_cluster` writes."""
@@ -50,15 +54,15 @@ def prepare_cluster(prepared, centroids, reach, block_rows, meeting, cluster):
     reach: `Reach`; meeting: which clusters it may visit, (K,) bool. Memory: 5 K bytes a row of a block, 16 bytes a
     visit, and 12 MB.
     """
-    path, (stage, clusters, n_first) = prepared.path(cluster), prepared
+    path, clusters = prepared.path(cluster), prepared.clusters
     if path.exists():
         return
     sketches, numbers = clusters.load(cluster)[1], np.nonzero(meeting | (np.arange(len(meeting)) == cluster))[0]
     own = int(np.searchsorted(numbers, cluster))
     borders = geometry.borders(own, centroids[numbers], reach.error)
     visits = visits_of_cluster(sketches, own, borders, reach.radius, numbers, len(clusters), block_rows)
-    layout = lay_out(sketches, n_first)
-    with atomic(path, flush=stage.flush) as temporary, temporary.open("wb") as file:
+    layout = lay_out(sketches, prepared.n_first)
+    with atomic(path, flush=prepared.stage.flush) as temporary, temporary.open("wb") as file:
         for values in (np.uint32(layout.shape[1:]), visits, layout):  # plain: numpy's header takes long to read
             file.write(values.reshape(-1).view(np.uint8).data)
 
@@ -73,7 +77,7 @@ class OpenCluster:
 
     def __init__(self, prepared, reduced, number, visits=True, vectors=None):
         self.vectors = vectors
-        self._prepared, self.reduced, self.number, self.growth = prepared, reduced, number, prepared.stage.growth
+        self.prepared, self.reduced, self.number, self.growth = prepared, reduced, number, prepared.stage.growth
         if visits:
             (listed, self.layout), n_offsets = prepared.read(number), len(prepared.clusters) + 1
             self.offsets = listed[:n_offsets].tolist()
@@ -86,7 +90,7 @@ class OpenCluster:
     @cached_property
     def layout(self):
         """Sketches as in `candidates.lay_out`, (n, w) float32."""
-        return lay_out(self.sketches, self._prepared.n_first)
+        return lay_out(self.sketches, self.prepared.n_first)
 
     @cached_property
     def left(self):
@@ -96,17 +100,17 @@ class OpenCluster:
     @cached_property
     def rows(self):
         """Row numbers, (n,) int64."""
-        return self._prepared.clusters.load(self.number)[0]
+        return self.prepared.clusters.load(self.number)[0]
 
     @cached_property
     def sketches(self):
         """Sketches, (n, m + 1) float32."""
-        return self._prepared.clusters.load(self.number)[1]
+        return self.prepared.clusters.load(self.number)[1]
 
     @cached_property
     def coordinates(self):
         """All PCA coordinates, (n, k) float32, which the first one who needs them gathers."""
-        stage = self._prepared.stage
+        stage = self.prepared.stage
         path, flush = stage.volatile("coordinates", self.number), stage.flush
         with _GATHERING:
             if not path.exists():
@@ -123,7 +127,7 @@ class OpenCluster:
     @cached_property
     def longer(self):
         """Longer sketches, (n, l + 1) float32."""
-        return longer_sketches(self)
+        return longer_sketches(self, self.prepared)
 
     @cached_property
     def fresh(self):
@@ -140,10 +144,9 @@ class OpenCluster:
         return self.places[here], self.margins[here]
 
 
-def longer_sketches(rows):
-    """The first of the PCA coordinates of rows, and the length of the others, (n, l + 1) float32. rows: have both."""
-    coordinates, sketch_dims = rows.coordinates, rows.sketches.shape[1] - 1
-    return geometry.shorten(coordinates, n_longer(sketch_dims, coordinates.shape[1]))
+def longer_sketches(rows, prepared):
+    """The first of the PCA coordinates of rows, and the length of the others, (n, l + 1) float32."""
+    return geometry.shorten(rows.coordinates, prepared.n_longer)
 
 
 @lru_cache(maxsize=1)

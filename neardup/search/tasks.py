@@ -35,7 +35,7 @@ def search_tasks(prepared, more, config, which):
     the working memory, all workers together. Groups stay as they were when an interrupted run goes on.
     Returns two lists of `Task`. Memory: 4 K^2 bytes.
     """
-    stage, clusters, _ = prepared
+    stage, clusters = prepared.stage, prepared.clusters
     budget, n_clusters = stage.memory / 4 / engine.worker_count(config.n_workers), len(clusters)
     most = int(min(budget / (8 * clusters.width + more), clusters.bounds[-1] / _GROUPS))
     groups = stage.once(partial(size_ranges, clusters.bounds, most), "groups").tolist()
