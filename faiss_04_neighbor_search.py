@@ -20,9 +20,9 @@ from neardup.notices import notice
 from neardup.script import main, tell
 from neardup.search import geometry, pairs
 from neardup.search.audit import audit_pairs, begin_audit
-from neardup.search.candidates import first_dims, next_dims
 from neardup.search.clusters import Clusters, cluster_name
 from neardup.search.couples import search_task, visitors
+from neardup.search.levels import compared_first, compared_next, reaches_of
 from neardup.search.opened import OpenCluster, Prepared, open_projection, open_reduced, prepare_cluster
 from neardup.search.pairs import BYTES_A_PAIR, BYTES_A_ROW, PAIR, read_pairs
 from neardup.search.tasks import search_tasks
@@ -34,7 +34,6 @@ _LISTED, _LISTED_ROWS = 1 << 18, 256  # margins of a block, which a core's cache
 _MUCH = 0.8  # seconds of search in a thread, about, from which on processes repay their start
 _ACROSS = 4  # distances searched in all for each that is inside a cluster, about
 _QUICK = 0.4  # nanoseconds of a distance under which threads would wait for each other, more than search
-_SAMPLED_CLUSTERS, _SAMPLED_ROWS = 4, 512  # and rows of each, to choose what is compared first
 _CROWDED = 200  # candidates a row, from which on some rows must repeat by the hundred
 
 
@@ -102,24 +101,6 @@ def open_clusters(kmeans, config):
     return Clusters(kmeans.paths([cluster_name(c) for c in range(kmeans.results["n_clusters"])], config.n_workers))
 
 
-def reaches_of(reach, dim, reduction, sketches=True, longer=0):
-    """{what is compared: greatest distance of a pair}: the first coordinates, then what those leave out.
-
-    All coordinates only where sketches leave some out, the rows themselves where the PCA does. sketches, longer: of
-    `next_dims`.
-    """
-    n_components, reaches = reduction["n_components"], {"first": reach.of_sketches}
-    if sketches:
-        reaches["sketches"] = reach.of_sketches
-    if n_components > reduction["sketch_dims"]:
-        reaches["coordinates"] = reach.radius + 2 * geometry.projection_error(dim, n_components)
-    if longer:
-        reaches["longer"] = reaches["coordinates"] + 4 * geometry.UNIT32 * geometry.LONGEST  # two tails' rounding
-    if n_components < dim:
-        reaches["unit"] = reach.radius + 2 * geometry.unit_error(dim)
-    return reaches
-
-
 def find_candidates(prepared, reach, dense, rows, labels, earlier, config, beside):
     """Write all candidates, sorted packed pairs, into files; those an interrupted run finished stay.
 
@@ -155,41 +136,6 @@ def find_candidates(prepared, reach, dense, rows, labels, earlier, config, besid
     both = zip(inside + across, done, strict=True)
     files = [stage.part(task.kind, task.number, part) for task, (n_parts, _) in both for part in range(n_parts)]
     return files, sum(compared for _, compared in done)
-
-
-def compared_first(stage, clusters, reach):
-    """How many coordinates of sketches to compare first, by a sample of the largest clusters; as a run began with.
-
-    As `first_dims` has it. reach: greatest distance of sketches of a pair.
-    """
-
-    def chosen():
-        samples = [sketches[at] for (_, sketches), at in sampled(clusters)]
-        return np.array(first_dims(samples, reach), dtype=float)
-
-    n_first, nanoseconds, dense = stage.once(chosen, "compared_first").tolist()
-    return int(n_first), nanoseconds, bool(dense)
-
-
-def compared_next(prepared, reduced, sketch_dims, reach):
-    """What to compare next, by the same sample; as a run began with. Arguments and results as in `next_dims`.
-
-    reduced: a function that opens all PCA coordinates of all rows.
-    """
-
-    def chosen():
-        samples = [reduced().gather(rows[at]) for (rows, _), at in sampled(prepared.clusters)]
-        return np.array(next_dims(samples, prepared.n_first, sketch_dims, reach))
-
-    sketches, longer = prepared.stage.once(chosen, "compared_next").tolist()
-    return bool(sketches), longer
-
-
-def sampled(clusters):
-    """Yield rows and sketches of some of the largest clusters, and places of some of those."""
-    for cluster in np.argsort(-np.diff(clusters.bounds), kind="stable")[:_SAMPLED_CLUSTERS].tolist():
-        members = clusters.load(cluster)
-        yield members, np.linspace(0, len(members[0]) - 1, min(len(members[0]), _SAMPLED_ROWS)).astype(int)
 
 
 def coordinates_opener(reduction, rows, needed, config):

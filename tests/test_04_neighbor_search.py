@@ -28,7 +28,7 @@ from conftest import (
 import faiss_04_neighbor_search
 from config import ROOT, Config
 from neardup import NeardupError
-from neardup.search import audit, candidates, couples, geometry, opened
+from neardup.search import audit, candidates, couples, geometry, levels, opened
 from neardup.search.audit import audit_block, audit_tasks, drawn
 from neardup.search.couples import Visitors
 from neardup.search.pairs import PAIR, unpack
@@ -211,7 +211,7 @@ def test_coordinates_of_a_pair_are_within_their_reaches():
     counts, rounding = {"n_components": dim, "sketch_dims": 8}, 2 * geometry.projection_error(dim, dim)
 
     def reaches(exact):
-        return faiss_04_neighbor_search.reaches_of(geometry.Reach(exact, 0.0), dim, counts, longer=22)
+        return levels.reaches_of(geometry.Reach(exact, 0.0), dim, counts, longer=22)
 
     def apart(some):
         return np.linalg.norm(some[::2].astype(np.float64) - some[1::2], axis=1).tolist()

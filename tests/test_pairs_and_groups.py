@@ -27,7 +27,7 @@ from faiss_03_kmeans import nearest_centroids
 from neardup import NeardupError
 from neardup.machine import npy
 from neardup.order import stable_order
-from neardup.search import candidates, geometry, pairs
+from neardup.search import candidates, geometry, levels, pairs
 from neardup.search.components import components as smallest_of_each
 from neardup.search.components import joining
 from neardup.search.couples import couples_across, couples_inside, search_two
@@ -439,13 +439,13 @@ def test_as_few_coordinates_are_compared_first_as_tell_apart():
     late, very_late = apart.copy(), apart.copy()
     late[:, :16], very_late[:, :24] = 0, 0
     late[:, 32:-1], very_late[:, 32:-1] = 0, 0
-    assert [candidates.first_dims([some[:100], some[100:]], 0.2)[0] for some in (apart, late, very_late)] == [
+    assert [levels.first_dims([some[:100], some[100:]], 0.2)[0] for some in (apart, late, very_late)] == [
         16,
         24,
         32,
     ]
-    assert candidates.first_dims([apart[:, -9:]], 0.2)[0] == 8
-    (_, slow, near), (_, quick, few) = (candidates.first_dims([some], 0.2) for some in (np.zeros_like(apart), apart))
+    assert levels.first_dims([apart[:, -9:]], 0.2)[0] == 8
+    (_, slow, near), (_, quick, few) = (levels.first_dims([some], 0.2) for some in (np.zeros_like(apart), apart))
     assert slow > 10 * quick
     assert [near, few] == [True, False]
 
@@ -458,13 +458,13 @@ def test_what_is_compared_next_is_what_tells_apart():
     late[:, :, :70] = 0
 
     def chosen(samples):
-        return candidates.next_dims([*samples], 16, 64, 0.2)
+        return levels.next_dims([*samples], 16, 64, 0.2)
 
     assert chosen(apart) == (True, 0)
     assert chosen(late) == (False, 76)
     assert chosen(all_alike) == (False, 0)
     assert chosen([late[0], apart[0]]) == (True, 76)
-    assert candidates.next_dims([apart[0, :, :65], apart[0, :0, :65]], 16, 64, 0.2) == (True, 0)
+    assert levels.next_dims([apart[0, :, :65], apart[0, :0, :65]], 16, 64, 0.2) == (True, 0)
 
 
 class Coordinates:

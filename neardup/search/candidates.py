@@ -1,6 +1,5 @@
 """Range search over sketches: all pairs of two sets that are within a distance, a superset of the true pairs."""
 
-import math
 from functools import lru_cache
 
 import numpy as np
@@ -8,9 +7,7 @@ import numpy as np
 from neardup.machine.threads import scratch
 from neardup.search import geometry
 
-_FIRST_DIMS = 16, 24, 32  # coordinates of the sketch that are compared first, the rest only for what they let through
-_NS = 0.11, 0.0102, 120  # of a distance: always; for each coordinate compared first; times the share that is near then
-_DENSE = 64  # distances for each that is near, where comparing all coordinates at once is quicker
+DENSE = 64  # distances for each that is near, where comparing all coordinates at once is quicker
 _TILE = 1024, 256  # rows compared at a time: their products stay in a core's cache
 _BLOCK = 64  # rows of one product of many: OpenBLAS multiplies matrices as small without packing them, a third quicker
 _FAR = 1e30
@@ -20,58 +17,6 @@ _LEVELS = ("sketches", 0), ("longer", 1024), ("coordinates", 128)
 _SAMPLED = 64  # places of a tile that tell whether comparing the rows themselves would leave most of them
 _ROWS_AT_ONCE = 256  # of a tile that are compared themselves together, with all of the other side
 _UNIT = 1.01  # no row of unit length is longer, however rounded
-_NS_DENSE, _NS_ALONE = (0.7, 0.017), (60, 0.6)  # of a distance in a matrix, or by itself: always; for each coordinate
-_USELESS = 4  # times as many near as dense is, which sketches leave in all clusters where they aren't worth comparing
-_LONGER = 2 ** (1 / 4)  # longer sketches that are tried have so many times more coordinates than the one before
-
-
-def first_dims(samples, reach):
-    """How many coordinates to compare first so that the search takes the least time, as samples tell.
-
-    samples: sketches of rows of some clusters, (s, m + 1) float32 each; reach: greatest distance of two sketches.
-    Returns them; the nanoseconds that a distance then takes in a thread, about; and whether rows are near nearly
-    everywhere, over one in 32: all coordinates are compared as matrices then, which takes no longer if more are near.
-    """
-
-    def choice(n_coordinates):
-        shares = np.array([_share(sample, n_coordinates, reach) for sample in samples])
-        nanoseconds = _NS[0] + _NS[1] * n_coordinates + _NS[2] * np.minimum(shares, 2 / _DENSE).mean()
-        return n_coordinates, nanoseconds, shares.mean() > 2 / _DENSE
-
-    choices = {min(d, samples[0].shape[1] - 1) for d in _FIRST_DIMS}
-    return min(map(choice, sorted(choices)), key=lambda choice: choice[1])
-
-
-def next_dims(samples, n_first, sketch_dims, reach):
-    """What to compare between the first coordinates and all, so that the search takes the least time, as samples tell.
-
-    samples: all PCA coordinates of rows of some clusters, (s, k) float32 each; reach: greatest distance of two rows.
-    Returns whether to compare sketches, and how many coordinates longer ones have, 0 where they gain nothing.
-    """
-    steps = range(math.ceil(math.log(samples[0].shape[1] / sketch_dims, _LONGER)))
-    lengths = [n_first, *(round(sketch_dims * _LONGER**step) for step in steps), samples[0].shape[1]]
-    shares = [[_share(sample, n, reach) for n in lengths] for sample in samples]
-
-    def nanoseconds(plan):
-        """Of a distance, on average, where the lengths at these places are compared one after the other."""
-        total = 0
-        for of_sample in shares:
-            near = of_sample[0]
-            for place in (*plan, -1):
-                always, each = _NS_DENSE if near * _DENSE > 1 else _NS_ALONE
-                total += (always + each * lengths[place]) * (1 if near * _DENSE > 1 else near)
-                near = of_sample[place]
-        return total / len(shares)
-
-    sketches = () if all(of_sample[1] * _DENSE > _USELESS for of_sample in shares) else (1,)
-    longer = min([(), *((place,) for place in range(2, len(lengths) - 1))], key=lambda one: nanoseconds(sketches + one))
-    return bool(sketches), lengths[longer[0]] if longer else 0
-
-
-def _share(sample, n_coordinates, reach):
-    """What share of any two rows is near in so many coordinates. sample: (s, m + 1) or (s, k) float32."""
-    short = geometry.shorten(sample, n_coordinates)
-    return (np.count_nonzero(_near_in_all(short, short, reach)) - len(short)) / max(1, len(short)) ** 2
 
 
 def lay_out(sketches, n_coordinates):
@@ -208,17 +153,17 @@ def _refined(x, y, tile, is_near, reaches, of_interest):
     """
     rows_x, rows_y = (rows.astype(np.int64) for rows in tile)
     levels = [(level, few, reaches[level]) for level, few in _LEVELS if level in reaches]
-    if np.count_nonzero(is_near) * _DENSE > is_near.size:
+    if np.count_nonzero(is_near) * DENSE > is_near.size:
         chosen = of_interest(rows_x[:, None], rows_y)
         is_near = is_near if chosen is np.True_ else np.logical_and(is_near, chosen, out=is_near)
-    while (levels or "unit" in reaches) and (count := np.count_nonzero(is_near)) * _DENSE > is_near.size:
+    while (levels or "unit" in reaches) and (count := np.count_nonzero(is_near)) * DENSE > is_near.size:
         if not levels:
             is_near = _near_themselves(x, y, tile, is_near.copy(), reaches["unit"])
             break
         level, few, reach = levels.pop(0)
         if count > few:
             before = is_near.copy()  # in memory that is overwritten next; rounding may let in what went already
-            is_near = before & _near_in_all(getattr(x, level)[rows_x], getattr(y, level)[rows_y], reach)
+            is_near = before & near_in_all(getattr(x, level)[rows_x], getattr(y, level)[rows_y], reach)
     i, j = np.divmod(np.flatnonzero(is_near), len(rows_y))
     i, j = rows_x[i], rows_y[j]
     chosen = of_interest(i, j)
@@ -244,7 +189,7 @@ def _near_themselves(x, y, tile, is_near, reach):
     unit_y = y.unit[tile[1]]
     for start in range(0, len(is_near), _ROWS_AT_ONCE):
         here = slice(start, start + _ROWS_AT_ONCE)
-        is_near[here] &= _near_in_all(x.unit[tile[0][here]], unit_y, reach, _UNIT)
+        is_near[here] &= near_in_all(x.unit[tile[0][here]], unit_y, reach, _UNIT)
     return is_near
 
 
@@ -257,7 +202,7 @@ def _limit(width, reach, longest=geometry.LONGEST):
     return np.float32(-(reach**2 + geometry.squared_distance_error(width + 16, longest)) / 2)
 
 
-def _near_in_all(vectors_x, vectors_y, reach, longest=geometry.LONGEST):
+def near_in_all(vectors_x, vectors_y, reach, longest=geometry.LONGEST):
     """Where rows are near in all coordinates, as `_near`: where many are, quicker than `within` for each two of them.
 
     The product is that of `lay_out`, whose last two terms are added one by one. longest: no row is longer.
