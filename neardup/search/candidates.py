@@ -153,6 +153,8 @@ def _refined(x, y, tile, is_near, reaches, of_interest):
     """
     rows_x, rows_y = (rows.astype(np.int64) for rows in tile)
     levels = [(level, few, reaches[level]) for level, few in _LEVELS if level in reaches]
+    if "longer" in reaches:  # for which all coordinates were gathered, so that they are compared however few are near
+        levels[-1] = "coordinates", 0, reaches["coordinates"]
     if np.count_nonzero(is_near) * DENSE > is_near.size:
         chosen = of_interest(rows_x[:, None], rows_y)
         is_near = is_near if chosen is np.True_ else np.logical_and(is_near, chosen, out=is_near)
