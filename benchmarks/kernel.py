@@ -32,7 +32,7 @@ def main():
             return len(index.range_search(x, 0.04)[2])
 
         def with_ours(sides=sides):
-            return sum(len(i) for i, _, _ in search(*sides, {"sketches": 0.2}))
+            return sum(len(i) for i, _, _ in search(*sides, {"first": 0.2, "sketches": 0.2}))
 
         figures = {"rows": n_rows}
         for name, run in (("faiss", with_faiss), ("ours", with_ours)):

@@ -58,7 +58,7 @@ def search(x, y, reaches, places=None, margins=None, joined=None):
 
     def of_interest(i, j):
         """Which of these places are, as arrays of one shape or as rows and columns; np.True_ where all are."""
-        chosen = i < j if alone and i.max(initial=0) >= j.min(initial=0) else np.True_
+        chosen = i < j if alone and i.size and i.max() >= j.min() else np.True_
         return chosen if joined is None else chosen & (joined[0][i] != joined[1][j])
 
     for low in range(0, len(right), _TILE[1]):
@@ -152,9 +152,8 @@ def _refined(x, y, tile, is_near, reaches, of_interest):
     the rows themselves at last: what tells them apart may lie in what the PCA left out.
     """
     rows_x, rows_y = (rows.astype(np.int64) for rows in tile)
-    levels = [(level, few, reaches[level]) for level, few in _LEVELS if level in reaches]
-    if "longer" in reaches:  # for which all coordinates were gathered, so that they are compared however few are near
-        levels[-1] = "coordinates", 0, reaches["coordinates"]
+    few_of = dict(_LEVELS) | ({"coordinates": 0} if "longer" in reaches else {})  # of which those are made
+    levels = [(level, few, reaches[level]) for level, few in few_of.items() if level in reaches]
     if np.count_nonzero(is_near) * DENSE > is_near.size:
         chosen = of_interest(rows_x[:, None], rows_y)
         is_near = is_near if chosen is np.True_ else np.logical_and(is_near, chosen, out=is_near)

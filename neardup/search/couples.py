@@ -180,6 +180,7 @@ def in_bulk(tiles):
 
 
 def _as_one(tiles):
+    """Places and distances of several tiles together."""
     i, j, compared = zip(*tiles, strict=True)
     return np.concatenate(i), np.concatenate(j), sum(compared)
 

@@ -1,4 +1,4 @@
-"""What is compared of rows, one after the other, until few are near: chosen by a sample to be quick."""
+"""What is compared of rows, one after the other, until few are near: chosen by a sample; and within which reach."""
 
 import math
 
@@ -30,9 +30,9 @@ def compared_first(stage, clusters, reach):
 
 
 def compared_next(prepared, reduced, sketch_dims, reach):
-    """What to compare next, by half of the same sample; as a run began with. Arguments and results as in `next_dims`.
+    """What to compare next, by half of the same sample; as a run began with. As `next_dims` has it.
 
-    reduced: a function that opens all PCA coordinates of all rows.
+    prepared: `Prepared`; reduced: a function that opens all PCA coordinates of all rows.
     """
 
     def chosen():
@@ -74,6 +74,7 @@ def first_dims(samples, reach):
     samples: sketches of rows of some clusters, (s, m + 1) float32 each; reach: greatest distance of two sketches.
     Returns them; the nanoseconds that a distance then takes in a thread, about; and whether rows are near nearly
     everywhere, over one in 32: all coordinates are compared as matrices then, which takes no longer if more are near.
+    Each cluster counts as much, however large.
     """
 
     def choice(n_coordinates):
@@ -93,7 +94,7 @@ def next_dims(samples, n_first, sketch_dims, reach):
     """
     steps = range(math.ceil(math.log(samples[0].shape[1] / sketch_dims, _LONGER)))
     lengths = [n_first, *(round(sketch_dims * _LONGER**step) for step in steps), samples[0].shape[1]]
-    shares = [[_share(sample, n, reach) for n in lengths] for sample in samples]
+    shares, of_sketches = [[_share(sample, n, reach) for n in lengths] for sample in samples], 1
 
     def nanoseconds(plan):
         """Of a distance, on average, where the lengths at these places are compared one after the other."""
@@ -106,9 +107,11 @@ def next_dims(samples, n_first, sketch_dims, reach):
                 near = of_sample[place]
         return total / len(shares)
 
-    sketches = () if all(of_sample[1] * DENSE > _USELESS for of_sample in shares) else (1,)
-    longer = min([(), *((place,) for place in range(2, len(lengths) - 1))], key=lambda one: nanoseconds(sketches + one))
-    return bool(sketches), lengths[longer[0]] if longer else 0
+    useless = all(of_sample[of_sketches] * DENSE > _USELESS for of_sample in shares)
+    sketches = () if useless else (of_sketches,)
+    plans = [(), *((place,) for place in range(of_sketches + 1, len(lengths) - 1))]
+    longer = min(plans, key=lambda plan: nanoseconds(sketches + plan))
+    return not useless, lengths[longer[0]] if longer else 0
 
 
 def _share(sample, n_coordinates, reach):
