@@ -20,7 +20,7 @@ import h5py
 import numpy as np
 import pytest
 from conftest import EXAMPLE, SCRIPTS, brute_force, components, found_groups, lay_out, pair_set, read_csv, run_stages
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from faiss_03_kmeans import nearest_centroids
@@ -666,6 +666,7 @@ def interrupted():
     version=st.sampled_from([(1, 0), (2, 0)]),
     change=st.none() | st.tuples(st.integers(0, 127), st.integers(0, 255)),
 )
+@example(dtype="<f4", shape=[], order="C", version=(1, 0), change=(26, ord("b")))  # b'fortran_order'
 @settings(max_examples=300, deadline=None)
 def test_headers_are_read_as_numpy_reads_them(dtype, shape, order, version, change):
     """What is read at a glance, too; wherever in a file it begins, and where a byte of it is another."""

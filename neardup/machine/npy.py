@@ -23,7 +23,8 @@ _HEADER = re.compile(  # of most files that numpy or `files.write_npy` writes: n
     rb"'shape': \((0|[1-9]\d{0,14}),(?: (0|[1-9]\d{0,14}))?\), \} *\n"
 )
 _HEADER_BYTES = 128  # of one that it knows
-UNREADABLE = ValueError, EOFError, SyntaxError, TokenError, MemoryError, RecursionError, OverflowError  # bad headers
+# what numpy raises of bad headers; a TypeError of a name that isn't text, which it would sort among those that are
+UNREADABLE = ValueError, TypeError, EOFError, SyntaxError, TokenError, MemoryError, RecursionError, OverflowError
 
 
 class Header(NamedTuple):
