@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 import tracemalloc
 from contextlib import contextmanager, nullcontext
 from functools import lru_cache
@@ -152,6 +153,13 @@ def command(script, *arguments, cwd=None, **environment):
         timeout=120,
         check=False,
     )
+
+
+def until(met, running):
+    """Wait until met() is true, while a process runs that is to bring it about."""
+    while not met():
+        assert running.poll() is None, "it ended before"
+        time.sleep(0.01)
 
 
 def found_pairs(work_dir):

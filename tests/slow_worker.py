@@ -1,6 +1,6 @@
 """For `dask worker --preload`: each task takes NEARDUP_TEST_DELAY seconds more; below 0, its disk is full.
 
-Each also takes as long as the file NEARDUP_TEST_WHILE is there, where that is set.
+Each also takes as long as the file NEARDUP_TEST_WHILE is there, where that is set, at most a minute.
 """
 
 import errno
@@ -19,8 +19,14 @@ def dask_setup(_worker):
         if delay < 0:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         time.sleep(delay)
-        while (path := os.environ.get("NEARDUP_TEST_WHILE")) and Path(path).exists():
-            time.sleep(0.05)
+        wait_while(os.environ.get("NEARDUP_TEST_WHILE"))
         return limited(*arguments)
 
     engine.limited = slowly
+
+
+def wait_while(path):
+    """Wait for a file to go."""
+    end = time.monotonic() + 60
+    while path and Path(path).exists() and time.monotonic() < end:
+        time.sleep(0.05)

@@ -6,12 +6,11 @@ import shlex
 import shutil
 import subprocess
 import sys
-import time
 from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from conftest import NOTES, SCRIPTS, command, work_before
+from conftest import NOTES, SCRIPTS, command, until, work_before
 from distributed import Client
 from distributed.utils import open_port
 from workers import (
@@ -37,6 +36,7 @@ from workers import (
 from config import ROOT
 from neardup import NeardupError
 from neardup.machine import engine
+from neardup.machine.checksums import digest_of_bytes
 from neardup.machine.workers import environment
 
 
@@ -122,6 +122,16 @@ def test_processes_of_this_machine(whole, tmp_path):
     same(whole, work, NAMES[:4])
 
 
+WAITS = "waiting for tasks of an earlier script in this work folder\n"
+
+
+def first_line_of(running):
+    """What it says first, beside the dashboard's address."""
+    while (line := running.stderr.readline()).startswith("dashboard: http://"):
+        pass
+    return line
+
+
 def test_tasks_of_a_script_that_was_killed_are_waited_for(whole, tmp_path):
     """They write where those of the next one do, of other settings."""
     work, port, slow = work_before(NAMES[1], whole, tmp_path / "work"), open_port(), tmp_path / "slow"
@@ -130,16 +140,32 @@ def test_tasks_of_a_script_that_was_killed_are_waited_for(whole, tmp_path):
     with scheduler(port), slow_worker(port, 0, NEARDUP_TEST_WHILE=str(slow)):
         killed = begin_anywhere(SCRIPTS[1], whole / "data", work, port, NEARDUP_SKETCH_DIMS="5")
         with Client(f"tcp://127.0.0.1:{port}") as client:
-            while not (begun.exists() and any(client.processing().values())):
-                time.sleep(0.05)
+            until(lambda: begun.exists() and "wait_while" in str(client.call_stack()), killed)
         killed.kill()
         killed.communicate()
         running = begin(SCRIPTS[1], whole, work, port)
-        while (line := running.stderr.readline()).startswith("dashboard: http://"):
-            pass
+        line = first_line_of(running)
         slow.unlink()
         status, _, lines = ended(running)
-    assert line == "waiting for tasks of an earlier script in this work folder\n"
+    assert line == WAITS
+    assert (status, lines) == (0, [])
+    same(whole, work, NAMES[:2])
+
+
+def test_tasks_that_have_not_begun_are_waited_for(whole, tmp_path):
+    """The scheduler hasn't noticed that their script ended, as where its host went: it would begin them."""
+    work, port, slow = work_before(NAMES[1], whole, tmp_path / "work"), open_port(), tmp_path / "slow"
+    slow.touch()
+    with scheduler(port), slow_worker(port, 0), Client(f"tcp://127.0.0.1:{port}") as client:
+        mark = digest_of_bytes(os.fsencode(work))[:16]
+        other = client.submit(os.system, f"timeout 60 sh -c 'while [ -e {slow} ]; do sleep 0.1; done'")
+        behind = client.submit(pow, 2, 3, key=f"02 project-000000-{mark}")
+        running = begin(SCRIPTS[1], whole, work, port)
+        line = first_line_of(running)
+        slow.unlink()
+        status, _, lines = ended(running)
+        assert (other.result(), behind.result()) == (0, 8)
+    assert line == WAITS
     assert (status, lines) == (0, [])
     same(whole, work, NAMES[:2])
 

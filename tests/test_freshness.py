@@ -26,6 +26,7 @@ from conftest import (
     run_stages,
     settings_of,
     tree_bytes,
+    until,
 )
 
 import faiss_01_pca_variance
@@ -307,8 +308,7 @@ def test_a_second_run_on_one_folder_leaves(copy, tmp_path):
     options = ["--data-dir", copy / "data", "--work-dir", copy / "work"]
     first = subprocess.Popen([sys.executable, ROOT / SCRIPTS[0], *map(str, options)], stderr=subprocess.DEVNULL)
     try:
-        while not (copy / "work" / ".lock.json").exists():
-            time.sleep(0.01)
+        until((copy / "work" / ".lock.json").exists, first)
         before = tree_bytes(copy / "work")
         second = command(SCRIPTS[4], *options)
         assert second.returncode == 1
@@ -345,8 +345,7 @@ def test_a_signal_ends_a_script_soon(copy, stage, number, status):
     process = subprocess.Popen(
         [sys.executable, "-c", run, *map(str, options)], stderr=subprocess.PIPE, text=True, cwd=ROOT
     )
-    while not (copy / "work" / f".{NAMES[stage]}.partial" / file).exists():
-        time.sleep(0.01)
+    until((copy / "work" / f".{NAMES[stage]}.partial" / file).exists, process)
     time.sleep(1)
     started = time.monotonic()
     process.send_signal(number)

@@ -94,13 +94,19 @@ class Workers:
         of_folders: what is in their names, one of these. Raises NeardupError where they go on for long.
         """
         deadline, told = time.monotonic() + _WAIT_S, False
-        while busy := [w for w, found in self.client.run(running, of_folders, on_error="ignore").items() if found]:
+        while busy := self._busy(of_folders):
             if time.monotonic() > deadline:
                 raise NeardupError(f"worker {busy[0]} still runs a task of an earlier script: end that worker")
             if not told:
                 notice("waiting for tasks of an earlier script in this work folder")
             told = True
             time.sleep(_LOOK_S)
+
+    def _busy(self, of_folders):
+        """Workers with such tasks: first those they were handed, by a script whose end the scheduler hasn't noticed."""
+        handed = {worker: _of(of_folders, keys) for worker, keys in self.client.processing().items()}
+        begun = self.client.run(running, of_folders, on_error="ignore")
+        return [worker for worker, found in (*handed.items(), *begun.items()) if found]
 
     def compute(self, values, bar):
         """Results of Dask values, in order. bar: keywords of the progress bar.
@@ -155,8 +161,12 @@ def _first_failed(futures, bar):
 
 def running(of_folders, dask_worker):
     """Names of the tasks that a worker runs, of those that write to some folders, whether or not they are wanted."""
-    names = [str(task.key) for task in dask_worker.state.all_running_tasks]
-    return [name for name in names if any(of in name for of in of_folders)]
+    return _of(of_folders, (task.key for task in dask_worker.state.all_running_tasks))
+
+
+def _of(of_folders, keys):
+    """Names of tasks that write to some folders, among these."""
+    return [str(key) for key in keys if any(of in str(key) for of in of_folders)]
 
 
 @contextmanager
