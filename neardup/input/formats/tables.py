@@ -92,13 +92,14 @@ def write_kept(path, target, keep):
 
 def _kept_blocks(path, keep):
     """Yield lists of record batches of the rows to keep, all of a list together about a block."""
-    found, start = [], 0
+    found, held, start = [], 0, 0
     for batch in batches(path, None, _ROWS):
         found.append(_filtered(batch, pa.array(keep[start : start + len(batch)])))
+        held += found[-1].nbytes
         start += len(batch)
-        if sum(b.nbytes for b in found) >= formats.BLOCK_BYTES:
+        if held >= formats.BLOCK_BYTES:
             yield found
-            found = []
+            found, held = [], 0
     if any(map(len, found)):
         yield found
 
