@@ -51,7 +51,10 @@ class FinishedRun:
         self.ids = IdTable.open(self.stages["01_pca_variance"].folder / "ids.arrow", here_and_there=True)
 
     def rows_of(self, names):
-        """The rows of these ids, in their order, [(id, row)]. Raises NeardupError where an id has none to compare."""
+        """The rows of these ids, in their order, [(id, row)]; of one that is there twice, twice.
+
+        Raises NeardupError where an id has none to compare.
+        """
         known = [name for name in names if not has_surrogate(name)]  # half a character is in no id
         wanted, found, start = pa.array(known, pa.large_string()), [], 0
         self.stages["01_pca_variance"].path("ids.arrow")  # hashes it: all of it is read
@@ -69,8 +72,10 @@ class FinishedRun:
         left_out = set(names) - {name for name, _ in found}
         if left_out:
             raise NeardupError(f"the row of id {sorted(left_out)[0]!r} was left out of the run: rejected.csv says why")
-        place = {name: number for number, name in enumerate(names)}
-        return sorted(found, key=lambda both: place[both[0]])
+        rows_of = {}
+        for name, row in found:
+            rows_of.setdefault(name, []).append(row)
+        return [(name, row) for name in names for row in rows_of[name]]
 
     def matches(self, vectors, lowest=None):
         """The rows near each of some vectors: [(rows (r,) int64, similarities (r,))].

@@ -322,6 +322,8 @@ def test_rows_of_the_run(finished):
     assert {match["id"] for match in found["matches"]} == {names[b] for a, b in near if a == row and b != row}
     assert len(found["groups"]) == 1
     assert found["groups"][0].startswith("merged-cluster_")
+    run = FinishedRun(config)
+    assert run.rows_of([names[5], names[row], names[5]]) == [(names[n], n) for n in (5, row, 5)]
     done = subprocess.run(
         [*asked[:4], "nobody", *asked[5:]], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
     )

@@ -564,6 +564,12 @@ UNREAD = {  # what might be ids, and what is said of it
         {"meta_parquet": {"id": NAMES}},
         "meta.parquet has as many as there are rows, but is not named p.parquet",
     ),
+    "JSON": ({"p_json": json.dumps(NAMES)}, "p.json has as many as there are rows, but is not named p.txt"),
+    "JSON lines": (
+        {"ids_jsonl": "\n".join(map(json.dumps, NAMES))},
+        "ids.jsonl has as many as there are rows, but is not named p.txt",
+    ),
+    "JSON of something else": ({"p_json": json.dumps(dict.fromkeys(NAMES[:18]), indent=1)}, None),
     "missing": ({"p_parquet": {"id": [*NAMES[:19], None]}}, "column 'id' of p.parquet lacks some values"),
     "floats": ({"p_arrow": {"uid": np.arange(20.0)}}, "column 'uid' of p.arrow holds double"),
     "bytes": ({"p_arrow": {"uid": BYTES}}, "column 'uid' of p.arrow is not UTF-8"),

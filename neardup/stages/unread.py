@@ -23,6 +23,7 @@ from neardup.stages.runs import our_folders, reading_of
 
 _OPENED = 16  # files at most that are asked whether they hold vectors, or ids
 _READ_BYTES = 1 << 24  # of a text that is asked whether it holds ids, at most
+_JSON = ".json", ".jsonl"  # of texts that are never read
 
 
 def tell_of_unread(config, shards):
@@ -103,25 +104,32 @@ def _unused_column(shards):
 
 def _lone_ids(shards):
     """A file beside the shards with a line for each row, but no shard's name, in words; None where there is none."""
-    folder, n_rows = shards[0].path.parent, total_rows(shards)
+    folder, rows_of = shards[0].path.parent, {s.path.stem: s.rows for s in shards}
     names = {PurePath(path.name) for path in folder.iterdir()}
-    known = {n.stem for n in names if n.suffix in MODULES and n.suffix not in SUFFIXES} | {s.path.stem for s in shards}
-    lone = sorted(n for n in names if n.suffix in (".txt", *SUFFIXES) and n.stem not in known)
-    found = next((n for n in lone[:_OPENED] if _count(folder / n) == n_rows), None)
-    wanted = f"{shards[0].path.stem}{found.suffix}" if found and len(shards) == 1 else "as the shards are"
-    return found and f"{found} has as many as there are rows, but is not named {wanted}"
+    known = {n.stem for n in names if n.suffix in MODULES and n.suffix not in SUFFIXES} | {*rows_of}
+    lone = sorted(n for n in names if n.suffix in _JSON or (n.suffix in (".txt", *SUFFIXES) and n.stem not in known))
+    n_rows = total_rows(shards)
+    found = next((n for n in lone[:_OPENED] if _count(folder / n) == rows_of.get(n.stem, n_rows)), None)
+    if found is None:
+        return None
+    suffix = ".txt" if found.suffix in _JSON else found.suffix
+    stem = found.stem if found.stem in rows_of else shards[0].path.stem
+    wanted = f"{stem}{suffix}" if len(shards) == 1 or found.stem in rows_of else "as the shards are"
+    return f"{found} has as many as there are rows, but is not named {wanted}"
 
 
 def _count(path):
-    """How many rows a table has, how many strings a JSON list, or lines a text; 0 where it can't be told quickly."""
+    """How many rows a table has, how many values a JSON list, or lines a text; 0 where it can't be told quickly."""
     try:
-        if path.suffix not in (".txt", ".csv"):
+        if path.suffix not in (".txt", ".csv", *_JSON):
             return schema_and_rows(path)[1]
         if path.stat().st_size > _READ_BYTES:
             return 0
         text = path.read_bytes()
         if text.lstrip().startswith(b"["):
             return len(json.loads(text))
-        return text.removesuffix(b"\n").count(b"\n") + (path.suffix == ".txt")
+        if path.suffix == ".json":
+            return 0
+        return text.removesuffix(b"\n").count(b"\n") + (path.suffix != ".csv")
     except (NeardupError, OSError, ValueError, RecursionError):
         return 0
