@@ -305,6 +305,7 @@ def test_many_rejected_rows_take_little_memory(tmp_path):
     rows = np.zeros((60_000, 2), np.float32)
     rows[::3] = np.nan
     rows[1::5] = 1
+    stage_1(tmp_path / "before", rows[:9], bad_rows="skip")  # imports what it does
     tracemalloc.start()
     try:
         folder = stage_1(tmp_path, rows, cuts=[25_000], bad_rows="skip")

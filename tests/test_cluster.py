@@ -4,7 +4,6 @@ import os
 import re
 import shlex
 import shutil
-import subprocess
 import sys
 from contextlib import ExitStack
 from pathlib import Path
@@ -28,6 +27,7 @@ from workers import (
     same,
     scheduler,
     slow_worker,
+    started,
     two_networks,
     whole,
     worker,
@@ -58,10 +58,7 @@ def test_the_commands_for_two_hosts(whole, tmp_path):
         for line in starts:
             stack.enter_context(process(*shlex.split(line.replace("$PWD", str(ROOT)))))
         environment = {**os.environ, **settings, **folders}
-        running = subprocess.Popen(
-            ["bash", "-c", loop], env=environment, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        )
-        status, out, lines = ended(running)
+        status, out, lines = ended(started(["bash", "-c", loop], env=environment, cwd=ROOT))
     assert (status, lines) == (0, [])
     assert "0 missed, 0 false" in out
     same(whole, tmp_path / "work")
@@ -153,20 +150,26 @@ def test_tasks_of_a_script_that_was_killed_are_waited_for(whole, tmp_path):
 
 
 def test_tasks_that_have_not_begun_are_waited_for(whole, tmp_path):
-    """The scheduler hasn't noticed that their script ended, as where its host went: it would begin them."""
+    """The scheduler hasn't noticed that their script ended, as where its host went: it would begin them.
+
+    Those of another folder take all that it hands to a worker at a time.
+    """
     work, port, slow = work_before(NAMES[1], whole, tmp_path / "work"), open_port(), tmp_path / "slow"
     slow.touch()
+    until_gone, log = f"timeout 60 sh -c 'while [ -e {slow} ]; do sleep 0.1; done'", tmp_path / "log"
     with scheduler(port), slow_worker(port, 0), Client(f"tcp://127.0.0.1:{port}") as client:
         mark = digest_of_bytes(os.fsencode(work))[:16]
-        other = client.submit(os.system, f"timeout 60 sh -c 'while [ -e {slow} ]; do sleep 0.1; done'")
-        behind = client.submit(pow, 2, 3, key=f"02 project-000000-{mark}")
+        others = client.map(os.system, [until_gone] * 2, key=[f"02 project-{i:06}-other" for i in range(2)])
+        says = [f"ls -a {work} >> {log}"] * 8
+        theirs = client.map(os.system, says, key=[f"02 project-{i:06}-{mark}" for i in range(8)])
         running = begin(SCRIPTS[1], whole, work, port)
         line = first_line_of(running)
         slow.unlink()
         status, _, lines = ended(running)
-        assert (other.result(), behind.result()) == (0, 8)
+        assert client.gather([*others, *theirs]) == [0] * 10
     assert line == WAITS
     assert (status, lines) == (0, [])
+    assert NAMES[1] not in log.read_text()
     same(whole, work, NAMES[:2])
 
 

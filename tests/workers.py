@@ -103,7 +103,13 @@ def begin_anywhere(script, data, work, port, host="127.0.0.1", within=(), **envi
     address = ["--scheduler", f"tcp://{host}:{port}"]
     arguments = [*within, sys.executable, ROOT / script, "--data-dir", data, "--work-dir", work, *OPTIONS, *address]
     environment = {**os.environ, **environment}
-    return subprocess.Popen(arguments, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return started(arguments, env=environment)
+
+
+def started(command, **options):
+    """A process that leads a session, for `ended`."""
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    return subprocess.Popen(command, **pipes, text=True, start_new_session=True, **options)
 
 
 @pytest.fixture(scope="module")
@@ -148,9 +154,14 @@ def hosts(tmp_path, *names):
     return [{"TMPDIR": str(tmp_path / name)} for name in names]
 
 
-def ended(running, timeout=100):
-    """Its exit status, output and errors, of which the dashboard's address is left out."""
-    out, error = running.communicate(timeout=timeout)
+def ended(running, timeout=300):
+    """Its exit status, output and errors, of which the dashboard's address is left out. running: leads its session."""
+    try:
+        out, error = running.communicate(timeout=timeout)
+    except subprocess.TimeoutExpired:
+        os.killpg(running.pid, signal.SIGKILL)
+        running.communicate()
+        raise
     lines = [line for line in error.splitlines() if not line.startswith("dashboard: http://")]
     return running.returncode, out, lines
 

@@ -71,21 +71,25 @@ class Workers:
 
     def _check_workers(self):
         """How many there are. Raises NeardupError where one has other packages, sources or several threads."""
+        none = f"the Dask scheduler at {self.name} has no workers: start some"
         try:
             self.client.wait_for_workers(1, timeout=_WAIT_S if self._own else 60)
         except TimeoutError as error:
-            raise NeardupError(f"the Dask scheduler at {self.name} has no workers: start some") from error
+            raise NeardupError(none) from error
         self.environment = environment()
-        for worker, theirs in self.client.run(environment, on_error="return").items():
+        found, threads = self.client.run(environment, on_error="return"), self.client.nthreads()
+        for worker in found.keys() & threads.keys():  # the others have gone meanwhile
+            theirs = found[worker]
             if not isinstance(theirs, dict):
                 raise NeardupError(f"worker {worker} can't import these scripts ({theirs}): set its PYTHONPATH to them")
             check_environment(self.environment, theirs, worker)
-        threads = self.client.nthreads()
         several = [worker for worker, count in threads.items() if count > 1]
         if several:
             raise NeardupError(
                 f"worker {several[0]} has {threads[several[0]]} threads: start workers with --nthreads 1"
             )
+        if not threads:
+            raise NeardupError(none)
         return len(threads)
 
     def _wait_for_earlier(self, of_folders):
@@ -94,19 +98,21 @@ class Workers:
         of_folders: what is in their names, one of these. Raises NeardupError where they go on for long.
         """
         deadline, told = time.monotonic() + _WAIT_S, False
-        while busy := self._busy(of_folders):
+        while left := self._left_of_earlier(of_folders):
             if time.monotonic() > deadline:
-                raise NeardupError(f"worker {busy[0]} still runs a task of an earlier script: end that worker")
+                raise NeardupError(f"{left[0]} of an earlier script: end it, then start again")
             if not told:
                 notice("waiting for tasks of an earlier script in this work folder")
             told = True
             time.sleep(_LOOK_S)
 
-    def _busy(self, of_folders):
-        """Workers with such tasks: first those they were handed, by a script whose end the scheduler hasn't noticed."""
-        handed = {worker: _of(of_folders, keys) for worker, keys in self.client.processing().items()}
+    def _left_of_earlier(self, of_folders):
+        """What is left of it, in words: running tasks, or some that the scheduler, which hasn't noticed, will begin."""
+        places = self.client.who_has()  # of each task of the scheduler's; none of one that isn't done
+        handed = _of(of_folders, (key for key, workers in places.items() if not workers))
         begun = self.client.run(running, of_folders, on_error="ignore")
-        return [worker for worker, found in (*handed.items(), *begun.items()) if found]
+        left = [f"worker {worker} still runs a task" for worker, names in begun.items() if names]
+        return left or [f"the scheduler at {self.name} still has task {name!r}" for name in handed]
 
     def compute(self, values, bar):
         """Results of Dask values, in order. bar: keywords of the progress bar.

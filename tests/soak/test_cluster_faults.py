@@ -9,6 +9,7 @@ from contextlib import ExitStack
 
 import pytest
 from conftest import SCRIPTS, work_before
+from distributed import Client
 from distributed.utils import open_port
 from workers import (
     NAMES,
@@ -85,6 +86,18 @@ def test_a_worker(whole, tmp_path, name, how):
         status, _, lines = ended(running)
         assert (status, lines) == (0, [])
     same(whole, work, NAMES[: NAMES.index(name) + 1])
+
+
+def test_a_worker_that_hangs_when_a_script_begins(whole, tmp_path):
+    """It is given up, too, and the others do."""
+    port = open_port()
+    with scheduler(port), worker(port) as hangs, worker(port):
+        with Client(f"tcp://127.0.0.1:{port}") as client:
+            client.wait_for_workers(2)
+        hangs.send_signal(signal.SIGSTOP)
+        status, _, lines = ended(begin(SCRIPTS[0], whole, tmp_path, port))
+        assert (status, lines) == (0, [])
+    same(whole, tmp_path, NAMES[:1])
 
 
 @pytest.mark.filterwarnings("ignore")
