@@ -7,6 +7,8 @@ from neardup.machine.threads import scratch
 
 _NOISE = 2.0**-20, 2.0**-44  # variance that rounding makes, of the largest in the products, of 1 in the unit rows
 
+_MANY = 2048  # columns at which LAPACK's threads, which wait for each other at each, pay: others may use the cores, too
+
 
 class Moments:
     """Sums of unit rows less an origin, and of their products, in float64: of `block_rows` rows at a time in float32.
@@ -51,7 +53,8 @@ def spectrum(covariance):
 
     The variance is 0 where it is no more than rounding makes.
     """
-    variances, vectors = engine.run_here(np.linalg.eigh, covariance, label="01 spectrum")
+    in_one = len(covariance) < _MANY
+    variances, vectors = engine.run_here(np.linalg.eigh, covariance, label="01 spectrum", in_one=in_one)
     variances = variances[::-1]
     return np.where(variances > max(_NOISE[0] * variances[0], _NOISE[1]), variances, 0), vectors.T[::-1]
 
