@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from types import SimpleNamespace
 
 import h5py
@@ -314,7 +315,7 @@ def test_rows_of_the_run(finished):
     config, rows, _ = finished
     names = read_ids(config.work_dir)
     near, _ = cross_pairs(rows, rows, 0.9)
-    row = max(range(len(rows)), key=lambda row: sum(a == row for a, _ in near))
+    [(row, _)] = Counter(a for a, _ in near).most_common(1)
     options = [f"--{name.replace('_', '-')}={getattr(config, name)}" for name in ("data_dir", "work_dir", *SETTINGS)]
     asked = [sys.executable, "-m", "neardup.query", "--ids", names[row], "--json", *options]
     done = subprocess.run(asked, cwd=ROOT, capture_output=True, text=True, timeout=60, check=True)
