@@ -29,7 +29,7 @@ import faiss_04_neighbor_search
 from config import ROOT, Config
 from neardup import NeardupError
 from neardup.search import audit, candidates, couples, geometry, levels, opened
-from neardup.search.audit import audit_block, audit_tasks, drawn
+from neardup.search.audit import audit_block, audit_tasks, best_axes, drawn, principal_axes
 from neardup.search.couples import Visitors
 from neardup.search.pairs import PAIR, unpack
 from neardup.words import disk_size, in_words
@@ -442,8 +442,8 @@ def test_similarities_have_15_decimals():
 
 
 @pytest.mark.parametrize("dense", [False, True])
-@pytest.mark.parametrize("stride", [1, 4])
-def test_the_audit_decides_what_float32_cannot(monkeypatch, stride, dense):
+@pytest.mark.parametrize("n_axes", [None, 1, 8])
+def test_the_audit_decides_what_float32_cannot(monkeypatch, n_axes, dense):
     """By the similarities of the rows as stored; of rows that aren't rejected, and none with itself."""
     monkeypatch.setattr(audit, "_DENSE", 10**9 if dense else 0)
     monkeypatch.setattr(audit, "_DENSE_AT_ONCE", 30)
@@ -458,7 +458,10 @@ def test_the_audit_decides_what_float32_cannot(monkeypatch, stride, dense):
     audited, counted = np.arange(0, 200, 3), rng.random(200) < 0.7
     audited = audited[counted[audited]]
     stored = SimpleNamespace(dim=24, read=lambda start, stop: rows[start:stop])
-    sample = audited, rows[audited], geometry.unit_rows32(rows[audited])[0], stride
+    unit32 = geometry.unit_rows32(rows[audited])[0]
+    axes = None if n_axes is None else principal_axes(unit32, n_axes).astype(np.float32)
+    along = None if axes is None else geometry.split(unit32, np.ones(len(unit32), np.float32), axes)
+    sample = audited, rows[audited], unit32, axes, along
     packed = audit_block(stored, counted, 50, 190, sample=sample, threshold=threshold)
     found = sorted(zip(*(ends.tolist() for ends in unpack(packed)), strict=True))
     both = [(a, b) for a in audited.tolist() for b in range(50, 190) if a != b and counted[b]]
@@ -467,6 +470,34 @@ def test_the_audit_decides_what_float32_cannot(monkeypatch, stride, dense):
     expected = sorted((min(pair), max(pair)) for pair, is_near in zip(both, near.tolist(), strict=True) if is_near)
     assert found == expected
     assert 10 < len(found) < np.count_nonzero(geometry.similarities(rows[::2], rows[1::2]) >= threshold)
+
+
+@pytest.mark.parametrize(("n", "dim", "n_axes"), [(40, 3, 1), (300, 40, 7), (300, 40, 40), (100, 3000, 64)])
+def test_no_cosine_is_above_what_some_axes_allow(n, dim, n_axes):
+    """Of rows of any length, with a common part; the bound is close where the axes leave little out."""
+    rng = np.random.default_rng(0)
+    rows = ((rng.normal(size=(n, dim)) * 0.9 ** np.arange(dim) + 0.3) * rng.uniform(0.1, 9, (n, 1))).astype(np.float32)
+    rows[1::2] = rows[::2] + (rng.normal(size=(n // 2, dim)) * 10.0 ** rng.uniform(-9, 0, (n // 2, 1)))
+    values, scales, _ = geometry.scaled_rows32(rows)
+    axes = principal_axes(values * scales[:, None], n_axes).astype(np.float32)
+    assert axes.shape == (dim, n_axes)
+    along = geometry.split(values, scales, axes)
+    cosines, error = unit(rows.astype(np.float64)), geometry.split_error(dim, n_axes)
+    above = (along @ along.T).astype(np.float64) + error - cosines @ cosines.T
+    assert above.min() >= 0
+    if n_axes == dim:
+        assert above.max() < 5 * error
+
+
+def test_the_axes_that_rows_are_compared_along_are_few_where_those_tell_rows_apart():
+    rng = np.random.default_rng(0)
+    steep, flat = rng.normal(size=(1000, 256)) * 0.8 ** np.arange(256), rng.normal(size=(1000, 256))
+    some = {name: geometry.unit_rows32(rows)[0] for name, rows in (("steep", steep), ("flat", flat))}
+    assert best_axes(some["steep"], 0.98).shape[1] <= 16
+    assert best_axes(some["flat"], 0.9).shape[1] > 32
+    assert best_axes(some["flat"], 0.1) is None
+    assert best_axes(some["flat"][:9, :2], 0.9) is None
+    assert best_axes(np.ones((1000, 16), np.float32) / 4, 0.9) is None
 
 
 def test_the_audit_notices_rows_that_are_not_joined(small, tmp_path, monkeypatch):

@@ -19,7 +19,7 @@ _BLOCK_ROWS = 2048  # compared with the audited rows at a time, at most
 _PAIRS_AT_ONCE = 256  # decided together
 _DENSE = 16  # comparisons for each that is open, from which on all are made as one product
 _DENSE_AT_ONCE = 1 << 16  # decided together then
-_STRIDES = 16, 12, 8, 6, 4, 3, 2, 1  # of the coordinates that are compared first
+_AXES = (8, 16, 24, 32, 48, 64), (96, 128, 192, 256)  # that rows may be compared along first, the others if need be
 _READ_PAIRS = 1 << 20  # true pairs that are looked up together
 _COMPARED = 512  # audited rows, with each other, to choose those
 _GATHERED = 70  # how much longer a coordinate takes where rows are compared one by one, not as matrices
@@ -54,7 +54,9 @@ def audit_tasks(stage, rows, audited, counted, config):
         )
     stored = rows.gather(audited)
     unit = geometry.unit_rows32(stored)[0]
-    sample = audited, stored, unit, best_stride(unit, config.search_threshold)
+    axes = best_axes(unit, config.search_threshold) if len(unit) else None
+    along = None if axes is None else geometry.split(unit, np.ones(len(unit), np.float32), axes)
+    sample = audited, stored, unit, axes, along
     bytes_per_row = 8 * rows.dim + 5 * len(audited)
     block_rows = budget.block_rows(stage.memory, config.n_workers, bytes_per_row, _BLOCK_ROWS)
     how = {"sample": sample, "threshold": config.search_threshold, "block_rows": block_rows}
@@ -165,20 +167,45 @@ def _touching(blocks, chosen, compared):
         yield block.compress((chosen[a] & compared[b]) | (chosen[b] & compared[a]))
 
 
-def best_stride(unit, threshold):
-    """Every how many coordinates to compare first, by how many comparisons of some audited rows that leaves open.
+def best_axes(unit, threshold):
+    """Axes to compare rows along first, (d, m) float32, or None where all coordinates cost less.
 
-    unit: (s, d) float32 rows of unit length. Memory: 1 MB.
+    By how many comparisons of some audited rows they leave open; they are the principal ones of others.
+    unit: (s, d) float32 rows of unit length. Memory: 3 MB, and 24 m d bytes.
     """
-    unit = unit[:: -(-len(unit) // _COMPARED) or 1]
-    error, ones = geometry.cosine_error(unit.shape[1]), np.ones(len(unit), np.float32)
+    some, others = (unit[first :: 2 * (-(-len(unit) // (2 * _COMPARED)) or 1)] for first in (1, 0))
+    ones, best, least = np.ones(len(some), np.float32), None, unit.shape[1]
+    for counts in _AXES:
+        axes = principal_axes(others, max(counts)).astype(np.float32)
+        for count in (c for c in counts if c <= axes.shape[1]):
+            along = geometry.split(some, ones, axes[:, :count])
+            near = np.count_nonzero(along @ along.T >= lowest_product(threshold, len(axes), count)) - len(some)
+            cost = count * (1 + len(axes) / max(1, len(unit))) + _GATHERED * len(axes) * near / max(1, len(some) ** 2)
+            if cost < least:
+                best, least = np.asfortranarray(axes[:, :count]), cost
+        if best is not None and best.shape[1] < max(counts):
+            break
+    return best
 
-    def cost(stride):
-        some = first_coordinates(unit, ones, stride, error)
-        left_open = np.count_nonzero(some @ some.T >= np.float32(threshold - error)) - len(unit)
-        return some.shape[1] + _GATHERED * unit.shape[1] * left_open / max(1, len(unit) ** 2)
 
-    return min(_STRIDES, key=cost)
+def principal_axes(rows, count):
+    """Those along which rows are longest, nearly: (d, m) float64, orthonormal columns, m = min(count, n, d).
+
+    rows: (n, d) float32. By Halko, Martinsson and Tropp, Finding structure with randomness (2011), algorithm 4.4 with
+    one step; any orthonormal axes would do.
+    """
+    rng, count = np.random.default_rng(0), min(count, *rows.shape)
+    mixed = rows.T @ rng.standard_normal((len(rows), count), np.float32)
+    basis = np.linalg.qr((rows.T @ (rows @ mixed)).astype(np.float64))[0]
+    along = rows @ basis.astype(np.float32)
+    axes = basis @ np.linalg.eigh((along.T @ along).astype(np.float64))[1][:, ::-1]
+    assert np.linalg.norm(axes.T @ axes - np.eye(count)) < 2.0**-30, "the bound of what is left out rests on this"
+    return axes
+
+
+def lowest_product(threshold, dim, n_axes):
+    """The least product of two rows of `geometry.split` that may be of a pair."""
+    return np.float32(threshold - geometry.split_error(dim, n_axes) - geometry.similarity_error(dim))
 
 
 def audit_pieces(stage, rows, counted, number, some, *, sample, threshold, block_rows):
@@ -194,23 +221,26 @@ def audit_pieces(stage, rows, counted, number, some, *, sample, threshold, block
 def audit_block(rows, counted, start, stop, *, sample, threshold):
     """True pairs of the audited rows with those of a block that are counted, packed.
 
-    sample: their numbers (s,), the rows as stored (s, d), of unit length (s, d) float32, and a stride. No cosine is
-    above what some of the coordinates give and the lengths of the rest allow (Cauchy-Schwarz), which decides nearly
-    all.
+    sample: their numbers (s,), the rows as stored (s, d), of unit length (s, d) float32, `best_axes`, and the `split`
+    along these, of which no product is much less than a cosine, which decides nearly all.
     """
-    audited, stored, unit, stride = sample
+    audited, stored, unit, axes, along = sample
     block = rows.read(start, stop)
     (values, scales, _), error = geometry.scaled_rows32(block), geometry.cosine_error(rows.dim)
-    ones = np.ones(len(unit), np.float32)
     most = scratch((len(block), len(unit)))
-    left, right = (first_coordinates(v, s, stride, error) for v, s in ((values, scales), (unit, ones)))
-    np.matmul(left, right.T, out=most)
-    near = np.flatnonzero(most.ravel() >= np.float32(threshold - error))
+    if axes is None:
+        lowest = np.float32(threshold - error)
+        np.matmul(values, unit.T, out=most)
+        most *= scales[:, None]
+    else:
+        lowest = lowest_product(threshold, *axes.shape)
+        np.matmul(geometry.split(values, scales, axes), along.T, out=most)
+    near = np.flatnonzero(most.ravel() >= lowest)
     at, of = np.divmod(near, len(audited))
     keep = (start + at != audited[of]) & counted[start + at]
     at, of = at[keep], of[keep]
-    all_cosines = None
-    if len(at) * _DENSE > most.size:
+    all_cosines = most if axes is None else None
+    if all_cosines is None and len(at) * _DENSE > most.size:
         all_cosines = np.matmul(values, unit.T, out=most)
         all_cosines *= scales[:, None]
     similar, at_once = np.zeros(len(at), dtype=bool), _PAIRS_AT_ONCE if all_cosines is None else _DENSE_AT_ONCE
@@ -225,13 +255,3 @@ def audit_block(rows, counted, start, stop, *, sample, threshold):
             found[some] = geometry.similarities(block[i[some]], stored[j[some]]) >= threshold
         similar[first : first + at_once] = found
     return pairs.pack(start + at[similar], audited[of[similar]])
-
-
-def first_coordinates(values, scales, stride, error):
-    """Some coordinates of rows of unit length, one in `stride`, and the length of the others, rounded up.
-
-    values, scales: of `geometry.scaled_rows32`. Returns (n, d / stride + 1) float32.
-    """
-    some = values[:, ::stride] * scales[:, None]
-    rest = np.maximum(1 - np.vecdot(some, some), 0) + np.float32(4 * error)
-    return np.column_stack([some, np.sqrt(rest)])

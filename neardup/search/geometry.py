@@ -220,6 +220,29 @@ def sketch_error(dim, n_coordinates, mean_length):
     return float(np.hypot(error, delta / (2 * _SHORTEST_TAIL) + 2 * UNIT32 * longest) * 1.001)
 
 
+def split(values, scales, axes):
+    """Coordinates of rows of unit length along some axes, and the greatest length of what those leave out.
+
+    values, scales: of `scaled_rows32`; axes: (d, m) float32, of orthonormal columns in float64. Returns (n, m + 1)
+    float32. By the inequality of Cauchy and Schwarz on what is left out, no cosine is more than the product of two such
+    rows and `split_error`.
+    """
+    along = values @ axes
+    along *= scales[:, None]
+    rest = np.maximum(1 - np.vecdot(along, along), 0) + np.float32(split_error(*axes.shape))
+    return np.column_stack([along, np.sqrt(rest)])
+
+
+def split_error(dim, n_axes):
+    """How much more a cosine can be than the product of two rows of `split`.
+
+    With e the `projection_error`, the squared length of what a row leaves out is off by 2 e (1 + e), and so is the
+    product, by as much and e^2; gamma_m+1, of rows no longer than 2 together, and a few u round either.
+    """
+    error = projection_error(dim, n_axes)
+    return (2.1 + 4 * error) * error + 2 * (n_axes + 16) * UNIT32
+
+
 def shorten(sketches, n_coordinates):
     """Sketches of fewer coordinates: those left out go into the tail. A contraction of a contraction.
 
