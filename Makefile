@@ -20,7 +20,7 @@ test: $(VENV)/dev  ## the quick tests
 	$(VENV)/bin/ruff format --check .
 	OPENBLAS_NUM_THREADS=1 OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 --dist worksteal -m "not long"
 
-soak: $(VENV)/dev  ## the long tests, up to 20 minutes: killed, starved, fed garbage
+soak: $(VENV)/dev  ## the long tests, 10 to 30 minutes: killed, starved, fed garbage
 	$(VENV)/bin/python -m pytest -n 2 --dist worksteal -rP --durations 12 -m long -o faulthandler_timeout=1800
 
 bench: $(VENV)/bench  ## the short benchmarks, under 10 minutes on 2 cores: JSON and plots in benchmarks/results/
