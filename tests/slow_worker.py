@@ -1,6 +1,6 @@
 """For `dask worker --preload`: each task takes NEARDUP_TEST_DELAY seconds more; below 0, its disk is full.
 
-Each also takes as long as the file NEARDUP_TEST_WHILE is there, where that is set, at most a minute.
+Each also takes as long as the file NEARDUP_TEST_WHILE is there, where that is set, at most five minutes.
 """
 
 import errno
@@ -27,6 +27,6 @@ def dask_setup(_worker):
 
 def wait_while(path):
     """Wait for a file to go."""
-    end = time.monotonic() + 60
+    end = time.monotonic() + 300
     while path and Path(path).exists() and time.monotonic() < end:
         time.sleep(0.05)

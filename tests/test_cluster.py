@@ -156,7 +156,7 @@ def test_tasks_that_have_not_begun_are_waited_for(whole, tmp_path):
     """
     work, port, slow = work_before(NAMES[1], whole, tmp_path / "work"), open_port(), tmp_path / "slow"
     slow.touch()
-    until_gone, log = f"timeout 60 sh -c 'while [ -e {slow} ]; do sleep 0.1; done'", tmp_path / "log"
+    until_gone, log = f"timeout 300 sh -c 'while [ -e {slow} ]; do sleep 0.1; done'", tmp_path / "log"
     with scheduler(port), slow_worker(port, 0), Client(f"tcp://127.0.0.1:{port}") as client:
         client.wait_for_workers(1)
         mark = digest_of_bytes(os.fsencode(work))[:16]
