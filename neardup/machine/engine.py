@@ -163,10 +163,10 @@ def _on_workers(tasks, label):
     ]
 
 
-def run_here(function, *arguments, label, in_one=False):
-    """function(*arguments) with all cores of this process: what libraries do in threads of their own; or in one."""
+def run_here(function, *arguments, label):
+    """function(*arguments) with all cores of this process: what libraries do in threads of their own."""
     with _timed(label, 1):
-        return _compute_here([(function, *arguments)], cores() if in_one else 1, label)[0]
+        return _compute_here([(function, *arguments)], 1, label)[0]
 
 
 def run_in_threads(function, arguments, n_workers, label):

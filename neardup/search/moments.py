@@ -6,7 +6,6 @@ from neardup.machine import engine
 from neardup.machine.threads import scratch
 
 _NOISE = 2.0**-20, 2.0**-44  # variance that rounding makes, of the largest in the products, of 1 in the unit rows
-
 _MANY = 2048  # columns at which LAPACK's threads, which wait for each other at each, pay: others may use the cores, too
 
 
@@ -53,8 +52,8 @@ def spectrum(covariance):
 
     The variance is 0 where it is no more than rounding makes.
     """
-    in_one = len(covariance) < _MANY
-    variances, vectors = engine.run_here(np.linalg.eigh, covariance, label="01 spectrum", in_one=in_one)
+    at_a_time = 1 if len(covariance) >= _MANY else None  # tasks, of which this is one: the cores are shared out to them
+    [(variances, vectors)] = engine.run_in_threads(np.linalg.eigh, [(covariance,)], at_a_time, "01 spectrum")
     variances = variances[::-1]
     return np.where(variances > max(_NOISE[0] * variances[0], _NOISE[1]), variances, 0), vectors.T[::-1]
 
