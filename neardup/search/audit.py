@@ -228,21 +228,22 @@ def audit_block(rows, counted, start, stop, *, sample, threshold):
     block = rows.read(start, stop)
     (values, scales, _), error = geometry.scaled_rows32(block), geometry.cosine_error(rows.dim)
     most = scratch((len(block), len(unit)))
-    if axes is None:
-        lowest = np.float32(threshold - error)
+
+    def cosines_of_all():
         np.matmul(values, unit.T, out=most)
-        most *= scales[:, None]
+        return np.multiply(most, scales[:, None], out=most)
+
+    if axes is None:
+        lowest, all_cosines = np.float32(threshold - error), cosines_of_all()
     else:
-        lowest = lowest_product(threshold, *axes.shape)
+        lowest, all_cosines = lowest_product(threshold, *axes.shape), None
         np.matmul(geometry.split(values, scales, axes), along.T, out=most)
     near = np.flatnonzero(most.ravel() >= lowest)
     at, of = np.divmod(near, len(audited))
     keep = (start + at != audited[of]) & counted[start + at]
     at, of = at[keep], of[keep]
-    all_cosines = most if axes is None else None
     if all_cosines is None and len(at) * _DENSE > most.size:
-        all_cosines = np.matmul(values, unit.T, out=most)
-        all_cosines *= scales[:, None]
+        all_cosines = cosines_of_all()
     similar, at_once = np.zeros(len(at), dtype=bool), _PAIRS_AT_ONCE if all_cosines is None else _DENSE_AT_ONCE
     for first in range(0, len(at), at_once):
         i, j = at[first : first + at_once], of[first : first + at_once]
