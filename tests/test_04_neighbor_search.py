@@ -525,7 +525,7 @@ def test_sizes_are_shown_in_the_unit_that_suits_them():
 
 
 def test_more_audited_rows_than_memory_holds_are_refused():
-    config = Config(_cli_parse_args=[], memory_limit="320MiB", threshold=0.9)
+    config = Config(memory_limit="320MiB", threshold=0.9)
     rows = SimpleNamespace(dim=20_000, dtype=np.dtype(np.float32))
     with pytest.raises(NeardupError, match=r"audit_rows = 1,000 take 153MiB.* set it to at most 524, or memory_limit"):
         audit_tasks(None, rows, np.arange(1000), None, config)

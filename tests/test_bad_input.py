@@ -766,8 +766,8 @@ def test_places_on_this_machine_are_paths_however_they_are_written(tmp_path, mon
         "a/~": Path("a/~"),
     }
     for given, expected in places.items():
-        found = Config(_cli_parse_args=[], data_dir=given, work_dir=given, against_dir=given)
+        found = Config(data_dir=given, work_dir=given, against_dir=given)
         assert (found.data_dir, found.work_dir, found.against_dir) == (expected, expected, expected)
     for given, expected in {"~/x.json": f"{tmp_path}/x.json", "~/{id}.png": f"{tmp_path}/{{id}}.png", "~": "~"}.items():
-        assert Config(_cli_parse_args=[], preview=given).preview == expected
-    assert Config(_cli_parse_args=[], work_dir="s3://bucket/~/x").work_dir == "s3://bucket/~/x"
+        assert Config(preview=given).preview == expected
+    assert Config(work_dir="s3://bucket/~/x").work_dir == "s3://bucket/~/x"

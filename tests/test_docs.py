@@ -78,8 +78,8 @@ def test_every_setting_has_a_line_of_explanation():
 
 def test_every_setting_has_its_variable(monkeypatch):
     for name in SETTINGS:
-        monkeypatch.setenv(f"NEARDUP_{name.upper()}", str(getattr(Config(_cli_parse_args=[]), name)))
-    assert Config(_cli_parse_args=[]).model_fields_set == SETTINGS
+        monkeypatch.setenv(f"NEARDUP_{name.upper()}", str(getattr(Config(), name)))
+    assert Config().model_fields_set == SETTINGS
 
 
 def test_readme_names_every_file_of_a_run(files):

@@ -1062,7 +1062,7 @@ def test_a_dry_run_counts_what_is_copied(tmp_path):
 
     def disk(name, **more):
         folders = {"data_dir": tmp_path / name, "work_dir": tmp_path / f"{name}-work"}
-        return plan(Config(_cli_parse_args=[], vectors="l14_img", **folders, **more))["disk_bytes"]
+        return plan(Config(vectors="l14_img", **folders, **more))["disk_bytes"]
 
     run_stages(tmp_path / "packed", tmp_path / "packed-work", SCRIPTS[:1], vectors="l14_img")
     assert disk("packed") - disk("plain") == ROWS["f4"].nbytes
@@ -1077,7 +1077,7 @@ def test_a_dry_run_reads_the_copies_that_are_there(tmp_path, memory, fetched, ma
     folders = {"data_dir": place.format(tmp_path / "data"), "work_dir": tmp_path / "work"}
 
     def plan_of(**more):
-        return plan(Config(_cli_parse_args=[], **folders | more))
+        return plan(Config(**folders | more))
 
     first = plan_of()
     assert (first.get("rows"), first.get("seconds")) == ((None, None) if "memory" in place else (300, None))
@@ -1700,7 +1700,7 @@ def test_compressed_arrays_that_are_damaged(tmp_path, method):
 def test_a_dry_run_of_shards_of_which_only_empty_ones_are_mapped(tmp_path):
     np.savez(tmp_path / "a.npz", emb=np.empty((0, 8), np.float32))
     np.savez_compressed(tmp_path / "b.npz", emb=FEW)
-    found = plan(Config(_cli_parse_args=[], data_dir=tmp_path, work_dir=tmp_path / "work"))
+    found = plan(Config(data_dir=tmp_path, work_dir=tmp_path / "work"))
     assert (found["rows"], found["seconds"]) == (20, None)
 
 

@@ -569,7 +569,7 @@ def test_groups_that_grow_keep_what_fresh_ones_would(tmp_path, preferred):
     rows, labels = RowFiles([npy_layout(tmp_path / "part_0.npy")], [0, n]), np.arange(n, dtype=np.int32)
     cosines = np.round(unit(values) @ unit(values).T, 15)
     links = {(a, b): cosines[a, b] for a in range(n) for b in range(a + 1, n) if cosines[a, b] >= 0.85}
-    forest, config = thresholds.spanning_forest([packed(links)]), Config(_cli_parse_args=[])
+    forest, config = thresholds.spanning_forest([packed(links)]), Config()
 
     def make(name):
         return Representatives(
@@ -595,7 +595,7 @@ def test_a_group_that_is_read_in_pieces_has_its_most_central_row(tmp_path, monke
     values[12:] = -values[12:]
     lay_out(tmp_path, values)
     rows, labels = RowFiles([npy_layout(tmp_path / "part_0.npy")], [0, n]), np.zeros(n, dtype=np.int32)
-    stage, config = Stage(STAGE, tmp_path, {}, memory=2**28), Config(_cli_parse_args=[])
+    stage, config = Stage(STAGE, tmp_path, {}, memory=2**28), Config()
     found = Representatives(stage, "at", rows, None, labels, config).of(np.arange(n), np.array([0, n]))
     cosines = unit(values) @ unit(values).T
     best = cosines.sum(axis=1).argmax()
@@ -616,7 +616,7 @@ def test_the_first_of_two_that_are_preferred_alike(tmp_path, strongest):
     lay_out(tmp_path, np.ones((4, 2)))
     rows, labels = RowFiles([npy_layout(tmp_path / "part_0.npy")], [0, 4]), np.zeros(4, dtype=np.int32)
     stage, preferred = Stage(STAGE, tmp_path, {}, memory=2**28), np.array([5, 5, 6, 5])
-    how = rows, preferred, labels, Config(_cli_parse_args=[]), None, strongest
+    how = rows, preferred, labels, Config(), None, strongest
     found = Representatives(stage, "at", *how).of(np.arange(4), np.array([0, 2, 4]))
     assert found.representative.tolist() == [0, 3]
 
@@ -654,7 +654,7 @@ def test_rows_that_were_kept_represent_their_groups(tmp_path, preferred):
     members_and_bounds, found = thresholds.groups_at(forest, n, 0.93), []
     for strongest in (None, thresholds.strongest_pairs(forest, n)):
         stage = Stage(STAGE, tmp_path / str(len(found)), {}, memory=2**28)
-        how = rows, order, labels, Config(_cli_parse_args=[]), kept, strongest
+        how = rows, order, labels, Config(), kept, strongest
         found.append(lists_of(Representatives(stage, "at", *how).of(*members_and_bounds)))
     assert found[0] == found[1]
     assert {1, 2} <= {len(members) - 1 for _, members in found[0]}

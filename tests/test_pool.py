@@ -28,7 +28,7 @@ import os, sys, time
 from config import Config
 from neardup.machine import engine
 if __name__ == "__main__":
-    config = Config(_cli_parse_args=[], n_workers=2)
+    config = Config(n_workers=2)
     with engine.in_processes(config, 2**32, True):
         print(*engine.run(os.getpid, [()] * 20, 2, "who"), flush=True)
         engine.run(time.sleep, [(60,)] * 2, 2, "waiting")

@@ -594,7 +594,7 @@ def test_half_a_character_is_shown_as_none(tmp_path):
 def test_no_secrets_are_shown(tmp_path, monkeypatch):
     """Of a cluster's options just the names, of URLs not who logs in, nor what they are signed with."""
     options = {"env": {"KEY": "hunter2"}, "image": "hunter3"}
-    config = Config(_cli_parse_args=[], scheduler_options=options, against_work_dir="s3://me:hunter4@host/a")
+    config = Config(scheduler_options=options, against_work_dir="s3://me:hunter4@host/a")
     settings = report._settings(config)
     assert settings["scheduler_options"] == ["env", "image"]
     assert settings["against_work_dir"] == "s3://host/a"
@@ -602,7 +602,7 @@ def test_no_secrets_are_shown(tmp_path, monkeypatch):
     urls = {"ftp://me:hunter5@host": "host", "ftp://me:hun@ter5@host/a": "a", "https://host/b?sig=hunter6/x": "b?"}
     for url, name in urls.items():
         assert report._name(url) == name
-        shown = report._settings(Config(_cli_parse_args=[], data_dir=url))["data_dir"]
+        shown = report._settings(Config(data_dir=url))["data_dir"]
         assert "hun" not in shown
         assert "ter" not in shown
 

@@ -188,21 +188,21 @@ def check_folders(config):
             raise NeardupError(f"against_work_dir {work_dirs[1]} is work_dir: set it to a folder of that set's own")
         inputs |= {"work_dir": work_dirs[0], "against_work_dir": work_dirs[1]}
     folders = [folder for work_dir in work_dirs for folder in stage_folders(work_dir)]
-    for setting, place in inputs.items():
-        for folder in folders:
-            if folder.is_symlink():
-                raise NeardupError(f"{folder} is a link, and stages replace their folders: make work_dir one instead")
-            _check_outside(setting, place, folder, "which a stage replaces")
-        for folder in (copy for work_dir in work_dirs for copy in _folders_of_copies(work_dir)):
-            _check_outside(setting, place, folder, "where copies of input are kept")
+    linked = next(filter(Path.is_symlink, folders), None)
+    if linked:
+        raise NeardupError(f"{linked} is a link, and stages replace their folders: make work_dir one instead")
+    why = dict.fromkeys(folders, "which a stage replaces")
+    for work_dir in work_dirs:
+        why |= dict.fromkeys(_folders_of_copies(work_dir), "where copies of input are kept")
+    places = {setting: resolved(place) for setting, place in inputs.items() if isinstance(place, Path)}
+    for folder, reason in why.items():
+        real = resolved(folder)
+        for setting, place in places.items():
+            if place.is_relative_to(real):
+                raise NeardupError(f"{setting} {inputs[setting]} lies in {folder}, {reason}: set another work_dir")
     for folder in (work_dir / name for work_dir in work_dirs for name in STAGES):
         if folder.exists() and not ((folder / MANIFEST).exists() or hidden(folder, OLD).exists()):
             raise NeardupError(f"{folder} exists but no stage made it: move it away, or set another work_dir")
-
-
-def _check_outside(setting, place, folder, why):
-    if isinstance(place, Path) and resolved(place).is_relative_to(resolved(folder)):
-        raise NeardupError(f"{setting} {place} lies in {folder}, {why}: set another work_dir")
 
 
 def _finished_stage(run, name, key):
