@@ -18,7 +18,7 @@ from neardup.input.formats.by_suffix import MODULES, describe
 from neardup.input.ids import ANOTHER, can_be_ids, has_surrogate
 from neardup.input.metadata import BESIDE, column_names
 from neardup.input.patterns import among, on_disk
-from neardup.machine.files import is_file, resolved
+from neardup.machine.files import is_file
 from neardup.words import counted
 
 FORMATS = {  # by the name of the setting, what its shards' names end in; tables last, for they may be the ids of others
@@ -73,11 +73,11 @@ def wanted(reading, url, names, single=None, export=False):
     return [there[n] for n in dict.fromkeys([*near, *about]) if n in there]
 
 
-def find_shards(data_dir, reading=AS_FOUND, copy_dir=None, ours=()):
+def find_shards(data_dir, reading=AS_FOUND, copy_dir=None, ours=frozenset()):
     """The shards of a folder in natural order (_2 before _10), their headers checked; nothing in folders of `ours`.
 
-    copy_dir: where copies of what has to be decoded are, or will be. Raises NeardupError where the folder holds no
-    shards, or a file isn't what its name says, or not of as many values as the others.
+    copy_dir: where copies of what has to be decoded are, or will be; ours: a set, without links. Raises NeardupError
+    where the folder holds no shards, or a file isn't what its name says, or not of as many values as the others.
     """
     named = f"{reading.set_by} {data_dir}"
     if data_dir.is_file():
@@ -86,7 +86,7 @@ def find_shards(data_dir, reading=AS_FOUND, copy_dir=None, ours=()):
         raise NeardupError(
             f"{reading.set_by} {str(data_dir)!r} is not a folder or file: set it to the folder of your embeddings"
         )
-    glob = partial(on_disk, data_dir, set(map(resolved, ours)))
+    glob = partial(on_disk, data_dir, ours)
     names, kind, _ = choose(glob, data_dir, reading)
     vectors, shards, start = reading.vectors, [], 0
     for name in names:

@@ -165,13 +165,18 @@ def find_input(config):
     """The shards of the input; what is remote is fetched, as far as needed."""
     copy_dir, data_dir, ours = config.work_dir / copies.FOLDER, config.data_dir, our_folders(config)
     if not isinstance(data_dir, Path):
-        data_dir, ours = copies.fetch(data_dir, copy_dir, wanted_by(config), config.n_workers, config.set_by), []
+        data_dir, ours = copies.fetch(data_dir, copy_dir, wanted_by(config), config.n_workers, config.set_by), set()
     return find_shards(data_dir, reading_of(config), copy_dir / copies.DECODED, ours)
 
 
 def our_folders(config):
-    """Folders that hold no input, though they may lie in its folder."""
-    return [folder for work in config.work_dirs for folder in (*stage_folders(work), *_folders_of_copies(work))]
+    """Folders that hold no input, though they may lie in its folder; as a set, without links."""
+    return {folder for work_dir in config.work_dirs for folder in _without_links(work_dir)}
+
+
+def _without_links(work_dir):
+    """The folders of stages, which are never links, and those of copies, as they are without links."""
+    return [*stage_folders(resolved(work_dir)), *map(resolved, _folders_of_copies(work_dir))]
 
 
 def _folders_of_copies(work_dir):
@@ -191,15 +196,14 @@ def check_folders(config):
     linked = next(filter(Path.is_symlink, folders), None)
     if linked:
         raise NeardupError(f"{linked} is a link, and stages replace their folders: make work_dir one instead")
-    why = dict.fromkeys(folders, "which a stage replaces")
-    for work_dir in work_dirs:
-        why |= dict.fromkeys(_folders_of_copies(work_dir), "where copies of input are kept")
     places = {setting: resolved(place) for setting, place in inputs.items() if isinstance(place, Path)}
-    for folder, reason in why.items():
-        real = resolved(folder)
-        for setting, place in places.items():
-            if place.is_relative_to(real):
-                raise NeardupError(f"{setting} {inputs[setting]} lies in {folder}, {reason}: set another work_dir")
+    for work_dir in work_dirs:
+        why = dict.fromkeys(stage_folders(work_dir), "which a stage replaces")
+        why |= dict.fromkeys(_folders_of_copies(work_dir), "where copies of input are kept")
+        for (folder, reason), real in zip(why.items(), _without_links(work_dir), strict=True):
+            for setting, place in places.items():
+                if place.is_relative_to(real):
+                    raise NeardupError(f"{setting} {inputs[setting]} lies in {folder}, {reason}: set another work_dir")
     for folder in (work_dir / name for work_dir in work_dirs for name in STAGES):
         if folder.exists() and not ((folder / MANIFEST).exists() or hidden(folder, OLD).exists()):
             raise NeardupError(f"{folder} exists but no stage made it: move it away, or set another work_dir")

@@ -17,7 +17,6 @@ from neardup.input.ids import can_be_ids, is_bytes
 from neardup.input.metadata import SUFFIXES, column_names, column_type
 from neardup.input.patterns import on_disk
 from neardup.input.shards import ID_COLUMNS, choose
-from neardup.machine.files import resolved
 from neardup.notices import notice
 from neardup.stages.runs import our_folders, reading_of
 
@@ -82,7 +81,7 @@ def _left_out(config, dim):
     """
     if not isinstance(config.data_dir, Path) or not config.data_dir.is_dir():
         return None
-    glob = partial(on_disk, config.data_dir, set(map(resolved, our_folders(config))))
+    glob = partial(on_disk, config.data_dir, our_folders(config))
     lone = choose(glob, config.data_dir, reading_of(config)).lone
     some = lone[:: -(-len(lone) // _OPENED) or 1]
     return next(((kind, name) for kind, name in some if has_vectors(config.data_dir / name, dim)), None)
