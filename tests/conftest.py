@@ -151,7 +151,8 @@ def finished_run(folder, shape, near, cut, **settings):
 def command(script, *arguments, cwd=None, **environment):
     """Run one script as a user does. Returns the finished process, its output as text.
 
-    The process has the libraries, which take most of a start, from one that it is forked from.
+    The process has the libraries, which take most of a start, from one that it is forked from: what Python and they
+    read of the environment as they start is that of the tests, but for PYTHONIOENCODING.
     """
     arguments, environment = [str(ROOT / script), *map(str, arguments)], {**os.environ, **environment}
     with tempfile.TemporaryFile() as stdout, tempfile.TemporaryFile() as stderr:
