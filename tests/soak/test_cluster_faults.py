@@ -6,9 +6,10 @@ import signal
 import sys
 import time
 from contextlib import ExitStack
+from functools import partial
 
 import pytest
-from conftest import SCRIPTS, work_before
+from conftest import SCRIPTS, until, work_before
 from distributed import Client
 from distributed.utils import open_port
 from workers import (
@@ -65,14 +66,10 @@ def test_two_hosts_with_networks_of_their_own(whole, tmp_path):
     same(whole, tmp_path)
 
 
-def until_something_is_done(work, name):
-    """Wait for the first file of a stage."""
-    end, folder = time.monotonic() + 60, work / f".{name}.partial"
-    while time.monotonic() < end:
-        if any(p.is_file() and p.name != "begun.json" and not p.name.endswith(".tmp") for p in folder.rglob("*")):
-            return
-        time.sleep(0.01)
-    raise AssertionError(f"{name} did nothing")
+def has_done_something(work, name):
+    """Whether there is a first file of a stage."""
+    found = (work / f".{name}.partial").rglob("*")
+    return any(p.is_file() and p.name != "begun.json" and not p.name.endswith(".tmp") for p in found)
 
 
 @pytest.mark.parametrize(("name", "how"), [*((name, signal.SIGKILL) for name in NAMES), (NAMES[3], signal.SIGSTOP)])
@@ -81,7 +78,7 @@ def test_a_worker(whole, tmp_path, name, how):
     work, port = work_before(name, whole, tmp_path / "work"), open_port()
     with scheduler(port), slow_worker(port, 0.2) as first, slow_worker(port, 0.2):
         running = begin(STAGES[name][0], whole, work, port)
-        until_something_is_done(work, name)
+        until(partial(has_done_something, work, name), running)
         first.send_signal(how)
         status, _, lines = ended(running)
         assert (status, lines) == (0, [])
@@ -131,7 +128,7 @@ def test_the_scheduler_killed_and_started_again(whole, tmp_path, name):
     with ExitStack() as second:
         with scheduler(port) as killed, slow_worker(port, 0.2), slow_worker(port, 0.2):
             running = begin(STAGES[name][0], whole, work, port)
-            until_something_is_done(work, name)
+            until(partial(has_done_something, work, name), running)
             killed.kill()
             killed.wait()
         for start in (scheduler(port), slow_worker(port, 0), slow_worker(port, 0)):
@@ -158,7 +155,7 @@ def test_a_task_that_ends_its_workers(whole, tmp_path):
     with scheduler(port, DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES="0"):
         with slow_worker(port, 100) as dying:
             running = begin(STAGES[NAMES[0]][0], whole, tmp_path, port)
-            until_something_is_done(tmp_path, NAMES[0])
+            until(partial(has_done_something, tmp_path, NAMES[0]), running)
             time.sleep(3)  # for the task to begin
             dying.kill()
             status, _, lines = ended(running)
