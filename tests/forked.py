@@ -5,8 +5,6 @@ import runpy
 import sys
 from pathlib import Path
 
-ROOT = str(Path(__file__).parents[1])
-
 
 def run(arguments, cwd, environment, streams):
     """Run a script in this process, as if it were its own. streams: files to be its standard output and errors."""
@@ -19,5 +17,5 @@ def run(arguments, cwd, environment, streams):
         file = open(number, "w", encoding=encoding, closefd=False)  # noqa: SIM115
         setattr(sys, name, file)
         setattr(sys, f"__{name}__", file)
-    sys.argv, sys.path[0] = arguments, ROOT
+    sys.argv, sys.path[0] = arguments, str(Path(arguments[0]).parent)
     runpy.run_path(arguments[0], run_name="__main__")

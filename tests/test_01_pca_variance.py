@@ -150,7 +150,7 @@ def test_ids_stand_in_natural_order_of_shards(tmp_path):
     assert read_ids(tmp_path / "work") == [f"id-{i}" for i in range(25)]
 
 
-N_IDS = 150_000
+N_IDS = 300_000
 
 
 def hdf5_of_ids(path, ids):

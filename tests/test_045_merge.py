@@ -285,7 +285,7 @@ NASTY_TEXT = st.text("=+-@\"'\\\n\r\t ,;/<>&\0\u2028é", max_size=20)
 
 
 @given(ids=st.lists(ANY_TEXT | NASTY_TEXT, min_size=9, max_size=9, unique=True))
-@settings(deadline=None, max_examples=15, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+@settings(deadline=None, max_examples=25, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 def test_ids_survive_every_output(ids):
     """Whatever is in them: of two groups, three single rows and two rejected ones."""
     rows = np.concatenate([np.repeat(np.eye(4), [2, 2, 1, 1], axis=0), np.ones((1, 4)), np.zeros((2, 4))])

@@ -641,12 +641,12 @@ def test_values_are_counted_block_by_block(tmp_path, monkeypatch, kind):
     """In their order, missing ones as empty; a column in 140 bytes a row, where objects of Python took 340."""
     monkeypatch.setattr("neardup.input.metadata._BATCH", 1000)
     monkeypatch.setattr("neardup.grouping.losses.BLOCK_ROWS", 1000)
-    n_rows = 50_000
+    n_rows = 100_000
     numbers = np.random.default_rng(0).permutation(n_rows) % {"distinct": n_rows, "few": 7, "half": n_rows // 2}[kind]
     values = [None if i % 100 == 7 else "" if i == 3 else f"{i}-ünï" for i in numbers.tolist()]
     dropped = np.random.default_rng(1).random(n_rows) < 0.3
-    data = lay_out(tmp_path / "data", np.ones((n_rows, 1), "f4"), cuts=[20_000])
-    write_tables(data, {"v": values, "shard": values}, cuts=[20_000])
+    data = lay_out(tmp_path / "data", np.ones((n_rows, 1), "f4"), cuts=[40_000])
+    write_tables(data, {"v": values, "shard": values}, cuts=[40_000])
     shards = find_shards(data)
     with peak_memory() as peak:
         found = losses(shards, ["v", "shard"], dropped)

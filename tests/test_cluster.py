@@ -40,7 +40,6 @@ from neardup.machine.checksums import digest_of_bytes
 from neardup.machine.workers import environment
 
 
-@pytest.mark.long
 def test_the_commands_for_two_hosts(whole, tmp_path):
     """Of docs/cluster.md, on one: its scheduler, its two workers, its loop."""
     text = (ROOT / "docs" / "cluster.md").read_text().split("## By hand, on two hosts")[1].split("\n## ")[0]

@@ -75,8 +75,8 @@ def fail_each(name, whole, tmp_path, errors, every=1):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_operations_that_fail(whole, tmp_path, name):
-    """One in nineteen here, all of them in tests/soak."""
-    assert fail_each(name, whole, tmp_path, [errno.ENOSPC, errno.EIO, errno.EACCES], every=19) > 30
+    """One in eleven here, all of them in tests/soak."""
+    assert fail_each(name, whole, tmp_path, [errno.ENOSPC, errno.EIO, errno.EACCES], every=11) > 30
 
 
 @pytest.mark.parametrize("at", range(1, 12))

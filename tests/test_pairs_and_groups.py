@@ -309,16 +309,16 @@ def test_rows_of_a_crowd_need_not_all_meet(seed, tmp_path, monkeypatch):
 def test_a_crowd_costs_about_its_size(tmp_path, monkeypatch):
     """Not its square, where it is more than half of all rows."""
     rng = np.random.default_rng(0)
-    rows = rng.permutation(np.concatenate([np.ones((1500, 8)), rng.normal(size=(500, 8))])).astype(np.float32)
-    monkeypatch.setattr(candidates, "_TILE", (64, 16))
+    rows = rng.permutation(np.concatenate([np.ones((3000, 8)), rng.normal(size=(1000, 8))])).astype(np.float32)
+    monkeypatch.setattr(candidates, "_TILE", (128, 32))
     compared = {}
     for kept in ("all", "joining"):
         run_stages(lay_out(tmp_path / kept, rows), tmp_path / "work", SCRIPTS[:4], n_clusters=1, pairs=kept)
         manifest = (tmp_path / "work" / "04_neighbor_search" / "manifest.json").read_text()
         compared[kept] = json.loads(manifest)["results"]["compared"]
-    least = 1500 * 500 + 500**2 / 2
+    least = 3000 * 1000 + 1000**2 / 2
     assert least < compared["joining"] < 1.3 * least
-    assert compared["all"] > 2e6
+    assert compared["all"] > 8e6
 
 
 class Rows:

@@ -93,7 +93,7 @@ def test_lists_hold_a_line_for_each_id(tmp_path_factory, names, chosen):
 @pytest.mark.parametrize("size", [4, 2_000])
 def test_memory_holds_ids_of_any_length(tmp_path, size):
     """Of neighbors.pkl a share of what it may take, of merged_clusters.pkl some blocks: not all ids several times."""
-    n_rows, given = 20_000, 8 * 2**20
+    n_rows, given = 40_000, 16 * 2**20
     ids = IdTable([column([f"{row:0{size}d}" for row in range(n_rows)])])
     groups = Groups(
         np.arange(n_rows),

@@ -192,13 +192,13 @@ def check_folders(config):
         if resolved(work_dirs[0]) == resolved(work_dirs[1]):
             raise NeardupError(f"against_work_dir {work_dirs[1]} is work_dir: set it to a folder of that set's own")
         inputs |= {"work_dir": work_dirs[0], "against_work_dir": work_dirs[1]}
-    folders = [folder for work_dir in work_dirs for folder in stage_folders(work_dir)]
-    linked = next(filter(Path.is_symlink, folders), None)
-    if linked:
-        raise NeardupError(f"{linked} is a link, and stages replace their folders: make work_dir one instead")
     places = {setting: resolved(place) for setting, place in inputs.items() if isinstance(place, Path)}
     for work_dir in work_dirs:
-        why = dict.fromkeys(stage_folders(work_dir), "which a stage replaces")
+        folders = stage_folders(work_dir)
+        linked = next(filter(Path.is_symlink, folders), None)
+        if linked:
+            raise NeardupError(f"{linked} is a link, and stages replace their folders: make work_dir one instead")
+        why = dict.fromkeys(folders, "which a stage replaces")
         why |= dict.fromkeys(_folders_of_copies(work_dir), "where copies of input are kept")
         for (folder, reason), real in zip(why.items(), _without_links(work_dir), strict=True):
             for setting, place in places.items():
