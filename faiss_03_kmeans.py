@@ -2,6 +2,7 @@
 
 Clusters never decide which rows are compared: stage 4 searches across their borders wherever a pair could lie. Rows
 that came to a finished run get files of their own beside those of the clusters that it made, one for each centroid.
+Rows that are held against a smaller second set just learn which of its centroids is nearest: they are in no file.
 """
 
 from functools import partial
@@ -43,7 +44,7 @@ def run(config):
         sketch_files = [f"sketch_{piece.name}.npy" for piece in pieces(starts)]
         sketches = open_pieces(reduction.paths(sketch_files, config.n_workers), starts)
         rejected = read_npy(variance.path("rejected_rows.npy"))
-        stage.needs(2 * len(sketches) * (4 * sketches.dim + 20) + 2 * variance.path("ids.arrow").stat().st_size)
+        stage.needs(disk_needed(stage, sketches, variance.path("ids.arrow")))
         ids, basis = IdTable.open(variance.path("ids.arrow")), [reduction.results[n] for n in ("basis", "sketch_dims")]
         if stage.growth and stage.previous.results["basis"] != basis:
             stage.growth = None
@@ -53,19 +54,36 @@ def run(config):
         centroids = kept.centroids if stage.growth else stage.once(trained, "centroids")
         in_place = 4 * sketches.dim * len(sketches) <= _CACHED
         assign(stage, (sketches, ids), rejected, centroids, runs, in_place, config)
-        most, n_kept = max(stop - start for start, stop in runs), len(kept.centroids)
-        shuffle = Shuffle([read_npy(stage.volatile("bounds", number)) for number in range(len(runs))], most, n_kept)
-        check_count(stage, n_kept + len(shuffle.centroid), len(sketches))
-        sources = (sketches, ids) if in_place else None
-        shuffle.write_clusters(stage, sketches.dim, sources, most, config.n_workers)
-        shuffle.label(stage, runs, kept.labels)
+        n_kept, of_files = len(kept.centroids), place(stage, (sketches, ids), runs, kept, in_place, config)
         write_npy(stage.path("labels.npy"), kept.labels)
-        write_npy(stage.path("centroids.npy"), np.concatenate([kept.centroids, centroids[shuffle.centroid]]))
-        sizes = np.bincount(kept.labels[kept.labels >= 0], minlength=n_kept + len(shuffle.centroid))
+        write_npy(stage.path("centroids.npy"), np.concatenate([kept.centroids, centroids[of_files]]))
+        sizes = np.bincount(kept.labels[kept.labels >= 0], minlength=n_kept + len(of_files))
         results = {"rows": int(sizes.sum()), "n_clusters": len(sizes)}
         results |= {"smallest": int(sizes.min()), "largest": int(sizes.max()), "basis": basis}
-        stage = stage.finish(results | made_of(stage, sizes, n_kept, shuffle.centroid, config))
+        stage = stage.finish(results | made_of(stage, sizes, n_kept, of_files, config))
     tell(config, stage, report)
+
+
+def disk_needed(stage, sketches, ids):
+    """Bytes that this stage writes, about: labels, and sketches and ids of what gets cluster files, twice."""
+    return 8 * len(sketches) if stage.scans else 2 * len(sketches) * (4 * sketches.dim + 20) + 2 * ids.stat().st_size
+
+
+def place(stage, sources, runs, kept, in_place, config):
+    """Note the cluster of each row of the runs in the labels of `Kept`, and write the files of those clusters.
+
+    Rows that are only read through get none. sources, in_place: as in `assign`. Returns the centroid of each new file.
+    """
+    if stage.scans:
+        for number, (start, stop) in enumerate(runs):
+            kept.labels[start:stop] = read_npy(stage.part("nearest", number))
+        return np.empty(0, dtype=np.int64)
+    most, bounds = max(stop - start for start, stop in runs), [stage.volatile("bounds", n) for n in range(len(runs))]
+    shuffle = Shuffle([read_npy(path) for path in bounds], most, len(kept.centroids))
+    check_count(stage, len(kept.centroids) + len(shuffle.centroid), len(sources[0]))
+    shuffle.write_clusters(stage, sources[0].dim, sources if in_place else None, most, config.n_workers)
+    shuffle.label(stage, runs, kept.labels)
+    return shuffle.centroid
 
 
 def made_of(stage, sizes, n_kept, centroid, config):
@@ -183,11 +201,11 @@ def assign(stage, sources, rejected, centroids, runs, in_place, config):
 
 
 def assign_run(stage, sources, centroids, in_place, block_rows, number, start, stop, rejected):
-    """Find the nearest centroids of some rows, and sort the rows by them. Memory: their sketches, twice.
+    """Find the nearest centroids of some rows; sort the rows that get files by them. Memory: their sketches, twice.
 
     Centroids are never looked for twice: other blocks may round otherwise, and clusters follow them.
     """
-    if stage.volatile("bounds", number).exists():
+    if (stage.part("nearest", number) if stage.scans else stage.volatile("bounds", number)).exists():
         return
     sketches = sources[0].gather(np.arange(start, stop))
 
@@ -197,7 +215,8 @@ def assign_run(stage, sources, centroids, in_place, block_rows, number, start, s
         return nearest
 
     nearest = stage.once(find, "nearest", number)
-    write_run(stage, None if in_place else sketches, sources[1], len(centroids), number, start, nearest)
+    if not stage.scans:
+        write_run(stage, None if in_place else sketches, sources[1], len(centroids), number, start, nearest)
 
 
 def nearest_centroids(sketches, centroids, block_rows):

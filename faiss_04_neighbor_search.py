@@ -11,7 +11,7 @@ import numpy as np
 
 from neardup import NeardupError
 from neardup.grouping.outputs import write_neighbors_pickle
-from neardup.input.embeddings import open_shards, pieces
+from neardup.input.embeddings import open_pieces, open_shards, pieces
 from neardup.input.id_table import IdTable, store_ids
 from neardup.machine import budget, engine, mirror
 from neardup.machine.files import damaged, hdf5, write_json
@@ -25,6 +25,7 @@ from neardup.search.couples import search_task, visitors
 from neardup.search.levels import compared_first, compared_next, reaches_of
 from neardup.search.opened import OpenCluster, Prepared, open_projection, open_reduced, prepare_cluster
 from neardup.search.pairs import BYTES_A_PAIR, BYTES_A_ROW, PAIR, read_pairs
+from neardup.search.scan import Scan
 from neardup.search.tasks import search_tasks
 from neardup.search.verification import are_pairs, verified_at_once, verify_candidates
 from neardup.stages.runs import begin
@@ -33,7 +34,7 @@ from neardup.words import counted, disk_size
 _LISTED, _LISTED_ROWS = 1 << 18, 256  # margins of a block, which a core's cache holds; rows of it, at least
 _MUCH = 0.8  # seconds of search in a thread, about, from which on processes repay their start
 _ACROSS = 4  # distances searched in all for each that is inside a cluster, about
-_QUICK = 0.4  # nanoseconds of a distance under which threads would wait for each other, more than search
+_QUICK = 0.4  # nanoseconds of a distance under which threads would wait for each other, but where they sort rows, too
 _CROWDED = 200  # candidates a row, from which on some rows must repeat by the hundred
 
 
@@ -57,13 +58,15 @@ def search(stage, shards, earlier, config):
     stage.needs(len(rows) * BYTES_A_ROW + 2 * ids.stat().st_size)
     audit = begin_audit(stage, rows, labels >= 0, config)
     clusters = open_clusters(earlier["03_kmeans"], config)
+    scan = open_scan(stage, rows.starts, labels_path, earlier["02_pca_reduce"], config) if stage.scans else None
     error = earlier["02_pca_reduce"].results["sketch_error"]
     reach = geometry.Reach(geometry.radius(config.search_threshold, rows.dim), error)
-    n_first, nanoseconds, dense = compared_first(stage, clusters, reach.of_sketches)
+    prepared = Prepared(stage, clusters, scan=scan)
+    n_first, nanoseconds, dense = compared_first(prepared, reach.of_sketches)
     distances = _ACROSS * float(np.sum(np.diff(clusters.bounds).astype(float) ** 2) / 2)
     with engine.in_processes(config, stage.memory, distances * nanoseconds >= 1e9 * _MUCH and not stage.growth):
-        beside = audit.tasks if nanoseconds < _QUICK else None
-        prepared = Prepared(stage, clusters, n_first)
+        beside = audit.tasks if nanoseconds < _QUICK and not scan else None
+        prepared = prepared._replace(n_first=n_first)
         candidates, compared = find_candidates(prepared, reach, dense, rows, labels, earlier, config, beside)
         n_candidates = rows_in(candidates)
         tell_of_crowds(n_candidates, len(rows), config)
@@ -101,6 +104,12 @@ def open_clusters(kmeans, config):
     return Clusters(kmeans.paths([cluster_name(c) for c in range(kmeans.results["n_clusters"])], config.n_workers))
 
 
+def open_scan(stage, starts, labels, reduction, config):
+    """The `Scan` of rows that are in no cluster file. starts: of the shards; labels: the path of labels.npy."""
+    sketches = reduction.paths([f"sketch_{piece.name}.npy" for piece in pieces(starts)], config.n_workers)
+    return Scan(open_pieces(sketches, starts), labels, *stage.growth.sets[1:])
+
+
 def find_candidates(prepared, reach, dense, rows, labels, earlier, config, beside):
     """Write all candidates, sorted packed pairs, into files; those an interrupted run finished stay.
 
@@ -120,7 +129,7 @@ def find_candidates(prepared, reach, dense, rows, labels, earlier, config, besid
     reduced = coordinates_opener(reduction, rows, n_components > sketch_dims, config)
     sketches, longer = True, 0
     if dense and n_components > sketch_dims:
-        sketches, longer = compared_next(prepared, reduced, sketch_dims, reach.radius)
+        sketches, longer = compared_next(prepared, reduced, reach.radius)
     prepared = prepared._replace(n_longer=longer)
     reaches = reaches_of(reach, rows.dim, reduction.results, sketches, longer)
     of_a_task = budget.task_bytes(stage.memory, config.n_workers)

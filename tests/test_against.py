@@ -7,6 +7,8 @@ import shutil
 import subprocess
 import sys
 from collections import Counter
+from functools import cached_property
+from importlib import import_module
 from types import SimpleNamespace
 
 import h5py
@@ -27,7 +29,9 @@ from conftest import (
     settings_of,
     tree_bytes,
 )
+from test_04_neighbor_search import three_kinds
 from test_growing import NAMES, SETTINGS, example_rows, put
+from test_resume import killed_at_each_kind_of_file
 
 from config import ROOT
 from neardup import NeardupError
@@ -37,7 +41,7 @@ from neardup.input.id_table import IdTable
 from neardup.input.shards import find_shards
 from neardup.query import FinishedRun, near_in_short, read_vectors, visited_clusters
 from neardup.query import answer as ask
-from neardup.search import geometry
+from neardup.search import couples, geometry, opened, tasks
 from neardup.search.clusters import cluster_name, write_cluster
 from neardup.search.opened import ProjectedRows
 from neardup.search.pairs import PAIR, Found
@@ -104,6 +108,101 @@ def test_a_small_second_set_is_split_finely_for_the_rows_of_a_large_one(tmp_path
     reference, row, _ = found_pairs(tmp_path / "work")
     near, unclear = cross_pairs(example_rows()[:3000], example_rows()[2000:3000], 0.9)
     assert {*zip((row - 1000).tolist(), reference.tolist(), strict=True)} - unclear == near - unclear
+
+
+@pytest.mark.parametrize(("larger", "smaller"), [("a", "b"), ("b", "a")])
+def test_rows_that_are_read_through_are_in_no_cluster_file(tmp_path, larger, smaller):
+    """Those of the set that is held against a smaller one."""
+    put(tmp_path / larger, "0", np.arange(1500))
+    put(tmp_path / smaller, "0", np.arange(1400, 2000))
+    run_against(tmp_path / "a", tmp_path / "work", tmp_path / "b", n_clusters=7)
+    members = []
+    for path in (tmp_path / "work" / NAMES[2] / "clusters").glob("*.h5"):
+        with h5py.File(path) as file:
+            members += file["row"][:].tolist()
+    labels = np.load(tmp_path / "work" / NAMES[2] / "labels.npy")
+    assert len(labels) == 2100
+    assert (labels >= 0).all()
+    assert sorted(members) == list(range(600 if larger == "a" else 2100))
+
+
+def noted(used, of, name):
+    """An attribute of a class that notes in `used` when it is made."""
+    make, found = getattr(of, name).func, cached_property(lambda x: used.add(name) or make(x))
+    found.__set_name__(of, name)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("kind", "threshold", "sketch_dims", "most", "levels"),
+    [
+        ("random", 0.6, 8, 50, {"longer", "coordinates"}),
+        ("random", 0.6, 8, 10**6, {"longer", "coordinates"}),
+        ("random", 0.9, 64, 70, set()),
+        ("same", 0.9, 64, 10**6, {"coordinates"}),
+        ("three kinds", 0.98, 64, 300, {"unit"}),
+    ],
+)
+def test_rows_that_are_read_through(tmp_path, monkeypatch, kind, threshold, sketch_dims, most, levels):
+    """At most so many at a time, for as many visitors, whatever tells rows apart."""
+    rng, used = np.random.default_rng(most), set()
+    rows = three_kinds(rng, 1500) if kind == "three kinds" else rng.normal(size=(1500, 100))
+    rows[700:900] = rows[:200] + rng.normal(size=(200, rows.shape[1])) * rng.uniform(0, 1, (200, 1)) / 10
+    rows[1300:1400] = rows[5] if kind == "same" else rows[1300:1400]
+    rows = rows.astype(np.float32)
+    rows[[3, 900, 1499]] = [[0], [np.nan], [0]]
+    lay_out(tmp_path / "a", rows[400:], cuts=[300, 301])
+    lay_out(tmp_path / "b", rows[:500], cuts=[200])
+    for name in ("longer", "coordinates", "unit"):
+        monkeypatch.setattr(opened.OpenCluster, name, noted(used, opened.OpenCluster, name))
+    monkeypatch.setattr(tasks, "most_rows", lambda *_: most)
+    settings = {"threshold": threshold, "sketch_dims": sketch_dims, "n_clusters": 5, "bad_rows": "skip"}
+    settings["target_variance"] = 0.8 if kind == "three kinds" else 0.95
+    run_against(*(tmp_path / name for name in ("a", "work", "b")), **settings)
+    reference, row, _ = found_pairs(tmp_path / "work")
+    good = [np.flatnonzero(np.isfinite(part).all(axis=1) & part.any(axis=1)) for part in (rows[400:], rows[:500])]
+    near, unclear = cross_pairs(rows[400:][good[0]], rows[:500][good[1]], threshold)
+    near, unclear = ({(good[0][i], good[1][j]) for i, j in some} for some in (near, unclear))
+    assert {*zip((row - 500).tolist(), reference.tolist(), strict=True)} - unclear == near - unclear
+    assert len(near) > 100
+    assert used == levels
+
+
+@pytest.mark.parametrize("then", [70, 10**6])
+def test_rows_that_are_read_through_are_cut_as_an_interrupted_run_began(tmp_path, monkeypatch, then):
+    lay_out(tmp_path / "a", example_rows()[:800])
+    lay_out(tmp_path / "b", example_rows()[600:900])
+    done, last, search_task = [], 7, couples.search_task
+
+    def until_killed(*arguments):
+        assert len(done) < last, "killed"
+        done.append(arguments[-1].number)
+        return search_task(*arguments)
+
+    monkeypatch.setattr(import_module("faiss_04_neighbor_search"), "search_task", until_killed)
+    monkeypatch.setattr(tasks, "_SCANNED", 64)
+    settings = {"threshold": 0.85, "n_workers": 1}
+    folders = [tmp_path / name for name in ("a", "work", "b")]
+    with pytest.raises(AssertionError, match="killed"):
+        run_against(*folders, **settings)
+    last = 100
+    monkeypatch.setattr(tasks, "_SCANNED", then)
+    run_against(*folders, **settings)
+    assert done == list(range(7)) + list(range(13))
+    reference, row, _ = found_pairs(tmp_path / "work")
+    near, unclear = cross_pairs(example_rows()[:800], example_rows()[600:900], 0.85)
+    assert {*zip((row - 300).tolist(), reference.tolist(), strict=True)} - unclear == near - unclear
+
+
+@pytest.mark.parametrize("name", NAMES[2:4])
+def test_killed_anywhere_where_rows_are_read_through(tmp_path, monkeypatch, name):
+    lay_out(tmp_path / "data", example_rows()[:800])
+    lay_out(tmp_path / "b", example_rows()[600:900])
+    monkeypatch.setattr(tasks, "_SCANNED", 100)
+    settings = SETTINGS | {"threshold": 0.85, "against_work_dir": tmp_path / "work-b"}
+    run_against(*(tmp_path / folder for folder in ("data", "work", "b")), **settings)
+    settings |= {"against_dir": tmp_path / "b"}
+    killed_at_each_kind_of_file(monkeypatch, tmp_path, tmp_path, name, settings, settings | {"n_workers": 2})
 
 
 def test_what_is_near_at_a_lower_threshold_is_only_counted(tmp_path):

@@ -32,7 +32,7 @@ def search_task(stage, opened, reaches, most_bytes, joins, task):
     def write_part():
         write_npy(stage.part(kind, number, n_parts), pairs.together(found))
 
-    across = visitors_across if stage.growth else couples_across
+    across = scanned_across if stage.scans else visitors_across if stage.growth else couples_across
     for couple in couples_inside(opened, homes) if kind == "inside" else across(opened, homes, others):
         joined = known_components(stage, *couple) if joins else None
         for packed, compared in search_two(*couple, reaches, joins, joined):
@@ -67,13 +67,28 @@ def couples_across(opened, homes, others):
 
 def visitors_across(opened, homes, others):
     """Yield the rows of the homes that visit one of the others or lie in it, as `Visitors`, and that one, opened."""
+    for some, other in visitors_by_cluster(opened, homes, others):
+        yield some, opened(other, visits=False)
+
+
+def scanned_across(opened, homes, others):
+    """As `visitors_across`, of rows that are in no file. others: ranges of those, each read at once."""
+    scan = opened(homes[0]).prepared.scan
+    for scanned in others:
+        block = scan.block(*scanned)
+        for some, cluster in visitors_by_cluster(opened, homes, np.nonzero(np.diff(block.bounds))[0].tolist()):
+            yield some, opened(cluster, visits=False, members=block.load(cluster))
+
+
+def visitors_by_cluster(opened, homes, others):
+    """Yield the rows of the homes that visit one of the others or lie in it, as `Visitors`, and the number of that."""
     with _OPENING:
         everyone = visitors(opened, tuple(homes))
         target, at = everyone.visits
     bounds = (np.searchsorted(target, others, side).tolist() for side in ("left", "right"))
     for other, low, high in zip(others, *bounds, strict=True):
         if low < high:
-            yield everyone.some(at[low:high]), opened(other, visits=False)
+            yield everyone.some(at[low:high]), other
 
 
 @lru_cache(maxsize=1)

@@ -15,29 +15,29 @@ _LONGER = 2 ** (1 / 4)  # longer sketches that are tried have so many times more
 _SAMPLED_CLUSTERS, _SAMPLED_ROWS = 4, 512  # and rows of each, to choose what is compared first
 
 
-def compared_first(stage, clusters, reach):
+def compared_first(prepared, reach):
     """How many coordinates of sketches to compare first, by a sample of the largest clusters; as a run began with.
 
-    As `first_dims` has it. reach: greatest distance of sketches of a pair.
+    As `first_dims` has it. prepared: `Prepared`; reach: greatest distance of sketches of a pair.
     """
 
     def chosen():
-        samples = [sketches[at] for (_, sketches), at in sampled(clusters)]
+        samples = [sketches[at] for (_, sketches), at in sampled(prepared.sample())]
         return np.array(first_dims(samples, reach), dtype=float)
 
-    n_first, nanoseconds, dense = stage.once(chosen, "compared_first").tolist()
+    n_first, nanoseconds, dense = prepared.stage.once(chosen, "compared_first").tolist()
     return int(n_first), nanoseconds, bool(dense)
 
 
-def compared_next(prepared, reduced, sketch_dims, reach):
+def compared_next(prepared, reduced, reach):
     """What to compare next, by half of the same sample; as a run began with. As `next_dims` has it.
 
     prepared: `Prepared`; reduced: a function that opens all PCA coordinates of all rows.
     """
 
     def chosen():
-        samples = [reduced().gather(rows[at[::2]]) for (rows, _), at in sampled(prepared.clusters)]
-        return np.array(next_dims(samples, prepared.n_first, sketch_dims, reach))
+        samples = [reduced().gather(rows[at[::2]]) for (rows, _), at in sampled(prepared.sample())]
+        return np.array(next_dims(samples, prepared.n_first, prepared.clusters.width - 1, reach))
 
     sketches, longer = prepared.stage.once(chosen, "compared_next").tolist()
     return bool(sketches), longer

@@ -14,6 +14,7 @@ from neardup.ranges import block_ranges
 from neardup.search import geometry
 from neardup.search.candidates import lay_out, swapped
 from neardup.search.clusters import Clusters
+from neardup.search.scan import Scan
 from neardup.search.visits import visits_of_cluster
 
 _GATHERED_ROWS = 8192  # reduced vectors that are copied together
@@ -24,13 +25,19 @@ _GATHERING = Lock()  # one thread at a time writes those of a cluster, whichever
 class Prepared(NamedTuple):
     """Clusters as the search wants them, in files of its stage.
 
-    n_first: coordinates that are compared first; n_longer: those of longer sketches, where rows are compared by such.
+    n_first: coordinates that are compared first; n_longer: those of longer sketches, where rows are compared by such;
+    scan: the rows that are in no file, where there are such.
     """
 
     stage: object
     clusters: Clusters
-    n_first: int
+    n_first: int = 0
     n_longer: int = 0
+    scan: Scan | None = None
+
+    def sample(self):
+        """Rows by cluster that tell how near each other they are: `Clusters`, or a `Block` of the scan."""
+        return self.scan.sample() if self.scan else self.clusters
 
     def path(self, cluster):
         """Where `prepare_cluster` writes."""
@@ -71,12 +78,13 @@ class OpenCluster:
     """What the search needs of a cluster, memory-mapped; most arrays are opened where rows are near.
 
     prepared: `Prepared`; reduced: a function that opens all PCA coordinates of all rows; visits: whether its rows are
-    visitors, prepared by `prepare_cluster`; vectors: `RowFiles` of all rows, where the search has a reach for `unit`.
+    visitors, prepared by `prepare_cluster`; vectors: `RowFiles` of all rows, where the search has a reach for `unit`;
+    members: its rows and sketches, where they are in no file.
     growth: a `Growth`, whose earlier rows have met each other.
     """
 
-    def __init__(self, prepared, reduced, number, visits=True, vectors=None):
-        self.vectors = vectors
+    def __init__(self, prepared, reduced, number, visits=True, vectors=None, members=None):
+        self.vectors, self.members = vectors, members
         self.prepared, self.reduced, self.number, self.growth = prepared, reduced, number, prepared.stage.growth
         if visits:
             (listed, self.layout), n_offsets = prepared.read(number), len(prepared.clusters) + 1
@@ -100,16 +108,23 @@ class OpenCluster:
     @cached_property
     def rows(self):
         """Row numbers, (n,) int64."""
-        return self.prepared.clusters.load(self.number)[0]
+        return self.loaded[0]
 
     @cached_property
     def sketches(self):
         """Sketches, (n, m + 1) float32."""
-        return self.prepared.clusters.load(self.number)[1]
+        return self.loaded[1]
+
+    @property
+    def loaded(self):
+        """Both, as `Clusters.load` has them."""
+        return self.members or self.prepared.clusters.load(self.number)
 
     @cached_property
     def coordinates(self):
-        """All PCA coordinates, (n, k) float32, which the first one who needs them gathers."""
+        """All PCA coordinates, (n, k) float32, which the first one who needs those of a file gathers."""
+        if self.members:
+            return self.reduced().gather(self.rows)
         stage = self.prepared.stage
         path, flush = stage.volatile("coordinates", self.number), stage.flush
         with _GATHERING:

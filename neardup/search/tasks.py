@@ -1,23 +1,25 @@
 """The search in tasks of about as much work: some clusters alone, or the borders of some with some others."""
 
 from functools import partial
+from itertools import product
 from typing import NamedTuple
 
 import numpy as np
 
 from neardup.machine import engine
-from neardup.ranges import size_ranges
+from neardup.ranges import equal_parts, size_ranges
 
 _TASKS, _MOST_TASKS, _TASK_WORK = 24, 20_000, 4e9  # fewest and most tasks of each kind; distances that one is to have
 _LEAST_WORK = 1e8  # distances of a task, below which there are fewer: its files take longer
 _OPENED = 1e5  # distances that take as long as to open a cluster
+_SCANNED = 131_072  # rows that are read through together, at most
 _GROUPS = 4  # of clusters that a task holds open, at least: small enough to be many, large enough to be opened seldom
 
 
 class Task(NamedTuple):
     """A part of the search, "inside" clusters (the homes) or "across" their borders to others; its number among those.
 
-    homes, others: numbers of clusters.
+    homes, others: numbers of clusters; the others where rows are in no cluster files, ranges of those.
     """
 
     kind: str
@@ -35,9 +37,10 @@ def search_tasks(prepared, more, config, which):
     the working memory, all workers together. Groups stay as they were when an interrupted run goes on.
     Returns two lists of `Task`. Memory: 4 K^2 bytes.
     """
-    stage, clusters = prepared.stage, prepared.clusters
-    budget, n_clusters = stage.memory / 4 / engine.worker_count(config.n_workers), len(clusters)
-    most = int(min(budget / (8 * clusters.width + more), clusters.bounds[-1] / _GROUPS))
+    if prepared.scan:
+        return scan_tasks(prepared, more, config, which[0])
+    stage, clusters, n_clusters = prepared.stage, prepared.clusters, len(prepared.clusters)
+    most = min(most_rows(prepared, more, config), int(clusters.bounds[-1] / _GROUPS))
     groups = stage.once(partial(size_ranges, clusters.bounds, most), "groups").tolist()
     homes, alone = [range(*group) for group in groups], np.arange(n_clusters)
     met = np.ones(n_clusters, dtype=bool)
@@ -50,6 +53,23 @@ def search_tasks(prepared, more, config, which):
     of_each = np.diff(clusters.bounds)[alone].astype(float) ** 2 / 2 + _OPENED
     inside = [(alone[slice(*share)].tolist(), []) for share in shares(of_each, most_work(of_each.sum()))]
     return [[Task(kind, i, *t) for i, t in enumerate(ts)] for kind, ts in (("inside", inside), ("across", across))]
+
+
+def scan_tasks(prepared, more, config, visiting):
+    """As `search_tasks`, where the clusters that are `visiting`, (K,) bool, visit rows which are read through."""
+    stage, clusters, scan = prepared.stage, prepared.clusters, prepared.scan
+    most = most_rows(prepared, more, config)
+    groups = stage.once(partial(size_ranges, clusters.bounds, most), "groups").tolist()
+    homes = [[c for c in range(*group) if visiting[c]] for group in groups]
+    ranges = stage.once(lambda: np.array(equal_parts(scan.start, scan.stop, min(most, _SCANNED))), "scanned").tolist()
+    both = product(filter(None, homes), ranges)
+    return [], [Task("across", number, some, [scanned]) for number, (some, scanned) in enumerate(both)]
+
+
+def most_rows(prepared, more, config):
+    """Rows that a task holds open: with those of all others they fit a quarter of the working memory."""
+    budget = prepared.stage.memory / 4 / engine.worker_count(config.n_workers)
+    return max(1, int(budget / (8 * prepared.clusters.width + more)))
 
 
 def shares_across(prepared, homes, which):

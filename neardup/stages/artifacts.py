@@ -66,6 +66,11 @@ class Stage:
         return bool(self.growth and self.growth.against)
 
     @property
+    def scans(self):
+        """Whether the input's rows are read through only, for those of a smaller second set visit them."""
+        return bool(self.growth and not self.growth.new_rows_visit)
+
+    @property
     def shown(self):
         """Its folder as users know it."""
         return mirror.shown(self.folder)

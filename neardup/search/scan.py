@@ -1,0 +1,53 @@
+"""The rows of the larger of two sets: read through once, as they lie, for those of the smaller one visit them."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from neardup.input.embeddings import RowFiles
+from neardup.machine.npy import map_npy
+from neardup.order import stable_order
+
+_SAMPLED = 16_384  # rows from all over the set that tell how near each other those of a cluster are
+
+
+class Scan(NamedTuple):
+    """Rows that are in no cluster file: start to stop. sketches: of both sets; labels: the path of labels.npy."""
+
+    sketches: RowFiles
+    labels: Path
+    start: int
+    stop: int
+
+    def block(self, start, stop):
+        """Rows start to stop as a `Block`. Memory: their sketches, twice."""
+        return self._by_cluster(np.arange(start, stop))
+
+    def sample(self):
+        """Some rows of all as a `Block`."""
+        count = min(_SAMPLED, self.stop - self.start)
+        return self._by_cluster(np.linspace(self.start, self.stop - 1, count).astype(np.int64))
+
+    def _by_cluster(self, rows):
+        labels = map_npy(self.labels)[rows]
+        order = stable_order(labels)[np.count_nonzero(labels < 0) :]  # without rejected rows
+        bounds = np.searchsorted(labels[order], np.arange(labels.max(initial=-1) + 2))
+        return Block(bounds, rows[order], self.sketches.gather(rows)[order])
+
+
+class Block(NamedTuple):
+    """Rows by cluster, in memory, as `clusters.Clusters` are on disk.
+
+    bounds: (K + 1,), where those of each begin, up to the last that has any; rows: (r,) int64; sketches: (r, m + 1)
+    float32.
+    """
+
+    bounds: np.ndarray
+    rows: np.ndarray
+    sketches: np.ndarray
+
+    def load(self, cluster):
+        """Row numbers (n,) and sketches (n, m + 1) of a cluster."""
+        here = slice(*self.bounds[cluster : cluster + 2])
+        return self.rows[here], self.sketches[here]
