@@ -130,12 +130,14 @@ def find_candidates(prepared, reach, dense, rows, labels, earlier, config, besid
     sketches, longer = True, 0
     if dense and n_components > sketch_dims:
         sketches, longer = compared_next(prepared, reduced, reach.radius)
-    prepared = prepared._replace(n_longer=longer)
+    of_a_row = 8 * clusters.width + 4 * (n_components + longer)
+    most = budget.block_rows(stage.memory / 2, config.n_workers, of_a_row, len(rows))
+    prepared = prepared._replace(n_longer=longer, most=most)
     reaches = reaches_of(reach, rows.dim, reduction.results, sketches, longer)
     of_a_task = budget.task_bytes(stage.memory, config.n_workers)
     opened = partial(OpenCluster, prepared, reduced, vectors=rows)
     do = partial(search_task, stage, opened, reaches, of_a_task, joins if config.pairs == "joining" else None)
-    inside, across = search_tasks(prepared, 4 * (n_components + longer), config, which)
+    inside, across = search_tasks(prepared, config, which)
     runs = [
         (do, [(task,) for task in inside], "04 search inside clusters"),
         (do, [(task,) for task in across], "04 search across borders"),

@@ -39,6 +39,7 @@ from neardup.grouping.contamination import find_matches
 from neardup.input.embeddings import open_shards
 from neardup.input.id_table import IdTable
 from neardup.input.shards import find_shards
+from neardup.machine import budget
 from neardup.query import FinishedRun, near_in_short, read_vectors, visited_clusters
 from neardup.query import answer as ask
 from neardup.search import couples, geometry, opened, tasks
@@ -134,18 +135,19 @@ def noted(used, of, name):
 
 
 @pytest.mark.parametrize(
-    ("kind", "threshold", "sketch_dims", "most", "levels"),
+    ("kind", "threshold", "sketch_dims", "room", "levels"),
     [
-        ("random", 0.6, 8, 50, {"longer", "coordinates"}),
-        ("random", 0.6, 8, 10**6, {"longer", "coordinates"}),
-        ("random", 0.9, 64, 70, set()),
-        ("same", 0.9, 64, 10**6, {"coordinates"}),
-        ("three kinds", 0.98, 64, 300, {"unit"}),
+        ("random", 0.6, 8, 20_000, {"longer", "coordinates"}),
+        ("random", 0.6, 8, 10**9, {"longer", "coordinates"}),
+        ("random", 0.9, 64, 40_000, {"unit"}),
+        ("random", 0.9, 64, 10**9, set()),
+        ("same", 0.9, 64, 10**9, {"coordinates"}),
+        ("three kinds", 0.98, 64, 200_000, {"unit"}),
     ],
 )
-def test_rows_that_are_read_through(tmp_path, monkeypatch, kind, threshold, sketch_dims, most, levels):
-    """At most so many at a time, for as many visitors, whatever tells rows apart."""
-    rng, used = np.random.default_rng(most), set()
+def test_rows_that_are_read_through(tmp_path, monkeypatch, kind, threshold, sketch_dims, room, levels):
+    """With so many bytes of room for a block of any kind, whatever tells rows apart."""
+    rng, used = np.random.default_rng(0), set()
     rows = three_kinds(rng, 1500) if kind == "three kinds" else rng.normal(size=(1500, 100))
     rows[700:900] = rows[:200] + rng.normal(size=(200, rows.shape[1])) * rng.uniform(0, 1, (200, 1)) / 10
     rows[1300:1400] = rows[5] if kind == "same" else rows[1300:1400]
@@ -155,7 +157,7 @@ def test_rows_that_are_read_through(tmp_path, monkeypatch, kind, threshold, sket
     lay_out(tmp_path / "b", rows[:500], cuts=[200])
     for name in ("longer", "coordinates", "unit"):
         monkeypatch.setattr(opened.OpenCluster, name, noted(used, opened.OpenCluster, name))
-    monkeypatch.setattr(tasks, "most_rows", lambda *_: most)
+    monkeypatch.setattr(budget, "block_rows", lambda memory, workers, size, most: max(1, min(most, room // size)))
     settings = {"threshold": threshold, "sketch_dims": sketch_dims, "n_clusters": 5, "bad_rows": "skip"}
     settings["target_variance"] = 0.8 if kind == "three kinds" else 0.95
     run_against(*(tmp_path / name for name in ("a", "work", "b")), **settings)

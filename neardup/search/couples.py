@@ -73,11 +73,12 @@ def visitors_across(opened, homes, others):
 
 def scanned_across(opened, homes, others):
     """As `visitors_across`, of rows that are in no file. others: ranges of those, each read at once."""
-    scan = opened(homes[0]).prepared.scan
+    prepared = opened(homes[0]).prepared
     for scanned in others:
-        block = scan.block(*scanned)
+        block = prepared.scan.block(*scanned)
         for some, cluster in visitors_by_cluster(opened, homes, np.nonzero(np.diff(block.bounds))[0].tolist()):
-            yield some, opened(cluster, visits=False, members=block.load(cluster))
+            for members in block.parts(cluster, prepared.most):
+                yield some, opened(cluster, visits=False, members=members)
 
 
 def visitors_by_cluster(opened, homes, others):

@@ -26,7 +26,7 @@ class Prepared(NamedTuple):
     """Clusters as the search wants them, in files of its stage.
 
     n_first: coordinates that are compared first; n_longer: those of longer sketches, where rows are compared by such;
-    scan: the rows that are in no file, where there are such.
+    scan: the rows that are in no file, where there are such; most: rows that a task holds open.
     """
 
     stage: object
@@ -34,6 +34,7 @@ class Prepared(NamedTuple):
     n_first: int = 0
     n_longer: int = 0
     scan: Scan | None = None
+    most: int = 0
 
     def sample(self):
         """Rows by cluster that tell how near each other they are: `Clusters`, or a `Block` of the scan."""

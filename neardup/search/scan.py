@@ -8,6 +8,7 @@ import numpy as np
 from neardup.input.embeddings import RowFiles
 from neardup.machine.npy import map_npy
 from neardup.order import stable_order
+from neardup.ranges import equal_parts
 
 _SAMPLED = 16_384  # rows from all over the set that tell how near each other those of a cluster are
 
@@ -49,5 +50,11 @@ class Block(NamedTuple):
 
     def load(self, cluster):
         """Row numbers (n,) and sketches (n, m + 1) of a cluster."""
-        here = slice(*self.bounds[cluster : cluster + 2])
-        return self.rows[here], self.sketches[here]
+        return self._some(*self.bounds[cluster : cluster + 2])
+
+    def parts(self, cluster, most):
+        """As `load`, at most so many rows at a time."""
+        return [self._some(*part) for part in equal_parts(*self.bounds[cluster : cluster + 2].tolist(), most)]
+
+    def _some(self, start, stop):
+        return self.rows[start:stop], self.sketches[start:stop]

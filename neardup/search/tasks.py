@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from neardup.machine import engine
+from neardup.machine import budget
 from neardup.ranges import equal_parts, size_ranges
 
 _TASKS, _MOST_TASKS, _TASK_WORK = 24, 20_000, 4e9  # fewest and most tasks of each kind; distances that one is to have
@@ -28,19 +28,17 @@ class Task(NamedTuple):
     others: list
 
 
-def search_tasks(prepared, more, config, which):
+def search_tasks(prepared, config, which):
     """What to search, a task each: clusters alone, and groups of clusters with some of those of higher number.
 
     which: of a run that grows, which clusters have rows that visit, and which have those and rows that these have to
-    meet, (K,) bool each; none is searched alone then.
-    more: bytes a row of an open cluster, beyond its sketch, layout and visits. A group fits a quarter of
-    the working memory, all workers together. Groups stay as they were when an interrupted run goes on.
+    meet, (K,) bool each; none is searched alone then. Groups stay as they were when an interrupted run goes on.
     Returns two lists of `Task`. Memory: 4 K^2 bytes.
     """
     if prepared.scan:
-        return scan_tasks(prepared, more, config, which[0])
+        return scan_tasks(prepared, config, which[0])
     stage, clusters, n_clusters = prepared.stage, prepared.clusters, len(prepared.clusters)
-    most = min(most_rows(prepared, more, config), int(clusters.bounds[-1] / _GROUPS))
+    most = min(prepared.most, int(clusters.bounds[-1] / _GROUPS))
     groups = stage.once(partial(size_ranges, clusters.bounds, most), "groups").tolist()
     homes, alone = [range(*group) for group in groups], np.arange(n_clusters)
     met = np.ones(n_clusters, dtype=bool)
@@ -55,21 +53,15 @@ def search_tasks(prepared, more, config, which):
     return [[Task(kind, i, *t) for i, t in enumerate(ts)] for kind, ts in (("inside", inside), ("across", across))]
 
 
-def scan_tasks(prepared, more, config, visiting):
+def scan_tasks(prepared, config, visiting):
     """As `search_tasks`, where the clusters that are `visiting`, (K,) bool, visit rows which are read through."""
     stage, clusters, scan = prepared.stage, prepared.clusters, prepared.scan
-    most = most_rows(prepared, more, config)
-    groups = stage.once(partial(size_ranges, clusters.bounds, most), "groups").tolist()
+    groups = stage.once(partial(size_ranges, clusters.bounds, prepared.most), "groups").tolist()
     homes = [[c for c in range(*group) if visiting[c]] for group in groups]
-    ranges = stage.once(lambda: np.array(equal_parts(scan.start, scan.stop, min(most, _SCANNED))), "scanned").tolist()
+    most = budget.block_rows(stage.memory / 2, config.n_workers, 8 * clusters.width, _SCANNED)
+    ranges = stage.once(lambda: np.array(equal_parts(scan.start, scan.stop, most)), "scanned").tolist()
     both = product(filter(None, homes), ranges)
     return [], [Task("across", number, some, [scanned]) for number, (some, scanned) in enumerate(both)]
-
-
-def most_rows(prepared, more, config):
-    """Rows that a task holds open: with those of all others they fit a quarter of the working memory."""
-    budget = prepared.stage.memory / 4 / engine.worker_count(config.n_workers)
-    return max(1, int(budget / (8 * prepared.clusters.width + more)))
 
 
 def shares_across(prepared, homes, which):
