@@ -56,7 +56,8 @@ def _plan_of(config):
     measured = _measure(open_shards(readable), config) if readable else (None, None, dim // 3)
     seconds_a_row, spectrum_s, components = measured
     sketch = min(config.sketch_dims, components) + 1
-    disk = copied + rows * disk_of_a_row(components, sketch) + 3 * expected_bytes(shards)
+    reduced = components if config.against_dir is None else 0  # of what is held against a second set just sketches stay
+    disk = copied + rows * disk_of_a_row(reduced, sketch) + 3 * expected_bytes(shards)
     disk += 8 * dim * (dim + 3 * components) + config.export * found["input_bytes"]  # the model, three times
     least = budget.least_memory(rows, dim)
     memory = max(least, min(config.memory_limit, least + 8 * rows * dim))
@@ -72,9 +73,9 @@ def _plan_of(config):
     return found
 
 
-def disk_of_a_row(components, sketch):
-    """Bytes that all stages write for a row, without its id, about. sketch: its values."""
-    return 4 * components + 8 * sketch + 16 + BYTES_A_ROW
+def disk_of_a_row(reduced, sketch):
+    """Bytes that all stages write for a row, without its id, about. reduced, sketch: values of it that stay."""
+    return 4 * reduced + 8 * sketch + 16 + BYTES_A_ROW
 
 
 def _measure(rows, config):

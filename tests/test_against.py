@@ -40,6 +40,7 @@ from neardup.input.embeddings import open_shards
 from neardup.input.id_table import IdTable
 from neardup.input.shards import find_shards
 from neardup.machine import budget
+from neardup.plan import plan
 from neardup.query import FinishedRun, near_in_short, read_vectors, visited_clusters
 from neardup.query import answer as ask
 from neardup.search import couples, geometry, opened, tasks
@@ -641,6 +642,15 @@ def test_a_dry_run_of_two_sets(tmp_path):
     assert (found["rows"], found["second_set"]["rows"]) == (600, 300)
     lines = command(SCRIPTS[0], *options, "--work-dir", tmp_path / "w").stdout.splitlines()
     assert " ".join(line.split()[0] for line in lines) == "600 disk: memory: the 300 disk: memory: time:"
+
+
+def test_a_dry_run_knows_that_reduced_vectors_are_of_the_second_set_only(tmp_path):
+    two_sets(tmp_path)
+    config = settings_of(tmp_path / "a", tmp_path / "work", against_dir=tmp_path / "b", **SETTINGS)
+    alone = settings_of(tmp_path / "a", tmp_path / "work", **SETTINGS)
+    found, single = plan(config), plan(alone)
+    assert found["second_set"]["disk_bytes"] == plan(config.reference)["disk_bytes"]
+    assert single["disk_bytes"] - found["disk_bytes"] == 4 * single["components"] * 600
 
 
 def test_each_set_has_its_own_texts(tmp_path):
