@@ -24,9 +24,10 @@ def lay_out(sketches, n_coordinates):
 
     sketches: (n, m + 1) float32. Returns (n, min(m, n_coordinates) + 3) float32.
     """
-    short = geometry.shorten(sketches, n_coordinates)
-    half = np.vecdot(short, short)[:, None] / -2
-    return np.hstack([short, half, np.ones_like(half)])
+    layout = np.empty((len(sketches), min(sketches.shape[1] - 1, n_coordinates) + 3), dtype=np.float32)
+    short = geometry.shorten(sketches, n_coordinates, out=layout[:, :-2])
+    layout[:, -2], layout[:, -1] = np.vecdot(short, short) / -2, 1
+    return layout
 
 
 def swapped(layout):

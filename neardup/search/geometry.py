@@ -11,6 +11,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from neardup.ranges import block_ranges
+
 UNIT32 = 2.0**-24  # unit roundoff u of float32
 UNIT64 = 2.0**-53
 SIMILARITY_DECIMALS = 15  # a float64 dot product of unit rows carries no more
@@ -243,16 +245,20 @@ def split_error(dim, n_axes):
     return (2.1 + 4 * error) * error + 2 * (n_axes + 16) * UNIT32
 
 
-def shorten(sketches, n_coordinates):
+def shorten(sketches, n_coordinates, out=None):
     """Sketches of fewer coordinates: those left out go into the tail. A contraction of a contraction.
 
-    sketches: (n, m + 1) float32. Returns (n, n_coordinates + 1) float32, whose tail is off by u of it.
+    sketches: (n, m + 1) float32; out: where to write. Returns (n, min(m, n_coordinates) + 1) float32, whose tail is off
+    by u of it. Memory: that, if it isn't there, and 256 kB.
     """
-    if n_coordinates >= sketches.shape[1] - 1:
-        return sketches
-    rest = sketches[:, n_coordinates:]
-    tail = np.sqrt(np.vecdot(rest, rest, dtype=np.float64)).astype(np.float32)
-    return np.column_stack([sketches[:, :n_coordinates], tail])
+    n_coordinates = min(n_coordinates, sketches.shape[1] - 1)
+    out = np.empty((len(sketches), n_coordinates + 1), dtype=np.float32) if out is None else out
+    out[:], left_out = sketches[:, : n_coordinates + 1], sketches[:, n_coordinates:]
+    if left_out.shape[1] > 1:
+        for start, stop in block_ranges(0, len(sketches), max(1, _VALUES_AT_ONCE // left_out.shape[1])):
+            rest = left_out[start:stop].astype(np.float64)
+            out[start:stop, -1] = np.sqrt(np.vecdot(rest, rest))
+    return out
 
 
 def squared_distance_error(n_coordinates, longest=LONGEST):
