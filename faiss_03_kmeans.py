@@ -19,6 +19,7 @@ from neardup.machine.npy import read_npy
 from neardup.notices import notice
 from neardup.ranges import equal_parts
 from neardup.script import main, tell
+from neardup.search.clusters import cluster_name
 from neardup.search.kept import Kept, gain, keep_clusters
 from neardup.search.shuffle import Shuffle, write_run
 from neardup.search.visits import MOST_CLUSTERS
@@ -55,6 +56,7 @@ def run(config):
         in_place = 4 * sketches.dim * len(sketches) <= _CACHED
         assign(stage, (sketches, ids), rejected, centroids, runs, in_place, config)
         n_kept, of_files = len(kept.centroids), place(stage, (sketches, ids), runs, kept, in_place, config)
+        stage.sync_names([cluster_name(0)])
         write_npy(stage.path("labels.npy"), kept.labels)
         write_npy(stage.path("centroids.npy"), np.concatenate([kept.centroids, centroids[of_files]]))
         sizes = np.bincount(kept.labels[kept.labels >= 0], minlength=n_kept + len(of_files))

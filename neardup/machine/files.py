@@ -49,10 +49,11 @@ def read_json(path):
 
 
 @contextmanager
-def atomic(path, flush=True):
+def atomic(path, flush=True, alone=True):
     """Yield a temporary path beside `path`; what is written there appears as `path` whole, or not at all.
 
-    flush: also if the power fails, and where others see it (`neardup.machine.mirror`).
+    flush: also if the power fails, and where others see it (`neardup.machine.mirror`). alone: it is there from then on;
+    whoever writes many files into a folder flushes that once, when all are there.
     """
     temporary = path.with_name(f".{_writer}{path.name}.tmp")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -61,7 +62,7 @@ def atomic(path, flush=True):
         sync_file(temporary)
         mirror.put(temporary, path)  # first, so that what is here is there
     os.replace(temporary, path)
-    if flush:
+    if flush and alone:
         sync_folder(path.parent)
 
 
@@ -175,13 +176,13 @@ def write_npz(path, **arrays):
 
 
 @contextmanager
-def hdf5(path):
-    """Yield a new HDF5 file, which appears whole or not at all.
+def hdf5(path, alone=True):
+    """Yield a new HDF5 file, which appears whole or not at all. alone: as in `atomic`.
 
     HDF5 can't close a file that it failed to write, and may crash later; so it never learns of a failure, which is
     raised when it is done.
     """
-    with atomic(path) as temporary, temporary.open("w+b", buffering=0) as file:
+    with atomic(path, alone=alone) as temporary, temporary.open("w+b", buffering=0) as file:
         failing = _Failing(file)
         with h5py.File(failing, "w") as content:
             yield content

@@ -25,9 +25,9 @@ def cluster_name(number):
 def write_cluster(path, rows, sketches, ids, places):
     """A cluster file: row, vector (its sketch), short (a shorter one) and id of each member, rows ascending.
 
-    places: of the ids in a table.
+    places: of the ids in a table. The folder is left to flush, once for all files.
     """
-    with hdf5(path) as file:
+    with hdf5(path, alone=False) as file:
         file["row"], file["vector"], file["short"] = rows, sketches, geometry.shorten(sketches, _SHORT_DIMS)
         store_ids(file, ids, places)
 

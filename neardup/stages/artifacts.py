@@ -111,9 +111,13 @@ class Stage:
         """Have files of another stage, as they are. then: their names there, if others; of: it, or the previous one."""
         of, both = of or self.previous, [*zip(names, then or names, strict=True)]
         engine.run(partial(_take, of, self.folder), both, self.run.config.n_workers, "taken over")
+        self.sync_names(names)
+        self.files |= {name: of.files[there] for name, there in both}
+
+    def sync_names(self, names):
+        """Flush the folders of some files, which were left to flush once for all; those that are on this machine."""
         for folder in filter(Path.exists, {(self.folder / name).parent for name in names}):
             sync_folder(folder)
-        self.files |= {name: of.files[there] for name, there in both}
 
     def needs(self, size, more=False):
         """Raises NeardupError where the disk has no room for so many bytes, less those that are there.
