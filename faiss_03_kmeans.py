@@ -67,8 +67,9 @@ def run(config):
 
 
 def disk_needed(stage, sketches, ids):
-    """Bytes that this stage writes, about: labels, and sketches and ids of what gets cluster files, twice."""
-    return 8 * len(sketches) if stage.scans else 2 * len(sketches) * (4 * sketches.dim + 20) + 2 * ids.stat().st_size
+    """Bytes that this stage writes, about: sketches and ids of what is in cluster files, twice, and labels."""
+    rows = int(stage.growth.before[-1]) if stage.scans else len(sketches)
+    return 8 * len(sketches) + 2 * rows * (4 * sketches.dim + 20 + ids.stat().st_size // len(sketches))
 
 
 def place(stage, sources, runs, kept, in_place, config):

@@ -48,6 +48,8 @@ def run(config):
 
 def search(stage, shards, earlier, config):
     """Find all pairs, verify and audit them, and write the stage's files. Returns its results, small JSON values."""
+    if config.report_threshold and config.report_threshold > config.threshold:
+        notice(f"report_threshold {config.report_threshold} is above threshold {config.threshold}: it changes nothing")
     if stage.previous and (config.pairs == "joining" or not stage.growth.changes):
         stage.growth = None  # a pair that joined no components then may do so when rows are gone
     rows, ids = open_shards(shards), earlier["01_pca_variance"].path("ids.arrow")
@@ -59,6 +61,7 @@ def search(stage, shards, earlier, config):
     audit = begin_audit(stage, rows, labels >= 0, config)
     clusters = open_clusters(earlier["03_kmeans"], config)
     scan = open_scan(stage, rows.starts, labels_path, earlier["02_pca_reduce"], config) if stage.scans else None
+    check_all_are_there(clusters, labels[: scan.start] if scan else labels, labels_path)
     error = earlier["02_pca_reduce"].results["sketch_error"]
     reach = geometry.Reach(geometry.radius(config.search_threshold, rows.dim), error)
     prepared = Prepared(stage, clusters, scan=scan)
@@ -102,6 +105,12 @@ def read_labels(path, n_rows, rejected, n_clusters):
 def open_clusters(kmeans, config):
     """The `Clusters` of stage 3."""
     return Clusters(kmeans.paths([cluster_name(c) for c in range(kmeans.results["n_clusters"])], config.n_workers))
+
+
+def check_all_are_there(clusters, labels, path):
+    """Raises NeardupError where cluster files hold fewer rows than have labels. path: of labels.npy."""
+    if clusters.bounds[-1] < np.count_nonzero(labels >= 0):
+        raise damaged(path, "clusters of rows that are in none of their files")
 
 
 def open_scan(stage, starts, labels, reduction, config):

@@ -110,7 +110,8 @@ def print_plan(found):
     shards = counted(found["shards"], "shard")
     print(f"{counted(found['rows'], 'row')} of {counted(found['dim'], 'value')} in {shards}, {size}")
     print(f"disk: about {disk_size(found['disk_bytes'])} and {BYTES_A_PAIR} bytes a pair of near rows", end=", ")
-    print(f"of {disk_size(found['disk_free_bytes'])} free")
+    lacks = found["disk_bytes"] > found["disk_free_bytes"]
+    print(f"of {disk_size(found['disk_free_bytes'])} free{', which is too little' * lacks}")
     more = found["memory_bytes"] > found["memory_limit_bytes"]
     print(f"memory: about {memory_size(found['memory_bytes'])}", end="")
     limit = f", up to {memory_size(found['memory_limit_bytes'])} where very many rows are near"

@@ -40,7 +40,7 @@ from neardup.input.embeddings import open_shards
 from neardup.input.id_table import IdTable
 from neardup.input.shards import find_shards
 from neardup.machine import budget
-from neardup.plan import plan
+from neardup.plan import plan, print_plan
 from neardup.query import FinishedRun, near_in_short, read_vectors, visited_clusters
 from neardup.query import answer as ask
 from neardup.search import couples, geometry, opened, tasks
@@ -112,20 +112,63 @@ def test_a_small_second_set_is_split_finely_for_the_rows_of_a_large_one(tmp_path
     assert {*zip((row - 1000).tolist(), reference.tolist(), strict=True)} - unclear == near - unclear
 
 
-@pytest.mark.parametrize(("larger", "smaller"), [("a", "b"), ("b", "a")])
-def test_rows_that_are_read_through_are_in_no_cluster_file(tmp_path, larger, smaller):
-    """Those of the set that is held against a smaller one."""
-    put(tmp_path / larger, "0", np.arange(1500))
-    put(tmp_path / smaller, "0", np.arange(1400, 2000))
+@pytest.mark.parametrize(("sizes", "in_files"), [((1600, 200), 200), ((1599, 200), 1799), ((200, 1600), 1800)])
+def test_rows_that_are_read_through_are_in_no_cluster_file(tmp_path, sizes, in_files):
+    """Those that are held against eight times fewer."""
+    put(tmp_path / "a", "0", np.arange(sizes[0]))
+    put(tmp_path / "b", "0", np.arange(3000 - sizes[1], 3000))
     run_against(tmp_path / "a", tmp_path / "work", tmp_path / "b", n_clusters=7)
     members = []
     for path in (tmp_path / "work" / NAMES[2] / "clusters").glob("*.h5"):
         with h5py.File(path) as file:
             members += file["row"][:].tolist()
     labels = np.load(tmp_path / "work" / NAMES[2] / "labels.npy")
-    assert len(labels) == 2100
+    assert len(labels) == sum(sizes)
     assert (labels >= 0).all()
-    assert sorted(members) == list(range(600 if larger == "a" else 2100))
+    assert sorted(members) == list(range(in_files))
+
+
+def test_rows_that_are_read_through_for_a_second_set_that_grew(tmp_path):
+    """Twice: the rows that came to it have files beside those of its clusters, which all visit."""
+    rows, names = example_rows(), ["a", "work", "b"]
+    put(tmp_path / "a", "0", np.arange(0, 2600))
+    for number, some in enumerate([np.arange(2500, 2600), np.arange(0, 100), np.arange(2590, 2690)]):
+        put(tmp_path / "b", str(number), some)
+        run_against(*(tmp_path / name for name in names), threshold=0.9, n_clusters=3, audit_rows=0)
+        second = np.concatenate([[*range(2500, 2600)], [*range(100)], [*range(2590, 2690)]])[: 100 * (number + 1)]
+        near, unclear = cross_pairs(rows[:2600], rows[second], 0.9)
+        reference, row, _ = found_pairs(tmp_path / "work")
+        found = {*zip((row - len(second)).tolist(), reference.tolist(), strict=True)}
+        assert found - unclear == near - unclear
+        assert len(near) > 100 * number
+
+
+@pytest.mark.parametrize("every", [1, 2])
+def test_rows_that_are_read_through_of_which_many_are_rejected(tmp_path, every):
+    """All, or every second one, so that a sample at equal distances has none."""
+    rows = example_rows()[:900].copy()
+    rows[::every] = 0
+    lay_out(tmp_path / "a", rows)
+    lay_out(tmp_path / "b", example_rows()[:100])
+    run_against(tmp_path / "a", tmp_path / "work", tmp_path / "b", bad_rows="skip", n_clusters=3)
+    reference, row, _ = found_pairs(tmp_path / "work")
+    good = np.flatnonzero(rows.any(axis=1))
+    near, unclear = cross_pairs(rows[good], example_rows()[:100], 0.9) if len(good) else (set(), set())
+    near = {(good[i], j) for i, j in near - unclear}
+    assert {*zip((row - 100).tolist(), reference.tolist(), strict=True)} - {(good[i], j) for i, j in unclear} == near
+
+
+def test_a_row_that_is_in_no_cluster_file_is_missed(tmp_path):
+    """Before anything is searched, whatever the audit would find."""
+    put(tmp_path / "data", "0", np.arange(300))
+    config = settings_of(tmp_path / "data", tmp_path / "work", **SETTINGS)
+    run_scripts(config, SCRIPTS[:3])
+    labels, clusters = np.zeros(300, dtype=np.int32), SimpleNamespace(bounds=np.array([0, 100, 299]))
+    check = import_module("faiss_04_neighbor_search").check_all_are_there
+    with pytest.raises(NeardupError, match=r"labels\.npy is damaged .*in none of their files"):
+        check(clusters, labels, tmp_path / "work" / NAMES[2] / "labels.npy")
+    labels[7] = -1
+    check(clusters, labels, tmp_path / "work" / NAMES[2] / "labels.npy")
 
 
 def noted(used, of, name):
@@ -138,24 +181,25 @@ def noted(used, of, name):
 @pytest.mark.parametrize(
     ("kind", "threshold", "sketch_dims", "room", "levels"),
     [
-        ("random", 0.6, 8, 20_000, {"longer", "coordinates"}),
+        ("random", 0.6, 8, 20_000, {"longer", "coordinates", "unit"}),
         ("random", 0.6, 8, 10**9, {"longer", "coordinates"}),
         ("random", 0.9, 64, 40_000, {"unit"}),
         ("random", 0.9, 64, 10**9, set()),
-        ("same", 0.9, 64, 10**9, {"coordinates"}),
+        ("same", 0.9, 64, 10**9, {"coordinates", "unit"}),
         ("three kinds", 0.98, 64, 200_000, {"unit"}),
     ],
 )
 def test_rows_that_are_read_through(tmp_path, monkeypatch, kind, threshold, sketch_dims, room, levels):
     """With so many bytes of room for a block of any kind, whatever tells rows apart."""
     rng, used = np.random.default_rng(0), set()
-    rows = three_kinds(rng, 1500) if kind == "three kinds" else rng.normal(size=(1500, 100))
+    rows = three_kinds(rng, 2700) if kind == "three kinds" else rng.normal(size=(2700, 100))
     rows[700:900] = rows[:200] + rng.normal(size=(200, rows.shape[1])) * rng.uniform(0, 1, (200, 1)) / 10
-    rows[1300:1400] = rows[5] if kind == "same" else rows[1300:1400]
+    if kind == "same":
+        rows[1300:1400], rows[20:60] = rows[5], rows[5]
     rows = rows.astype(np.float32)
-    rows[[3, 900, 1499]] = [[0], [np.nan], [0]]
-    lay_out(tmp_path / "a", rows[400:], cuts=[300, 301])
-    lay_out(tmp_path / "b", rows[:500], cuts=[200])
+    rows[[3, 900, 2699]] = [[0], [np.nan], [0]]
+    lay_out(tmp_path / "a", rows[300:], cuts=[300, 301])
+    lay_out(tmp_path / "b", rows[:300], cuts=[200])
     for name in ("longer", "coordinates", "unit"):
         monkeypatch.setattr(opened.OpenCluster, name, noted(used, opened.OpenCluster, name))
     monkeypatch.setattr(budget, "block_rows", lambda memory, workers, size, most: max(1, min(most, room // size)))
@@ -163,10 +207,10 @@ def test_rows_that_are_read_through(tmp_path, monkeypatch, kind, threshold, sket
     settings["target_variance"] = 0.8 if kind == "three kinds" else 0.95
     run_against(*(tmp_path / name for name in ("a", "work", "b")), **settings)
     reference, row, _ = found_pairs(tmp_path / "work")
-    good = [np.flatnonzero(np.isfinite(part).all(axis=1) & part.any(axis=1)) for part in (rows[400:], rows[:500])]
-    near, unclear = cross_pairs(rows[400:][good[0]], rows[:500][good[1]], threshold)
+    good = [np.flatnonzero(np.isfinite(part).all(axis=1) & part.any(axis=1)) for part in (rows[300:], rows[:300])]
+    near, unclear = cross_pairs(rows[300:][good[0]], rows[:300][good[1]], threshold)
     near, unclear = ({(good[0][i], good[1][j]) for i, j in some} for some in (near, unclear))
-    assert {*zip((row - 500).tolist(), reference.tolist(), strict=True)} - unclear == near - unclear
+    assert {*zip((row - 300).tolist(), reference.tolist(), strict=True)} - unclear == near - unclear
     assert len(near) > 100
     assert used == levels
 
@@ -174,7 +218,7 @@ def test_rows_that_are_read_through(tmp_path, monkeypatch, kind, threshold, sket
 @pytest.mark.parametrize("then", [70, 10**6])
 def test_rows_that_are_read_through_are_cut_as_an_interrupted_run_began(tmp_path, monkeypatch, then):
     lay_out(tmp_path / "a", example_rows()[:800])
-    lay_out(tmp_path / "b", example_rows()[600:900])
+    lay_out(tmp_path / "b", example_rows()[720:820])
     done, last, search_task = [], 7, couples.search_task
 
     def until_killed(*arguments):
@@ -193,14 +237,14 @@ def test_rows_that_are_read_through_are_cut_as_an_interrupted_run_began(tmp_path
     run_against(*folders, **settings)
     assert done == list(range(7)) + list(range(13))
     reference, row, _ = found_pairs(tmp_path / "work")
-    near, unclear = cross_pairs(example_rows()[:800], example_rows()[600:900], 0.85)
-    assert {*zip((row - 300).tolist(), reference.tolist(), strict=True)} - unclear == near - unclear
+    near, unclear = cross_pairs(example_rows()[:800], example_rows()[720:820], 0.85)
+    assert {*zip((row - 100).tolist(), reference.tolist(), strict=True)} - unclear == near - unclear
 
 
 @pytest.mark.parametrize("name", NAMES[2:4])
 def test_killed_anywhere_where_rows_are_read_through(tmp_path, monkeypatch, name):
     lay_out(tmp_path / "data", example_rows()[:800])
-    lay_out(tmp_path / "b", example_rows()[600:900])
+    lay_out(tmp_path / "b", example_rows()[720:820])
     monkeypatch.setattr(tasks, "_SCANNED", 100)
     settings = SETTINGS | {"threshold": 0.85, "against_work_dir": tmp_path / "work-b"}
     run_against(*(tmp_path / folder for folder in ("data", "work", "b")), **settings)
@@ -644,6 +688,19 @@ def test_a_dry_run_of_two_sets(tmp_path):
     assert " ".join(line.split()[0] for line in lines) == "600 disk: memory: the 300 disk: memory: time:"
 
 
+def test_a_dry_run_says_that_the_disk_has_too_little_room(tmp_path, monkeypatch, capsys):
+    two_sets(tmp_path)
+    config = settings_of(tmp_path / "a", tmp_path / "work")
+    print_plan(plan(config))
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=1000))
+    print_plan(plan(config))
+    assert [
+        line.endswith("of 1 kB free, which is too little")
+        for line in capsys.readouterr().out.splitlines()
+        if "disk:" in line
+    ] == [False, True]
+
+
 def test_a_dry_run_knows_that_reduced_vectors_are_of_the_second_set_only(tmp_path):
     two_sets(tmp_path)
     config = settings_of(tmp_path / "a", tmp_path / "work", against_dir=tmp_path / "b", **SETTINGS)
@@ -725,6 +782,17 @@ def test_a_query_of_a_run_without_groups(tmp_path):
     run_scripts(config)
     run = FinishedRun(config)
     assert [run.groups_of(rows) for rows, _ in run.matches(np.eye(5)[:2])] == [[None], [None]]
+
+
+def test_a_query_needs_no_settings_that_say_how_groups_are_shown(tmp_path):
+    """But those that make the groups."""
+    put(tmp_path / "data", "0", np.arange(100))
+    folders = tmp_path / "data", tmp_path / "work"
+    (tmp_path / "texts.json").write_text("{}")
+    run_scripts(settings_of(*folders, **SETTINGS, export=True))
+    FinishedRun(settings_of(*folders, **SETTINGS, preview=str(tmp_path / "texts.json")))
+    with pytest.raises(NeardupError, match="045_merge was made with grouping connected, not star"):
+        FinishedRun(settings_of(*folders, **SETTINGS, grouping="star"))
 
 
 def test_a_query_for_what_can_be_no_id(finished):

@@ -30,10 +30,11 @@ class Kept(NamedTuple):
 def keep_clusters(stage, ids, config):
     """Take the files of the clusters of the finished run, anew where rows of theirs are gone or have other numbers.
 
-    Returns `Kept`. The rows that came to it before are among the others, whose files are made anew.
+    Returns `Kept`. The rows that came to it before are among the others, whose files are made anew; but where today's
+    are just read through, so that nothing else gets a file.
     """
     previous, growth = stage.previous, stage.growth
-    n_base, then = previous.results["made"], read_npy(previous.path("labels.npy"))
+    n_base, then = previous.results["n_clusters" if stage.scans else "made"], read_npy(previous.path("labels.npy"))
     labels = np.full(int(growth.now[-1]), -1, dtype=np.int32)
     others = growth.fresh.copy()
     for today, low, high in zip(growth.of.tolist(), growth.before[:-1], growth.before[1:], strict=True):

@@ -38,7 +38,8 @@ class Prepared(NamedTuple):
 
     def sample(self):
         """Rows by cluster that tell how near each other they are: `Clusters`, or a `Block` of the scan."""
-        return self.scan.sample() if self.scan else self.clusters
+        block = self.scan and self.scan.sample()
+        return block if block and len(block.rows) else self.clusters
 
     def path(self, cluster):
         """Where `prepare_cluster` writes."""

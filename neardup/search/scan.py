@@ -26,9 +26,8 @@ class Scan(NamedTuple):
         return self._by_cluster(np.arange(start, stop))
 
     def sample(self):
-        """Some rows of all as a `Block`."""
-        count = min(_SAMPLED, self.stop - self.start)
-        return self._by_cluster(np.linspace(self.start, self.stop - 1, count).astype(np.int64))
+        """Some rows of all as a `Block`, which is empty if those were rejected; the same each time."""
+        return self._by_cluster(np.unique(np.random.default_rng(0).integers(self.start, self.stop, _SAMPLED)))
 
     def _by_cluster(self, rows):
         labels = map_npy(self.labels)[rows]

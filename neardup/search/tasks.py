@@ -13,6 +13,7 @@ _TASKS, _MOST_TASKS, _TASK_WORK = 24, 20_000, 4e9  # fewest and most tasks of ea
 _LEAST_WORK = 1e8  # distances of a task, below which there are fewer: its files take longer
 _OPENED = 1e5  # distances that take as long as to open a cluster
 _SCANNED = 131_072  # rows that are read through together, at most
+_PARTS, _LEAST_SCANNED = 8, 8192  # of all such rows, at least, for several workers; but of no fewer rows
 _GROUPS = 4  # of clusters that a task holds open, at least: small enough to be many, large enough to be opened seldom
 
 
@@ -58,7 +59,8 @@ def scan_tasks(prepared, config, visiting):
     stage, clusters, scan = prepared.stage, prepared.clusters, prepared.scan
     groups = stage.once(partial(size_ranges, clusters.bounds, prepared.most), "groups").tolist()
     homes = [[c for c in range(*group) if visiting[c]] for group in groups]
-    most = budget.block_rows(stage.memory / 2, config.n_workers, 8 * clusters.width, _SCANNED)
+    most = min(_SCANNED, max((scan.stop - scan.start) // _PARTS, _LEAST_SCANNED))
+    most = budget.block_rows(stage.memory / 2, config.n_workers, 8 * clusters.width, most)
     ranges = stage.once(lambda: np.array(equal_parts(scan.start, scan.stop, most)), "scanned").tolist()
     both = product(filter(None, homes), ranges)
     return [], [Task("across", number, some, [scanned]) for number, (some, scanned) in enumerate(both)]

@@ -26,6 +26,7 @@ STAGES = {  # folder of a stage, in their order: the script that writes it, and 
 }
 TIMES, REPORT = "times.json", "report.html"  # differ between runs, so they aren't hashed
 _LOOKED_AT = 1 << 20  # bytes of a file, up to which it is hashed before another stage has it, too
+_NOT_LARGE = 1 << 26  # bytes of a file, hashed in a few milliseconds
 LEADING = [  # for `mirror.attach`: each stage's folders, and the files that change whenever anything there does
     entry for name in STAGES for entry in ((name, (MANIFEST,)), (f".{name}.{PARTIAL}", (BEGUN, MANIFEST)))
 ]
@@ -67,8 +68,8 @@ class Stage:
 
     @property
     def scans(self):
-        """Whether the input's rows are read through only, for those of a smaller second set visit them."""
-        return bool(self.growth and not self.growth.new_rows_visit)
+        """As `Growth.scans`."""
+        return bool(self.growth and self.growth.scans)
 
     @property
     def shown(self):
@@ -94,6 +95,12 @@ class Stage:
         for (name, path), digest in zip(new, found, strict=True):
             self._verify(name, path, digest)
         return paths
+
+    def altered(self):
+        """Which files of a finished stage aren't what it wrote, but for large ones, which take long."""
+        names = [name for name in self.files if (self.folder / name).stat().st_size < _NOT_LARGE]
+        found = engine.run(_digest_if_there, [(self.folder / name,) for name in names], None, "checksums")
+        return [name for name, digest in zip(names, found, strict=True) if digest != self.files[name]]
 
     def _verify(self, name, path, digest=None):
         """Raises NeardupError where a file isn't what its stage wrote. Each is read once."""

@@ -10,6 +10,8 @@ from neardup.input.embeddings import pieces
 from neardup.input.freshness import changed_shards
 from neardup.machine.checksums import digest_of_values
 
+_FEW = 8  # times as few rows are searched from memory; of more it takes many parts, each of which reads all others
+
 
 @dataclass(frozen=True)
 class Growth:
@@ -76,6 +78,11 @@ class Growth:
     def sets(self):
         """Where the rows of each set begin, and how many there are: ids are unique in each."""
         return [0, *([int(self.before[-1])] if self.against else []), int(self.now[-1])]
+
+    @property
+    def scans(self):
+        """Whether new rows get no cluster files: of two sets, where those of the other are few, which visit them."""
+        return self.against and _FEW * int(self.before[-1]) <= self.n_fresh
 
     @cached_property
     def new_rows_visit(self):

@@ -35,6 +35,7 @@ from neardup.stages.manifests import (
 
 N_REFERENCE = 3  # the first stages, which a second set has of its own
 _FIRST, LAST = "01_pca_variance", "045_merge"  # which sketches what is held against a second set; which reads metadata
+_OF_OUTPUT = "tabulate", "preview", "export", "tables"  # of stage 045, which groups don't depend on
 _OF_GROUPS = "target_rows", "grouping", "representative", "keep_previous", "tabulate"  # of two sets there are none
 
 
@@ -87,10 +88,16 @@ def begin(config, name):
 
 
 def open_finished(config):
-    """All five stages, finished, by name, and the shards, of which copies are made as by `begin`. Raises as that."""
+    """All five stages, finished, by name, and the shards, of which copies are made as by `begin`. Raises as that.
+
+    Whatever settings only say how groups are shown.
+    """
     last = list(STAGES)[-1]
     run = Run(config, _shards_of(config), locked=False)
     stages, key = _earlier(run, last)
+    path = config.work_dir / last / MANIFEST
+    then = read_manifest(path).get("settings", {}) if path.exists() else {}
+    key["settings"] |= {name: then[name] for name in _OF_OUTPUT if name in then}
     return stages | {last: _finished_stage(run, last, key)}, run.shards
 
 
@@ -243,10 +250,10 @@ def _open(run, name, key):
         manifest = read_manifest(final / MANIFEST)
         if not (differences(manifest, key) or _changes(run, manifest)):
             tidy(final)
-            gone = [name for name in manifest["files"] if not (final / name).exists()]
-            if gone and mirror.shown(final) == final:  # else they are elsewhere
-                notice(f"{mirror.shown(final)} lacks {some_of(gone)}: remove it to have all made again")
-            return Stage(name, final, key, manifest)
+            stage = Stage(name, final, key, manifest)
+            if mirror.shown(final) == final:  # else they are elsewhere
+                _tell_of_damage(stage)
+            return stage
         what = ""
         if ("against" in manifest.get("settings", {})) != ("against" in key["settings"]):
             what = f"a run {'of one set alone' if run.reference else 'against a second set'}"
@@ -266,6 +273,15 @@ def _open(run, name, key):
         folder.mkdir(parents=True)
         write_json(begun, what)
     return Stage(name, folder, key, run=run, memory=run.memory, previous=previous)
+
+
+def _tell_of_damage(stage):
+    """Say which files of a finished stage are gone, and of the last one, which no script reads, which are others."""
+    gone = [name for name in stage.files if not (stage.folder / name).exists()]
+    others = [] if gone or stage.name != LAST else stage.altered()
+    what = f"lacks {some_of(gone)}" if gone else f"holds others than were written ({some_of(others)})"
+    if gone or others:
+        notice(f"{stage.shown} {what}: remove it to have all made again")
 
 
 def _previous(run, final, key):
