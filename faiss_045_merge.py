@@ -40,6 +40,7 @@ from neardup.machine import engine
 from neardup.machine.files import write_csv, write_json_items
 from neardup.machine.mirror import here, shown
 from neardup.machine.npy import map_npy, read_npy
+from neardup.notices import notice
 from neardup.script import main, tell
 from neardup.search.pairs import found_pairs
 from neardup.stages.artifacts import REPORT
@@ -78,6 +79,8 @@ def merge(stage, earlier, preview, config):
     variance, ids, shards = earlier["01_pca_variance"], preview.ids, preview.shards
     rejected, repeated = (read_npy(variance.path(f"{name}_rows.npy")) for name in ("rejected", "repeated"))
     search = found_pairs(earlier["04_neighbor_search"], len(ids), stage.memory / 4)
+    if config.keep_previous and not stage.growth and stage.final.exists():
+        notice("keep_previous: no shard is as it was in the run before, so none of the rows that it kept is known")
     before = Decisions(stage, rejected) if stage.growth and (config.keep_previous or stage.growth.changes) else None
     kept = before.kept if before and config.keep_previous else None
     every = stage.once(lambda: spanning_forest(search.blocks(), search.memory), "forest")

@@ -440,6 +440,12 @@ MISTAKES = [
     ),
     ({"representative": "highest:tags"}, None, "needs a table with a column 'tags'"),
     ({"representative": "highest:tags"}, LISTS, "column 'tags' holds list.* no order: set representative"),
+    (
+        {"representative": "highest:size"},
+        {"size": ["82,23", "198,11", None, "1,234.5", "-7,0", "+1,234,567"]},
+        "column 'size' is text of numbers with commas, such as '82,23': write them with points alone, or set",
+    ),
+    ({"representative": "lowest:size"}, {"size": [None] * 6}, "column 'size' has no value in any row: set"),
     ({"representative": "longest_text"}, LISTS, "set preview to"),
     ({"representative": "longest_text", "preview": "none"}, {"none": [""] * 6}, "no row has a text: set preview to"),
     ({"representative": "longest_text", "preview": "nope"}, LISTS, "has no column 'nope'"),

@@ -314,6 +314,25 @@ def test_a_table_beside_other_files_is_read_if_asked_for(tmp_path, chosen, first
     assert read_ids(tmp_path / "work")[0] == first
 
 
+@pytest.mark.parametrize(
+    ("suffix", "pattern", "said"), [("npy", None, True), ("parquet", None, True), ("npy", "*", False)]
+)
+def test_shards_in_folders_below_others_are_not_left_out_in_silence(tmp_path, capsys, suffix, pattern, said):
+    """Where no pattern chose; not files of other shapes, those of work folders, nor what can't be read."""
+    write = few(*{"npy": (npy, npy), "parquet": (tables, tables)}[suffix])
+    for folder in ("", "sub", "z"):
+        (tmp_path / folder).mkdir(exist_ok=True)
+        write(tmp_path / folder)
+    (tmp_path / "a").mkdir()
+    np.save(tmp_path / "a" / "masks.npy", np.ones((3, 2, 2)))
+    (tmp_path / "a" / f"torn.{suffix}").write_bytes(NOISE)
+    run_stages(tmp_path, tmp_path / "work", SCRIPTS[:1], shard_pattern=pattern, duplicate_ids="allow")
+    told = (
+        f"left out: sub/p_0.{suffix}, and others like it, of {tmp_path}: set shard_pattern to '**/*.{suffix}' to read"
+    )
+    assert capsys.readouterr().err.count(told) == said
+
+
 def test_tables_that_look_like_shards_are_not_left_out_in_silence(tmp_path, capsys):
     """Where a single .npy file comes to a folder of those; not metadata, nor a table that can't be read."""
     few(tables, tables)(tmp_path)

@@ -646,6 +646,16 @@ def test_files_that_are_gone_are_told_of(copy, capsys):
     )
 
 
+@pytest.mark.parametrize(("most", "said"), [(1 << 26, 1), (1, 0)])
+def test_results_that_are_others_are_told_of(copy, capsys, monkeypatch, most, said):
+    """As a list that was emptied, of which a later script would see nothing; but for large files."""
+    monkeypatch.setattr("neardup.stages.artifacts._NOT_LARGE", most)
+    (copy / "work" / NAMES[4] / "keep.txt").write_text("one row\n")
+    again(copy)
+    told = f"{copy}/work/045_merge holds others than were written (keep.txt): remove it to have all made again\n"
+    assert capsys.readouterr().err.count(told) == said
+
+
 def test_what_differs_of_the_shards_is_said(tmp_path):
     """Which changed, came and went."""
     parts = lay_out(tmp_path / "data", np.eye(8, dtype=np.float32), [2, 4, 6])

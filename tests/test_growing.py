@@ -234,6 +234,20 @@ def test_what_keep_previous_holds_apart_is_told(tmp_path, capsys):
     assert "keep_previous leaves out" not in capsys.readouterr().out
 
 
+def test_that_there_is_nothing_for_keep_previous_to_keep_is_told(tmp_path, capsys):
+    """Where the only shard has changed; not of a first run, nor where some are as they were."""
+    options, said = SETTINGS | {"keep_previous": True}, []
+    for shards in (["a"], ["a"], ["a", "b"], ["c"]):
+        for name in "abc":
+            (tmp_path / "data" / f"{name}.npy").unlink(missing_ok=True)
+            (tmp_path / "data" / f"{name}.txt").unlink(missing_ok=True)
+        for name in shards:
+            put(tmp_path / "data", name, 100 * "abc".index(name) + np.arange(100))
+        run_stages(tmp_path / "data", tmp_path / "work", **options)
+        said.append(capsys.readouterr().err.count("none of the rows that it kept is known"))
+    assert said == [0, 0, 0, 1]
+
+
 def test_rejected_rows_are_none_that_keep_previous_keeps(tmp_path):
     """Or there would be more of those than target_rows allows."""
     data, angles = tmp_path / "data", np.radians([0, 100, 50, 51])

@@ -20,6 +20,7 @@ from neardup.search import geometry
 _TIE = 1e-12  # mean similarities closer than this are equal; float64 sums over 4,096 values are off by less
 _BLOCK_ROWS = 2048  # members of groups that a task reads, at most, of several groups
 _NUMBER = r"^\s*[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?\s*$"
+_COMMAS = r"^\s*[-+]?\d+(,\d+)+(\.\d*)?\s*$"  # numbers to whoever wrote them
 _DATE = r"^\d{4}-\d\d"  # which letters put in order
 _COMPARED_ROWS = 256  # of those that are compared at a time: 2 MB in float64 at 1,024 values, which caches hold
 
@@ -47,6 +48,8 @@ def preference(wanted, shards, lengths):
             f"representative {wanted!r} needs a table with a column {column!r}, but {without.path} has none"
         )
     values = _ordered(column, [_read(s.table, column, s.rows) for s in shards])
+    if values.null_count == len(values):
+        raise NeardupError(f"column {column!r} has no value in any row: set representative to another")
     if pa.types.is_large_string(values.type):
         values = _as_numbers(column, values, shards)
     direction = {"highest": "descending", "lowest": "ascending"}[order]
@@ -107,6 +110,11 @@ def _as_numbers(column, values, shards):
         raise NeardupError(
             f"{shard.table}: column {column!r} is text, for row {row - shard.start} holds {values[row].as_py()!r}, and "
             f"{n_numbers:,} of {n_values:,} are numbers: mend it, leave it empty, or set representative to another"
+        )
+    if pc.all(pc.match_substring_regex(values, _COMMAS)).as_py():
+        raise NeardupError(
+            f"column {column!r} is text of numbers with commas, such as {values.drop_null()[0].as_py()!r}: write them "
+            "with points alone, or set representative to another"
         )
     if not pc.all(pc.match_substring_regex(values, _DATE)).as_py():
         notice(f"column {column!r} is text: compared letter by letter, '10' before '9'")

@@ -10,7 +10,7 @@ from neardup import NeardupError
 from neardup.input.beside import CLIP
 from neardup.input.embeddings import total_rows
 from neardup.input.formats import the_one
-from neardup.input.formats.by_suffix import MODULES, vector_names
+from neardup.input.formats.by_suffix import MODULES, describe, vector_names
 from neardup.input.formats.record_batches import schema_and_rows
 from neardup.input.formats.tables import has_vectors
 from neardup.input.ids import can_be_ids, is_bytes
@@ -35,6 +35,12 @@ def tell_of_unread(config, shards):
         notice(f"vectors: {others}; set vectors to the name of another to compare those")
     if twice:
         notice(f"read twice: {twice[0]} and {twice[1]} are one file, whose rows are near-duplicates")
+    below = _below(config, shards[0])
+    if below:
+        notice(
+            f"left out: {below}, and others like it, of {config.data_dir}: set shard_pattern to "
+            f"'**/*{below.suffix}' to read folders below it, too"
+        )
     if lone:
         kind, name = lone
         notice(
@@ -72,6 +78,28 @@ def _same_file(shards):
         if first is not shard:
             return first.path, shard.path
     return None
+
+
+def _below(config, shard):
+    """A file in a folder of the input's folder that could be a shard as those beside that folder are, or None.
+
+    That is: of the same kind, and with as many values a row. Few are opened.
+    """
+    if config.shard_pattern is not None or not isinstance(config.data_dir, Path) or not config.data_dir.is_dir():
+        return None
+    if len(PurePath(shard.name).parts) > 1:  # as embeddings of clip-retrieval
+        return None
+    found = on_disk(config.data_dir, our_folders(config), f"*/*{shard.path.suffix}")
+    some = found[:: -(-len(found) // _OPENED) or 1]
+    return next((name for name in some if _has_dim(config.data_dir / name, config.vectors, shard.dim)), None)
+
+
+def _has_dim(path, vectors, dim):
+    """Whether a file can be read, and has rows of so many values. vectors: their name, where it is set."""
+    try:
+        return describe(path, vectors).dim == dim
+    except (NeardupError, OSError):
+        return False
 
 
 def _left_out(config, dim):
