@@ -2,7 +2,7 @@
 
 Clusters never decide which rows are compared: stage 4 searches across their borders wherever a pair could lie. Rows
 that came to a finished run get files of their own beside those of the clusters that it made, one for each centroid.
-Rows that are held against a smaller second set just learn which of its centroids is nearest: they are in no file.
+Rows that are held against a far smaller second set just learn which of its centroids is nearest: they are in no file.
 """
 
 from functools import partial

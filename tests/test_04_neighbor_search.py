@@ -532,3 +532,12 @@ def test_more_audited_rows_than_memory_holds_are_refused():
     rows.dtype = np.dtype(np.float64)
     with pytest.raises(NeardupError, match=r"audit_rows = 1,000 take 229MiB.* set it to at most 349, or memory_limit"):
         audit_tasks(None, rows, np.arange(1000), None, config)
+
+
+@pytest.mark.parametrize(("lower", "said"), [(None, 0), (0.8, 0), (0.9, 0), (0.95, 1)])
+def test_a_report_threshold_that_changes_nothing_is_told_of(tmp_path, capsys, lower, said):
+    """Who mixed the two up has other groups than expected."""
+    rows = lay_out(tmp_path / "data", np.eye(9, 8, dtype=np.float32) + 0.1)
+    run_stages(rows, tmp_path / "work", SCRIPTS[:4], threshold=0.9, report_threshold=lower, n_clusters=1)
+    told = "report_threshold 0.95 is above threshold 0.9: it changes nothing\n"
+    assert capsys.readouterr().err.count(told) == said

@@ -10,7 +10,7 @@ from neardup.input.embeddings import pieces
 from neardup.input.freshness import changed_shards
 from neardup.machine.checksums import digest_of_values
 
-_FEW = 8  # times as few rows are searched from memory; of more it takes many parts, each of which reads all others
+_FEW = 8  # times fewer rows visit others that are read through: more would take many parts, each of which reads all
 
 
 @dataclass(frozen=True)
