@@ -96,11 +96,18 @@ class Stage:
             self._verify(name, path, digest)
         return paths
 
-    def altered(self):
-        """Which files of a finished stage aren't what it wrote, but for large ones, which take long."""
+    def damage(self, also_altered):
+        """Which files of a finished stage are gone, in words; empty where none is.
+
+        also_altered: or aren't what it wrote, but for large ones, which take long: of a stage that no other one reads.
+        """
+        gone = [name for name in self.files if not (self.folder / name).exists()]
+        if gone or not also_altered:
+            return f"lacks {some_of(gone)}" if gone else ""
         names = [name for name in self.files if (self.folder / name).stat().st_size < _NOT_LARGE]
         found = engine.run(_digest_if_there, [(self.folder / name,) for name in names], None, "checksums")
-        return [name for name, digest in zip(names, found, strict=True) if digest != self.files[name]]
+        others = [name for name, digest in zip(names, found, strict=True) if digest != self.files[name]]
+        return f"holds others than were written ({some_of(others)})" if others else ""
 
     def _verify(self, name, path, digest=None):
         """Raises NeardupError where a file isn't what its stage wrote. Each is read once."""

@@ -251,8 +251,9 @@ def _open(run, name, key):
         if not (differences(manifest, key) or _changes(run, manifest)):
             tidy(final)
             stage = Stage(name, final, key, manifest)
-            if mirror.shown(final) == final:  # else they are elsewhere
-                _tell_of_damage(stage)
+            damage = stage.damage(also_altered=name == LAST) if mirror.shown(final) == final else ""  # else elsewhere
+            if damage:
+                notice(f"{stage.shown} {damage}: remove it to have all made again")
             return stage
         what = ""
         if ("against" in manifest.get("settings", {})) != ("against" in key["settings"]):
@@ -273,15 +274,6 @@ def _open(run, name, key):
         folder.mkdir(parents=True)
         write_json(begun, what)
     return Stage(name, folder, key, run=run, memory=run.memory, previous=previous)
-
-
-def _tell_of_damage(stage):
-    """Say which files of a finished stage are gone, and of the last one, which no script reads, which are others."""
-    gone = [name for name in stage.files if not (stage.folder / name).exists()]
-    others = [] if gone or stage.name != LAST else stage.altered()
-    what = f"lacks {some_of(gone)}" if gone else f"holds others than were written ({some_of(others)})"
-    if gone or others:
-        notice(f"{stage.shown} {what}: remove it to have all made again")
 
 
 def _previous(run, final, key):
