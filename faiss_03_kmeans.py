@@ -11,7 +11,7 @@ import faiss
 import numpy as np
 
 from neardup import NeardupError
-from neardup.input.embeddings import open_pieces, pieces, shard_starts
+from neardup.input.embeddings import shard_starts
 from neardup.input.id_table import IdTable
 from neardup.machine import budget, engine
 from neardup.machine.files import write_npy
@@ -21,6 +21,7 @@ from neardup.ranges import equal_parts
 from neardup.script import main, tell
 from neardup.search.clusters import cluster_name
 from neardup.search.kept import Kept, gain, keep_clusters
+from neardup.search.opened import open_sketches
 from neardup.search.shuffle import Shuffle, write_run
 from neardup.search.visits import MOST_CLUSTERS
 from neardup.stages.runs import begin
@@ -41,9 +42,7 @@ def run(config):
     stage, shards, earlier = begin(config, "03_kmeans")
     if not stage.finished:
         variance, reduction = earlier["01_pca_variance"], earlier["02_pca_reduce"]
-        starts = shard_starts(shards)
-        sketch_files = [f"sketch_{piece.name}.npy" for piece in pieces(starts)]
-        sketches = open_pieces(reduction.paths(sketch_files, config.n_workers), starts)
+        sketches = open_sketches(reduction, shard_starts(shards), config.n_workers)
         rejected = read_npy(variance.path("rejected_rows.npy"))
         stage.needs(disk_needed(stage, sketches, variance.path("ids.arrow")))
         ids, basis = IdTable.open(variance.path("ids.arrow")), [reduction.results[n] for n in ("basis", "sketch_dims")]

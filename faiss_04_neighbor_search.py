@@ -11,7 +11,7 @@ import numpy as np
 
 from neardup import NeardupError
 from neardup.grouping.outputs import write_neighbors_pickle
-from neardup.input.embeddings import open_pieces, open_shards, pieces
+from neardup.input.embeddings import open_shards, pieces
 from neardup.input.id_table import IdTable, store_ids
 from neardup.machine import budget, engine, mirror
 from neardup.machine.files import damaged, hdf5, write_json
@@ -23,7 +23,7 @@ from neardup.search.audit import audit_pairs, begin_audit
 from neardup.search.clusters import Clusters, cluster_name
 from neardup.search.couples import search_task, visitors
 from neardup.search.levels import compared_first, compared_next, reaches_of
-from neardup.search.opened import OpenCluster, Prepared, open_projection, open_reduced, prepare_cluster
+from neardup.search.opened import OpenCluster, Prepared, open_projection, open_reduced, open_sketches, prepare_cluster
 from neardup.search.pairs import BYTES_A_PAIR, BYTES_A_ROW, PAIR, read_pairs
 from neardup.search.scan import Scan
 from neardup.search.tasks import search_tasks
@@ -60,7 +60,10 @@ def search(stage, shards, earlier, config):
     stage.needs(len(rows) * BYTES_A_ROW + 2 * ids.stat().st_size)
     audit = begin_audit(stage, rows, labels >= 0, config)
     clusters = open_clusters(earlier["03_kmeans"], config)
-    scan = open_scan(stage, rows.starts, labels_path, earlier["02_pca_reduce"], config) if stage.scans else None
+    scan = None
+    if stage.scans:
+        sketches = open_sketches(earlier["02_pca_reduce"], rows.starts, config.n_workers)
+        scan = Scan(sketches, labels_path, *stage.growth.sets[1:])
     check_all_are_there(clusters, labels[: scan.start] if scan else labels, labels_path)
     error = earlier["02_pca_reduce"].results["sketch_error"]
     reach = geometry.Reach(geometry.radius(config.search_threshold, rows.dim), error)
@@ -111,12 +114,6 @@ def check_all_are_there(clusters, labels, path):
     """Raises NeardupError where cluster files hold fewer rows than have labels. path: of labels.npy."""
     if clusters.bounds[-1] < np.count_nonzero(labels >= 0):
         raise damaged(path, "clusters of rows that are in none of their files")
-
-
-def open_scan(stage, starts, labels, reduction, config):
-    """The `Scan` of rows that are in no cluster file. starts: of the shards; labels: the path of labels.npy."""
-    sketches = reduction.paths([f"sketch_{piece.name}.npy" for piece in pieces(starts)], config.n_workers)
-    return Scan(open_pieces(sketches, starts), labels, *stage.growth.sets[1:])
 
 
 def find_candidates(prepared, reach, dense, rows, labels, earlier, config, beside):

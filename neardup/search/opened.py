@@ -172,6 +172,12 @@ def open_reduced(reduction, starts):
     return open_pieces([reduction.path(f"reduced_{piece.name}.npy") for piece in pieces(starts)], starts)
 
 
+def open_sketches(reduction, starts, n_workers):
+    """The sketches of all rows, which a script looks at first. starts: of the shards."""
+    names = [f"sketch_{piece.name}.npy" for piece in pieces(starts)]
+    return open_pieces(reduction.paths(names, n_workers), starts)
+
+
 @lru_cache(maxsize=1)
 def open_projection(reduction, rows):
     """As `open_reduced`, made of the rows as they are asked for. rows: `RowFiles` of all of them."""

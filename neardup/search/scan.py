@@ -1,4 +1,4 @@
-"""The rows of the larger of two sets: read through once, as they lie, for those of the smaller one visit them."""
+"""The rows of the far larger of two sets: read through as they lie, for those of the smaller one visit them."""
 
 from pathlib import Path
 from typing import NamedTuple

@@ -95,10 +95,7 @@ def open_finished(config):
     last = list(STAGES)[-1]
     run = Run(config, _shards_of(config), locked=False)
     stages, key = _earlier(run, last)
-    path = config.work_dir / last / MANIFEST
-    then = read_manifest(path).get("settings", {}) if path.exists() else {}
-    key["settings"] |= {name: then[name] for name in _OF_OUTPUT if name in then}
-    return stages | {last: _finished_stage(run, last, key)}, run.shards
+    return stages | {last: _finished_stage(run, last, key, whatever=_OF_OUTPUT)}, run.shards
 
 
 def _shards_of(config):
@@ -216,8 +213,8 @@ def check_folders(config):
             raise NeardupError(f"{folder} exists but no stage made it: move it away, or set another work_dir")
 
 
-def _finished_stage(run, name, key):
-    """A stage that is finished and has this key. Raises NeardupError that says which script to run."""
+def _finished_stage(run, name, key, whatever=()):
+    """A stage that is finished and has this key, `whatever` these settings. Raises NeardupError with what to run."""
     folder, script = run.config.work_dir / name, STAGES[name][0]
     if run.locked:
         recover(folder)
@@ -225,6 +222,8 @@ def _finished_stage(run, name, key):
         raise NeardupError(f"{mirror.shown(folder)} is missing: run {script} first")
     manifest = read_manifest(folder / MANIFEST)
     key = searched_lower(manifest, key)
+    then = manifest.get("settings", {})
+    key |= {"settings": key["settings"] | {name: then[name] for name in whatever if name in then}}
     other = differences(manifest, key) or _changes(run, manifest)
     if other:
         raise NeardupError(f"{mirror.shown(folder)} was made {other}: run {script} again, or set it back")

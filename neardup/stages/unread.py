@@ -30,12 +30,14 @@ def tell_of_unread(config, shards):
 
     And where a shard is read twice, or holds several kinds of vectors. shards: of two sets, those of both.
     """
-    twice, lone, others = _same_file(shards), _left_out(config, shards[0].dim), _other_vectors(config, shards[0])
+    is_folder = isinstance(config.data_dir, Path) and config.data_dir.is_dir()
+    glob = partial(on_disk, config.data_dir, our_folders(config)) if is_folder else None
+    lone, below = (glob and look(glob, config, shards[0]) for look in (_left_out, _below))
+    twice, others = _same_file(shards), _other_vectors(config, shards[0])
     if others:
         notice(f"vectors: {others}; set vectors to the name of another to compare those")
     if twice:
         notice(f"read twice: {twice[0]} and {twice[1]} are one file, whose rows are near-duplicates")
-    below = _below(config, shards[0])
     if below:
         notice(
             f"left out: {below}, and others like it, of {config.data_dir}: set shard_pattern to "
@@ -80,17 +82,14 @@ def _same_file(shards):
     return None
 
 
-def _below(config, shard):
+def _below(glob, config, shard):
     """A file in a folder of the input's folder that could be a shard as those beside that folder are, or None.
 
     That is: of the same kind, and with as many values a row. Few are opened.
     """
-    if config.shard_pattern is not None or not isinstance(config.data_dir, Path) or not config.data_dir.is_dir():
+    if config.shard_pattern is not None or len(PurePath(shard.name).parts) > 1:  # as embeddings of clip-retrieval
         return None
-    if len(PurePath(shard.name).parts) > 1:  # as embeddings of clip-retrieval
-        return None
-    found = on_disk(config.data_dir, our_folders(config), f"*/*{shard.path.suffix}")
-    some = found[:: -(-len(found) // _OPENED) or 1]
+    some = _few(glob(f"*/*{shard.path.suffix}"))
     return next((name for name in some if _has_dim(config.data_dir / name, config.vectors, shard.dim)), None)
 
 
@@ -102,17 +101,18 @@ def _has_dim(path, vectors, dim):
         return False
 
 
-def _left_out(config, dim):
+def _few(found):
+    """Some of those that were found, from all over them."""
+    return found[:: -(-len(found) // _OPENED) or 1]
+
+
+def _left_out(glob, config, shard):
     """A table that looks like a shard but isn't read: there are others of another kind, none beside it.
 
-    dim: values of a row. Returns its format and its name below the folder, or None. Few are opened.
+    glob: as `choose` takes it. Returns its format and its name below the folder, or None. Few are opened.
     """
-    if not isinstance(config.data_dir, Path) or not config.data_dir.is_dir():
-        return None
-    glob = partial(on_disk, config.data_dir, our_folders(config))
-    lone = choose(glob, config.data_dir, reading_of(config)).lone
-    some = lone[:: -(-len(lone) // _OPENED) or 1]
-    return next(((kind, name) for kind, name in some if has_vectors(config.data_dir / name, dim)), None)
+    some = _few(choose(glob, config.data_dir, reading_of(config)).lone)
+    return next(((kind, name) for kind, name in some if has_vectors(config.data_dir / name, shard.dim)), None)
 
 
 def _unused_column(shards):
